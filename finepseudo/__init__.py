@@ -1,0 +1,1 @@
+"""Fine-grained semi-supervised action recognition by temporal alignment (FinePseudo)."""

@@ -1,0 +1,1 @@
+"""The alignment maths: distances, scores, losses, gallery and pseudo-labels. Imports torch and numpy only."""

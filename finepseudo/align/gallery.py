@@ -1,0 +1,142 @@
+"""The gallery: embeddings of the labelled videos with their labels, one immutable and validated value.
+
+Axes: G gallery, T frames, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from finepseudo.errors import ArtefactError
+
+_FORMAT = "finepseudo.gallery.1"
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Labelled videos that an unlabelled one is compared with.
+
+    Args:
+        emb_GTD: frame embeddings, floating point, finite, L2-normalised over D.
+        label_G: int64 classes, 0..num_classes-1.
+        video_ids: G distinct names.
+        num_classes: K, counting the classes that have no member here.
+    Raises:
+        ArtefactError: shapes, types, labels or names do not fit, or an embedding is not finite; rows are named.
+    """
+
+    emb_GTD: Tensor
+    label_G: Tensor
+    video_ids: tuple[str, ...]
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        emb, label = self.emb_GTD, self.label_G
+        if emb.dim() != 3 or 0 in emb.shape or not emb.is_floating_point():
+            raise ArtefactError(f"gallery: expected non-empty floating emb (G,T,D), got {_describe(emb)}")
+        G = len(emb)
+        if tuple(label.shape) != (G,) or label.dtype != torch.int64:
+            raise ArtefactError(f"gallery: expected label int64 ({G},) beside {_describe(emb)}, got {_describe(label)}")
+        if len(self.video_ids) != G:
+            raise ArtefactError(f"gallery: expected {G} video_ids for emb {_describe(emb)}, got {len(self.video_ids)}")
+        if len(set(self.video_ids)) != G:
+            seen: set[str] = set()
+            twice = [v for v in self.video_ids if v in seen or seen.add(v)]
+            raise ArtefactError(f"gallery: expected distinct video_ids, got twice: {twice[:8]}")
+        self._refuse((label < 0) | (label >= self.num_classes), f"labels within 0..{self.num_classes - 1}")
+        self._refuse(~emb.flatten(1).isfinite().all(1), "finite embeddings")
+
+    def _refuse(self, bad_G: Tensor, expected: str) -> None:
+        rows: list[int] = bad_G.nonzero().flatten().tolist()
+        if rows:
+            named = ", ".join(f"{g} ({self.video_ids[g]}, label {int(self.label_G[g])})" for g in rows[:8])
+            raise ArtefactError(f"gallery: expected {expected}, got {len(rows)} bad rows: {named}")
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    def counts(self) -> list[int]:
+        """Members of each of the K classes, 0 included."""
+        return torch.bincount(self.label_G, minlength=self.num_classes).tolist()
+
+    def take(self, rows: Sequence[int]) -> Gallery:
+        """The gallery of these rows, in this order."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.emb_GTD.device)
+        ids = tuple(self.video_ids[g] for g in rows)
+        label_G = self.label_G[index.to(self.label_G.device)]
+        return replace(self, emb_GTD=self.emb_GTD[index], label_G=label_G, video_ids=ids)
+
+    def to(self, device: torch.device | str) -> Gallery:
+        """The same gallery on a device."""
+        return replace(self, emb_GTD=self.emb_GTD.to(device), label_G=self.label_G.to(device))
+
+    def balanced(self, per_class_max: int, seed: int) -> Gallery:
+        """At most `per_class_max` members of each class, in the present order.                    [C]
+
+        The choice is by a digest of seed and video id: it does not depend on the order of the rows, and adding a
+        video displaces one of its own class at most.
+        """
+        if per_class_max < 1:
+            raise ValueError(f"expected per_class_max >= 1, got {per_class_max}")
+        keys = [hashlib.sha256(f"{seed}:{v}".encode()).digest() for v in self.video_ids]
+        left = [per_class_max] * self.num_classes
+        kept: list[int] = []
+        labels: list[int] = self.label_G.tolist()
+        for g in sorted(range(len(self)), key=keys.__getitem__):
+            if left[labels[g]] > 0:
+                left[labels[g]] -= 1
+                kept.append(g)
+        return self.take(sorted(kept))
+
+    def slices(self, n: int) -> tuple[Gallery, ...]:
+        """At most `n` consecutive parts, none empty, whose sizes differ by one at most."""
+        if n < 1:
+            raise ValueError(f"expected n >= 1 slices, got {n}")
+        n = min(n, len(self))
+        edges = [k * len(self) // n for k in range(n + 1)]
+        return tuple(self.take(range(a, b)) for a, b in pairwise(edges))
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; equal galleries give equal bytes."""
+        about = {"format": _FORMAT, "num_classes": self.num_classes, "video_ids": self.video_ids}
+        tensors = {"emb_GTD": self.emb_GTD.detach().cpu().contiguous(), "label_G": self.label_G.cpu().contiguous()}
+        # one key only: the order of several would differ from file to file
+        return save(tensors, metadata={"gallery": json.dumps(about, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Gallery:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ArtefactError: it is not such a file, or its content is not a valid gallery.
+        """
+        try:
+            tensors = load(data)
+            about = json.loads(_metadata(data)["gallery"])
+            found = about["format"]
+            if found != _FORMAT:
+                raise ArtefactError(f"gallery: expected format {_FORMAT}, got {found}; embed the gallery again")
+            emb_GTD, label_G = tensors["emb_GTD"], tensors["label_G"]
+            ids, num_classes = tuple(about["video_ids"]), int(about["num_classes"])
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ArtefactError(f"gallery: {len(data)} bytes are not a gallery ({error}); embed it again") from error
+        return cls(emb_GTD, label_G, ids, num_classes)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file in memory: eight bytes of length, then a JSON header."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size])["__metadata__"]
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

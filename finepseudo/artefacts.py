@@ -1,0 +1,131 @@
+"""Committed artefacts: folders whose marker, written last, says what they hold and what made them.
+
+Object stores have no rename, so the parts of an artefact are written first and the marker last; readers
+look only at folders with a marker. Making an artefact again with the same lineage is a look-up; with
+another lineage it is an error that shows the difference. Nothing is replaced silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finepseudo.errors import ArtefactError
+from finepseudo.recipe import Recipe, decisive, differences, digest
+from finepseudo.storage import Store
+
+MARKER = "committed.json"
+RECIPE = "recipe.json"
+
+
+def part_record(data: bytes) -> dict[str, Any]:
+    """Size and digest of one part, as the marker keeps them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def commit(store: Store, folder: str, parts: Mapping[str, bytes], lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the parts, then the marker. Safe to repeat after a crash."""
+    for name, data in parts.items():
+        store.write(f"{folder}/{name}", data)
+    return seal(store, folder, {name: part_record(data) for name, data in parts.items()}, lineage)
+
+
+def seal(store: Store, folder: str, records: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Write only the marker, over parts that others have written (each worker of a training writes its own)."""
+    marker = {"lineage": dict(lineage), "parts": dict(sorted(records.items()))}
+    data = json.dumps(marker, indent=1, sort_keys=True).encode()
+    store.write(f"{folder}/{MARKER}", data)
+    return json.loads(data)
+
+
+def committed(store: Store, folder: str) -> dict[str, Any] | None:
+    """The marker of a folder, or None if it is not committed."""
+    try:
+        return json.loads(store.read(f"{folder}/{MARKER}"))
+    except FileNotFoundError:
+        return None
+
+
+def ensure(
+    store: Store, folder: str, lineage: Mapping[str, Any], make: Callable[[], Mapping[str, bytes]]
+) -> dict[str, Any]:
+    """The marker of the artefact, which is made and committed if it is not there yet.
+
+    Raises:
+        ArtefactError: the folder is committed with another lineage.
+    """
+    marker = committed(store, folder)
+    if marker is None:
+        return commit(store, folder, make(), lineage)
+    check_lineage(store, folder, marker, lineage)
+    return marker
+
+
+def check_lineage(store: Store, folder: str, marker: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
+    """Raise unless a committed artefact was made from what is asked for now."""
+    changed = differences(json.loads(json.dumps(lineage)), marker["lineage"])
+    if changed:
+        raise ArtefactError(
+            f"{store.uri(folder)} was made from something else: {'; '.join(changed)}. "
+            "Use another run directory, or delete this folder to have it made again"
+        )
+
+
+def read_part(store: Store, folder: str, name: str) -> bytes:
+    """One part of a committed artefact, checked against the marker's size and digest."""
+    marker = committed(store, folder)
+    if marker is None:
+        raise ArtefactError(f"{store.uri(folder)}: not committed (no {MARKER}); run the stage that makes it")
+    if name not in marker["parts"]:
+        raise ArtefactError(f"{store.uri(folder)}: no part {name!r}, it has {', '.join(marker['parts'])}")
+    data = store.read(f"{folder}/{name}")
+    found, expected = part_record(data), marker["parts"][name]
+    if found != expected:
+        raise ArtefactError(
+            f"{store.uri(folder)}/{name} is damaged: expected {expected['bytes']} bytes, sha256 "
+            f"{expected['sha256'][:12]}, got {found['bytes']} bytes, {found['sha256'][:12]}; "
+            "delete the folder to have it made again"
+        )
+    return data
+
+
+def marker_digest(marker: Mapping[str, Any]) -> str:
+    """One digest for all parts of an artefact, for the lineage of what is made from it."""
+    return hashlib.sha256(json.dumps(marker["parts"], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as Parquet."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_table(store: Store, folder: str, name: str) -> pa.Table:
+    """A Parquet part of a committed artefact."""
+    return pq.read_table(io.BytesIO(read_part(store, folder, name)))
+
+
+def claim_run(store: Store, recipe: Recipe) -> None:
+    """Make the run directory belong to this recipe, or check that it does.
+
+    Raises:
+        ArtefactError: it belongs to another recipe; both digests and the differing fields are shown.
+    """
+    body = {"digest": digest(recipe), "recipe": decisive(recipe)}
+    data = json.dumps(body, indent=1, sort_keys=True).encode()
+    if store.create(RECIPE, data):
+        return
+    theirs = json.loads(store.read(RECIPE))
+    if theirs["digest"] != body["digest"]:
+        changed = "; ".join(differences(body["recipe"], theirs["recipe"]))
+        raise ArtefactError(
+            f"{store.uri()} belongs to recipe {theirs['digest']}, asked for is {body['digest']}; they differ in "
+            f"{changed}. Use another --run, or the options that this run directory was started with"
+        )

@@ -1,0 +1,143 @@
+"""What the jobs share: a command line made from the recipe's fields, a log, and an exit code that can be trusted."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from finepseudo.errors import FinePseudoError, RecipeError
+from finepseudo.recipe import Recipe, digest
+from finepseudo.recipes import RECIPES, find
+from finepseudo.storage import Store
+
+log = logging.getLogger("finepseudo")
+
+Flat = Annotated[Recipe, tyro.conf.arg(name="")]
+"""The recipe's fields as options of their own: --align.steps, not --recipe.align.steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options that every job has beside the recipe's fields."""
+
+    run: str
+    """Run directory: a path, or a URI such as s3://bucket/run."""
+    recipe: Flat
+
+
+T = TypeVar("T", bound=Options)
+
+
+def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str) -> T:
+    """`<recipe> [options]` as an instance of `kind`. The command line wins over the recipe; nothing comes after it.
+
+    Raises:
+        RecipeError: unknown recipe (nearest names shown) or values that break a rule of the recipe.
+        SystemExit: help was asked for, or an option is unknown (tyro shows the nearest).
+    """
+    names = ", ".join(RECIPES)
+    usage = f"{description}\n\nusage: {program} RECIPE --run DIR [options]; recipes: {names}, or file.py:function"
+    if not argv or argv[0] in ("-h", "--help"):
+        argv = ("rehearsal", "--help")
+    if argv[0].startswith("-"):
+        raise RecipeError(f"the first argument names the recipe, got {argv[0]!r}; there are: {names}")
+    recipe = find(argv[0])
+    return tyro.cli(
+        kind, args=list(argv[1:]), prog=f"{program} {argv[0]}", description=usage,
+        default=kind(run=tyro.MISSING, recipe=recipe),
+    )  # fmt: skip
+
+
+def main(job: Callable[[Sequence[str]], None]) -> None:
+    """Run a job; exit 0 for success only. Expected errors are one line, unexpected ones keep their traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    # SIGTERM ends like Ctrl-C, so that what the run started is shut down; whatever is committed stays.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        job(sys.argv[1:])
+    except FinePseudoError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last commit", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def describe(recipe: Recipe, run: Store) -> str:
+    """What a dry run prints: digest, sizes, resources, and which artefacts are there already."""
+    scale = recipe.scale
+    steps = {
+        "pretrain f_A": recipe.gitdl.frame_steps,
+        "pretrain f_E": recipe.gitdl.video_steps,
+        "align f_A": recipe.align.steps,
+        "supervise f_E": recipe.supervise.steps,
+        "round f_E": recipe.rounds.video_steps,
+    }
+    there = [name for name in ("manifest", "split", "train", "gallery", "labels", "results") if run.list(name)]
+    lines = [
+        f"recipe {recipe.name}, digest {digest(recipe)}, methods {', '.join(recipe.methods)}",
+        "steps: " + ", ".join(f"{name} {count}" for name, count in steps.items()) + f"; {recipe.rounds.count} round(s)",
+        f"workers: 2 trainings x {scale.train_workers} ({scale.train_cpus:g} CPU, {scale.train_gpus:g} GPU each, ZeRO "
+        f"stage {scale.zero_stage}), {scale.decode_workers} decoding for each of 3 streams, {scale.score_workers} scoring",
+        f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",
+    ]
+    if (spec := recipe.data.rehearsal) is not None:
+        count = len(spec.words) * (spec.train_per_class + spec.test_per_class)
+        lines.insert(1, f"data: {count} generated videos of {len(spec.words)} classes")
+    return "\n".join(lines)
+
+
+@contextmanager
+def logged_to(run: Store) -> Any:
+    """Keep the log beside the results, as logs/<start>.log; the file is renewed now and then, so s3 works too."""
+    handler = _StoreHandler(run, f"logs/{time.strftime('%Y%m%dT%H%M%S')}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class _StoreHandler(logging.Handler):
+    """Rewrites one small file, at most every few seconds."""
+
+    EVERY_S = 20.0
+
+    def __init__(self, run: Store, path: str) -> None:
+        super().__init__()
+        self.run, self.path = run, path
+        self.lines: list[str] = []
+        self.written = 0.0
+        self.guard = threading.Lock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        with self.guard:
+            self.lines.append(self.format(record))
+            due = time.monotonic() - self.written > self.EVERY_S
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all lines so far."""
+        with self.guard:
+            if self.lines:
+                self.written = time.monotonic()
+                self.run.write(self.path, ("\n".join(self.lines) + "\n").encode())
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.flush()
+        super().close()

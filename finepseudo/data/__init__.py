@@ -1,0 +1,1 @@
+"""From annotation files and videos to clips: manifest, split, plan, decode, transform."""

@@ -1,0 +1,127 @@
+"""The manifest: one immutable row per annotated clip, usable or rejected with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from finepseudo.data.formats import Annotation
+from finepseudo.errors import ManifestError
+
+SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("label", pa.int32()),
+        ("label_name", pa.string()),
+        ("split", pa.string()),
+        ("num_frames", pa.int32()),
+        ("fps", pa.float64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Video:
+    """What decoding needs to know of one clip; no label."""
+
+    index: int
+    video_id: str
+    uri: str
+    sha256: str
+    num_frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The table, and the views that the stages use. Only evaluation and the labelled split read labels."""
+
+    table: pa.Table
+    class_names: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of what the rows say, whatever folder the videos lie in."""
+        rows = self.table.drop_columns(["uri"]).to_pylist()
+        return hashlib.sha256(repr((rows, self.class_names)).encode()).hexdigest()[:12]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def videos(self, split: str) -> list[Video]:
+        """The usable clips of a split, without labels."""
+        names = ("video_id", "uri", "sha256", "num_frames", "height", "width")
+        return [
+            Video(index=index, **{name: row[name] for name in names})
+            for index, row in enumerate(self.table.to_pylist())
+            if row["split"] == split and row["status"] == "ok"
+        ]
+
+    def truth(self, split: str) -> dict[str, int]:
+        """Labels of the usable clips of a split: for the labelled split and for evaluation only."""
+        rows = self.table.select(["video_id", "label", "split", "status"]).to_pylist()
+        return {row["video_id"]: row["label"] for row in rows if row["split"] == split and row["status"] == "ok"}
+
+    def summary(self) -> dict[str, Any]:
+        """Counts by split and reason, for the log and the results."""
+        rows = self.table.select(["split", "status", "reason", "num_frames"]).to_pylist()
+        usable = Counter(row["split"] for row in rows if row["status"] == "ok")
+        reasons = Counter(row["reason"].partition(":")[0] for row in rows if row["status"] != "ok")
+        return {"usable": dict(usable), "rejected": sum(reasons.values()), "reasons": dict(reasons)}
+
+
+def build_manifest(
+    annotations: Sequence[Annotation],
+    class_names: Sequence[str],
+    probes: Mapping[str, Mapping[str, Any]],
+    uris: Mapping[str, str],
+    *,
+    min_frames: int,
+) -> Manifest:
+    """Join annotations and probe results, in the order of the ids.
+
+    Raises:
+        ManifestError: no usable clip is left in the training or the test split.
+    """
+    rows = []
+    for annotation in sorted(annotations, key=lambda item: (item.split, item.video_id)):
+        probe = dict(probes[annotation.video_id])
+        reason = probe.pop("error", None)
+        if reason is None and probe["num_frames"] < min_frames:
+            reason = f"too short: {probe['num_frames']} frames, data.min_frames is {min_frames}"
+        rows.append(
+            {
+                "video_id": annotation.video_id,
+                "uri": uris[annotation.video_id],
+                "label": annotation.label,
+                "label_name": class_names[annotation.label],
+                "split": annotation.split,
+                "status": "ok" if reason is None else "rejected",
+                "reason": reason or "",
+                **probe,
+            }
+        )
+    manifest = Manifest(pa.Table.from_pylist(rows, schema=SCHEMA), tuple(class_names))
+    for split in ("train", "test"):
+        if not any(row["split"] == split and row["status"] == "ok" for row in rows):
+            bad = [f"{row['video_id']}: {row['reason']}" for row in rows if row["split"] == split][:5]
+            raise ManifestError(f"no usable video in split {split!r}; rejected: {'; '.join(bad) or 'none annotated'}")
+    return manifest

@@ -1,0 +1,266 @@
+"""Plans: randomness as data. One row per training sample, decided before any pixel is read.
+
+A plan is a pure function of the videos, the recipe and a seed; no clock, worker count, environment or global
+generator takes part. Rows form blocks of equal size; a block is one micro-batch, and `blocks_per_step` blocks
+one optimiser step. Each row's seeds come from a hash of what the row is, so one video more changes no other row's
+draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from finepseudo import artefacts
+from finepseudo.data import sampling
+from finepseudo.data.manifest import Video
+from finepseudo.errors import ManifestError
+from finepseudo.recipe import Align, Augment, Gitdl
+from finepseudo.storage import Store
+
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("video", pa.int32()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("num_frames", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("frames_0", pa.list_(pa.int32())),
+        ("frames_1", pa.list_(pa.int32())),
+        ("aug_seed", pa.int64()),
+        ("label", pa.int32()),
+        ("weight", pa.float32()),
+        ("target", pa.int32()),
+    ]
+)
+
+
+def derive(*parts: object) -> int:
+    """A 63-bit seed from its parts; the same in every process (`hash()` is not)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of one training or one pass, in order, and the soft targets that rows point at."""
+
+    table: pa.Table
+    block_rows: int
+    targets_MK: np.ndarray | None = None
+    """Soft targets of pseudo-labelled videos; column `target` is the row in it, -1 for the label itself."""
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the rows, whatever folder the videos lie in."""
+        columns = [self.table.column(name) for name in self.table.column_names if name != "uri"]
+        state = hashlib.sha256(repr(self.block_rows).encode())
+        for column in columns:
+            for value in column.to_pylist():
+                state.update(repr(value).encode())
+        if self.targets_MK is not None:
+            state.update(self.targets_MK.tobytes())
+        return state.hexdigest()[:12]
+
+    def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """Rows as dictionaries."""
+        return self.table.slice(start, stop - start).to_pylist()
+
+    def parts(self) -> dict[str, bytes]:
+        """The parts of the plan's artefact."""
+        found = {"plan.parquet": artefacts.table_bytes(self.table)}
+        if self.targets_MK is not None:
+            sink = io.BytesIO()
+            np.save(sink, self.targets_MK, allow_pickle=False)
+            found["targets.npy"] = sink.getvalue()
+        return found
+
+    @staticmethod
+    def load(store: Store, folder: str) -> Plan:
+        """Read a committed plan."""
+        marker = artefacts.committed(store, folder)
+        table = artefacts.read_table(store, folder, "plan.parquet")
+        assert marker is not None
+        targets = None
+        if "targets.npy" in marker["parts"]:
+            data = io.BytesIO(artefacts.read_part(store, folder, "targets.npy"))
+            targets = np.load(data, allow_pickle=False)
+        return Plan(table, marker["lineage"]["block_rows"], targets)
+
+
+Sampler = Callable[[Video, np.random.Generator], tuple[sampling.Frames, "sampling.Frames | None"]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a plan row is made of, before its frames are drawn."""
+
+    video: Video
+    label: int = -1
+    weight: float = 1.0
+    target: int = -1
+
+
+def plan_gitdl(videos: Sequence[Video], gitdl: Gitdl, *, steps: int, blocks_per_step: int, seed: int) -> Plan:
+    """Pre-training: epochs over all videos, two clips of each."""
+
+    def sampler(video: Video, rng: np.random.Generator) -> tuple[sampling.Frames, sampling.Frames]:
+        return sampling.global_local(
+            video.num_frames, gitdl.frames, rng, skip_global=gitdl.skip_global, skip_local=gitdl.skip_local
+        )
+
+    needed = steps * blocks_per_step * gitdl.videos
+    stream = _epochs(videos, "gitdl", seed)
+    return _plan([Sample(next(stream)) for _ in range(needed)], gitdl.videos, sampler, seed)
+
+
+def plan_classify(
+    labelled: Sequence[Sample],
+    pseudo: Sequence[Sample],
+    *,
+    frames: int,
+    augment: Augment,
+    steps: int,
+    batch: int,
+    label_share: float,
+    blocks_per_step: int,
+    seed: int,
+    targets_MK: np.ndarray | None = None,
+) -> Plan:
+    """Cross-entropy training: `label_share` of every block are labelled videos, the others pseudo-labelled ones.
+
+    Without pseudo-labelled videos all are labelled.
+    """
+    from_labelled = round(label_share * batch) if pseudo else batch
+    streams = (_epochs(labelled, "labelled", seed), _epochs(pseudo, "pseudo", seed) if pseudo else None)
+    samples: list[Sample] = []
+    for _ in range(steps * blocks_per_step):
+        samples += [next(streams[0]) for _ in range(from_labelled)]
+        if streams[1] is not None:
+            samples += [next(streams[1]) for _ in range(batch - from_labelled)]
+    return _plan(samples, batch, _whole_action(frames, augment), seed, targets_MK)
+
+
+def plan_align(
+    labelled: Sequence[Sample],
+    pseudo: Sequence[Sample],
+    align: Align,
+    *,
+    frames: int,
+    augment: Augment,
+    steps: int,
+    label_share: float,
+    blocks_per_step: int,
+    seed: int,
+) -> Plan:
+    """Metric learning: blocks of P classes x M clips; a class with fewer videos repeats them.
+
+    `label_share` of the M clips of a class are labelled, as far as it has pseudo-labelled ones.
+
+    Raises:
+        ManifestError: fewer than two classes have labelled videos.
+    """
+    real = _by_class(labelled, "labelled", seed)
+    extra = _by_class(pseudo, "pseudo", seed)
+    if len(real) < 2:
+        raise ManifestError(f"alignment needs labelled videos of at least two classes, got {len(real)}")
+    count = min(align.classes, len(real))
+    classes = _epochs(sorted(real), "classes", seed)
+    samples: list[Sample] = []
+    for _ in range(steps * blocks_per_step):
+        chosen: list[int] = []
+        while len(chosen) < count:
+            label = next(classes)
+            if label not in chosen:
+                chosen.append(label)
+        for label in chosen:
+            from_real = round(label_share * align.clips) if label in extra else align.clips
+            samples += [next(real[label]) for _ in range(from_real)]
+            samples += [next(extra[label]) for _ in range(align.clips - from_real)]
+    return _plan(samples, count * align.clips, _whole_action(frames, augment), seed)
+
+
+def plan_score(videos: Sequence[Video], *, align_frames: int, video_frames: int, clips: int, block_videos: int) -> Plan:
+    """One inference pass: `clips` evenly phased views of each video, one after the other, no augmentation."""
+    rows = []
+    for video in videos:
+        for view in range(clips):
+            phase = (view + 0.5) / clips
+            frames = [sampling.spread(video.num_frames, count, phase=phase) for count in (align_frames, video_frames)]
+            rows.append(_row(len(rows), Sample(video), frames[0], frames[1], 0))
+    return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), block_videos * clips)
+
+
+def _whole_action(frames: int, augment: Augment) -> Sampler:
+    def sampler(video: Video, rng: np.random.Generator) -> tuple[sampling.Frames, None]:
+        return sampling.spread_jittered(video.num_frames, frames, rng, ends=augment.ends, warp=augment.warp), None
+
+    return sampler
+
+
+def _plan(
+    samples: Sequence[Sample], block_rows: int, sampler: Sampler, seed: int, targets_MK: np.ndarray | None = None
+) -> Plan:
+    rows: list[dict[str, Any]] = []
+    uses: dict[str, int] = {}
+    for number, sample in enumerate(samples):
+        use = uses[sample.video.video_id] = uses.get(sample.video.video_id, -1) + 1
+        rng = np.random.default_rng(derive("frames", seed, sample.video.video_id, use))
+        frames_0, frames_1 = sampler(sample.video, rng)
+        aug_seed = derive("augment", seed, sample.video.video_id, use)
+        rows.append(_row(number, sample, frames_0, frames_1, aug_seed))
+    return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), block_rows, targets_MK)
+
+
+def _row(
+    number: int, sample: Sample, frames_0: sampling.Frames, frames_1: sampling.Frames | None, aug_seed: int
+) -> dict[str, Any]:
+    video = sample.video
+    return {
+        "row": number,
+        "video": video.index,
+        "video_id": video.video_id,
+        "uri": video.uri,
+        "sha256": video.sha256,
+        "num_frames": video.num_frames,
+        "height": video.height,
+        "width": video.width,
+        "frames_0": frames_0,
+        "frames_1": frames_1,
+        "aug_seed": aug_seed,
+        "label": sample.label,
+        "weight": sample.weight,
+        "target": sample.target,
+    }
+
+
+def _by_class(samples: Sequence[Sample], what: str, seed: int) -> Mapping[int, Iterator[Sample]]:
+    labels = sorted({sample.label for sample in samples})
+    return {
+        label: _epochs([sample for sample in samples if sample.label == label], f"{what}-{label}", seed)
+        for label in labels
+    }
+
+
+def _epochs(items: Sequence[Any], what: str, seed: int) -> Iterator[Any]:
+    """The items again and again, each epoch in an order of its own."""
+    if not items:
+        raise ManifestError(f"nothing to plan from: no {what} videos")
+    epoch = 0
+    while True:
+        order = np.random.default_rng(derive("order", what, seed, epoch)).permutation(len(items))
+        for index in order:
+            yield items[int(index)]
+        epoch += 1

@@ -1,0 +1,99 @@
+"""Open each video once, before anything depends on it, in a child process that can be killed.
+
+A decoder that hangs or crashes on a damaged file takes the child down, not the caller; the file gets a reason
+and the next one a new child. The child speaks lines of JSON, so nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import select
+import subprocess
+import sys
+from typing import Any
+
+from finepseudo.errors import DecodeError
+from finepseudo.storage import read_uri
+
+
+class Prober:
+    """One child process and a deadline a video."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def probe(self, uri: str) -> dict[str, Any]:
+        """`num_frames, fps, height, width, bytes, sha256` of a video, or `error` with a reason."""
+        child = self._start()
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(json.dumps(uri).encode() + b"\n")
+            child.stdin.flush()
+            if not select.select([child.stdout], [], [], self.deadline_s)[0]:
+                self.close()
+                return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}
+            line = child.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            code = child.wait(timeout=10)
+            self.close()
+            return {"error": f"decoder crashed: exit status {code}"}
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Kill the child, if there is one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            command = [sys.executable, "-m", "finepseudo.data.probe"]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self._child
+
+
+def examine(uri: str) -> dict[str, Any]:
+    """Read a whole file and decode its first, middle and last frame."""
+    from finepseudo.data.decode import open_video
+
+    try:
+        data = read_uri(uri)
+    except OSError as error:
+        return {"error": f"unreadable: {error}"}
+    if not data:
+        return {"error": "empty: the file has 0 bytes"}
+    try:
+        reader = open_video(data, uri)
+        count = len(reader)
+        if count == 0:
+            return {"error": "no frames: the video stream is empty"}
+        frames = reader.get_batch(sorted({0, count // 2, count - 1})).asnumpy()
+        fps = float(reader.get_avg_fps())
+    except (DecodeError, RuntimeError, ValueError, IndexError) as error:
+        return {"error": f"undecodable: {' '.join(str(error).split())[:200]}"}
+    return {
+        "num_frames": count,
+        "fps": fps,
+        "height": frames.shape[1],
+        "width": frames.shape[2],
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _serve(lines: io.TextIOBase, answers: io.TextIOBase) -> None:
+    for line in lines:
+        answers.write(json.dumps(examine(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        _serve(sys.stdin, sys.stdout)  # type: ignore[arg-type]

@@ -1,0 +1,29 @@
+"""The errors a user can meet: each says what was expected, what was found and what to do."""
+
+
+class FinePseudoError(Exception):
+    """Base of every error the package raises on purpose."""
+
+
+class RecipeError(FinePseudoError):
+    """A recipe names something that does not exist, or two of its fields contradict each other."""
+
+
+class ManifestError(FinePseudoError):
+    """An annotation file or a manifest cannot be read as what it claims to be."""
+
+
+class DecodeError(FinePseudoError):
+    """A video, or some frames of it, cannot be decoded."""
+
+
+class ArtefactError(FinePseudoError):
+    """An artefact is missing, incomplete, or not what its digest or its reader expects."""
+
+
+class ClusterError(FinePseudoError):
+    """The cluster lacks what the recipe needs, or did not answer within its deadline."""
+
+
+class TrainingError(FinePseudoError):
+    """A training run cannot go on: a loss that is not finite, or batches that differ from the plan."""

@@ -1,0 +1,256 @@
+"""Measures of classification, pseudo-labels, alignment and open world, thin over numpy and scikit-learn.
+
+Axes: N videos, K classes, P pairs. A measure that is undefined (no such class, nothing accepted) is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """How good the accepted pseudo-labels are; precision and contamination are NaN where none is accepted."""
+
+    accepted: int
+    coverage: float  # accepted / all
+    precision: float  # right / accepted; a video of a novel class is never right
+    contamination: float  # of a novel class / accepted
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisionCoverage:
+    """The curve over thresholds, from the strictest: keeping confidence >= threshold gives precision at coverage."""
+
+    threshold: Floats
+    precision: Floats
+    coverage: Floats
+
+
+def top_k_accuracy(score_NK: ArrayLike, truth_N: ArrayLike, k: int = 1) -> float:
+    """Share of videos whose true class is among the k best scores; of equal scores the lower class comes first.
+
+    Raises:
+        ValueError: shapes do not fit, N is 0, k < 1, or a true class is not within 0..K-1.
+    """
+    score, truth = np.asarray(score_NK, float), np.asarray(truth_N, int)
+    if score.ndim != 2 or truth.shape != score.shape[:1] or not len(truth) or k < 1:
+        raise ValueError(f"expected score (N,K), truth (N,), N and k >= 1, got {score.shape}, {truth.shape}, k = {k}")
+    if np.isnan(score).any():
+        raise ValueError(f"expected scores without NaN, got rows {np.flatnonzero(np.isnan(score).any(1))[:8].tolist()}")
+    _check_classes("truth", truth, score.shape[1])
+    best = np.argsort(-score, axis=1, kind="stable")[:, :k]
+    return float((best == truth[:, None]).any(1).mean())
+
+
+def per_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int) -> Floats:
+    """Share of right labels within each true class; NaN for classes without a video.
+
+    Raises:
+        ValueError: shapes differ or a true class is not within 0..num_classes-1.
+    """
+    label, truth = _same_length(label=label_N, truth=truth_N)
+    _check_classes("truth", truth, num_classes)
+    total = np.bincount(truth, minlength=num_classes)
+    right = np.bincount(truth[label == truth], minlength=num_classes)
+    return np.where(total > 0, right / np.maximum(total, 1), np.nan)
+
+
+def mean_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int) -> float:
+    """Mean of `per_class_accuracy` over the classes that have a video; NaN without any video."""
+    accuracy_K = per_class_accuracy(label_N, truth_N, num_classes)
+    present = accuracy_K[~np.isnan(accuracy_K)]
+    return float(present.mean()) if len(present) else math.nan
+
+
+def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error over equal bins of (0, 1]; NaN without videos.
+
+        ECE = Σ over bins of (n_b / N) |accuracy_b - mean confidence_b|
+
+    Raises:
+        ValueError: shapes differ, bins < 1, or a confidence is not within 0..1.
+    """
+    confidence, right = np.asarray(confidence_N, float), np.asarray(right_N, float)
+    if confidence.shape != right.shape or confidence.ndim != 1 or bins < 1:
+        raise ValueError(
+            f"expected confidence (N,), right (N,), bins >= 1, got {confidence.shape}, {right.shape}, {bins}"
+        )
+    if not ((confidence >= 0) & (confidence <= 1 + 1e-6)).all():  # NaN is refused too
+        raise ValueError(f"expected confidences within 0..1, got {confidence.min()} to {confidence.max()}")
+    if not len(confidence):
+        return math.nan
+    bin_N = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(bin_N, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def label_quality(accepted_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> LabelQuality:
+    """Precision, coverage and contamination of accepted pseudo-labels.
+
+    Args:
+        accepted_N: bool.
+        label_N: pseudo-labels.
+        truth_N: true classes, -1 for a video of a class that the labelled set lacks.
+    Raises:
+        ValueError: shapes differ.
+    """
+    accepted, label, truth = _same_length(accepted=accepted_N, label=label_N, truth=truth_N)
+    kept = accepted.astype(bool)
+    count = int(kept.sum())
+    if not count:
+        return LabelQuality(0, 0.0 if len(kept) else math.nan, math.nan, math.nan)
+    right = (label[kept] == truth[kept]) & (truth[kept] >= 0)
+    return LabelQuality(count, count / len(kept), float(right.mean()), float((truth[kept] < 0).mean()))
+
+
+def precision_coverage_curve(confidence_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> PrecisionCoverage:
+    """Precision against coverage for every threshold that tells videos apart; empty without videos.
+
+    Raises:
+        ValueError: shapes differ or a confidence is NaN.
+    """
+    label, truth = _same_length(label=label_N, truth=truth_N)
+    confidence = np.asarray(confidence_N, float)
+    if confidence.shape != label.shape or np.isnan(confidence).any():
+        raise ValueError(f"expected confidence {label.shape} without NaN, got {confidence.shape}")
+    order = np.argsort(-confidence, kind="stable")
+    sorted_N = confidence[order]
+    right = np.cumsum(((label == truth) & (truth >= 0))[order])
+    last_of_tie = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], len(sorted_N) > 0))
+    kept = last_of_tie + 1
+    return PrecisionCoverage(sorted_N[last_of_tie], right[last_of_tie] / kept, kept / max(len(sorted_N), 1))
+
+
+def pair_average_precision(score_P: ArrayLike, same_P: ArrayLike) -> float:
+    """Average precision of same-class pairs, positives and negatives weighted to equal mass; chance is 0.5.
+
+    Weights in place of a drawn subset: every pair counts and nothing is random. NaN where one kind is missing.
+
+    Args:
+        score_P: higher for pairs that align better (so minus a distance), finite.
+        same_P: bool, True for pairs of one class.
+    Raises:
+        ValueError: shapes differ or a score is not finite.
+    """
+    score, same = _pairs(score_P, same_P)
+    return _weighted_ap(score, same, np.ones(len(score)))
+
+
+def pair_ap_standard_error(
+    score_P: ArrayLike, same_P: ArrayLike, video_P2: ArrayLike, *, resamples: int = 200, seed: int = 0
+) -> float:
+    """Bootstrap standard error of `pair_average_precision`, over videos and not over pairs.
+
+    Pairs that share a video are not independent, so videos are drawn with replacement and a pair counts as often as
+    both of its videos together: the product of their draws. Draws that lack one kind are left out; NaN where fewer
+    than two remain.
+
+    Args:
+        score_P: as `pair_average_precision`.
+        same_P: as `pair_average_precision`.
+        video_P2: int, the two videos of each pair.
+        resamples: number of draws.
+        seed: of the draws.
+    Raises:
+        ValueError: shapes do not fit or a score is not finite.
+    """
+    score, same = _pairs(score_P, same_P)
+    video = np.asarray(video_P2)
+    if video.shape != (len(score), 2):
+        raise ValueError(f"expected video ({len(score)}, 2), got {video.shape}")
+    names, index = np.unique(video, return_inverse=True)
+    index = index.reshape(video.shape)
+    if not len(names):
+        return math.nan
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    found = np.array([_weighted_ap(score, same, draw[index[:, 0]] * draw[index[:, 1]]) for draw in draws])
+    found = found[~np.isnan(found)]
+    return float(found.std(ddof=1)) if len(found) > 1 else math.nan
+
+
+def proportion_standard_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent cases; NaN without a case.
+
+        se = sqrt(p (1 - p) / n)
+
+    Raises:
+        ValueError: the share is not within 0..1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"expected a share within 0..1, got {share}")
+    return math.sqrt(share * (1 - share) / count) if count > 0 else math.nan
+
+
+def class_counts(label_N: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """Videos of each of the K classes, 0 included.
+
+    Raises:
+        ValueError: a label is not within 0..num_classes-1.
+    """
+    label = np.asarray(label_N, int)
+    _check_classes("label", label, num_classes)
+    return np.bincount(label, minlength=num_classes).astype(np.int64)
+
+
+def agreement(label_a_N: ArrayLike, label_b_N: ArrayLike) -> float:
+    """Share of videos on which two labellings agree; NaN without videos.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    a, b = _same_length(label_a=label_a_N, label_b=label_b_N)
+    return float((a == b).mean()) if len(a) else math.nan
+
+
+def known_auroc(known_ness_N: ArrayLike, known_N: ArrayLike) -> float:
+    """Area under the ROC curve of known (positive) against novel videos; NaN where one kind is missing.
+
+    Raises:
+        ValueError: shapes differ or a value is not finite.
+    """
+    score, known = _pairs(known_ness_N, known_N)
+    if known.all() or not known.any():
+        return math.nan
+    return float(roc_auc_score(known, score))
+
+
+def _weighted_ap(score: Floats, same: NDArray[np.bool_], weight: NDArray[np.generic]) -> float:
+    weight = np.asarray(weight, float)
+    positive, negative = weight[same].sum(), weight[~same].sum()
+    if not (positive > 0 and negative > 0):
+        return math.nan
+    return float(average_precision_score(same, score, sample_weight=weight / np.where(same, positive, negative)))
+
+
+def _pairs(score_P: ArrayLike, same_P: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    score, same = np.asarray(score_P, float), np.asarray(same_P, bool)
+    if score.ndim != 1 or score.shape != same.shape or not np.isfinite(score).all():
+        bad = int((~np.isfinite(score)).sum())
+        raise ValueError(
+            f"expected finite values and flags of one shape (P,), got {score.shape} with {bad} non-finite "
+            f"and {same.shape}"
+        )
+    return score, same
+
+
+def _same_length(**named: ArrayLike) -> list[NDArray[np.int64]]:
+    arrays = [np.asarray(value).astype(np.int64) for value in named.values()]
+    if arrays[0].ndim != 1 or any(a.shape != arrays[0].shape for a in arrays):
+        got = ", ".join(f"{name} {a.shape}" for name, a in zip(named, arrays, strict=True))
+        raise ValueError(f"expected vectors of one length, got {got}")
+    return arrays
+
+
+def _check_classes(name: str, label_N: NDArray[np.int_], num_classes: int) -> None:
+    bad = np.flatnonzero((label_N < 0) | (label_N >= num_classes))
+    if len(bad):
+        raise ValueError(f"expected {name} within 0..{num_classes - 1}, got {label_N[bad[0]]} in row {bad[0]}")

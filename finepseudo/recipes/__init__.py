@@ -1,0 +1,51 @@
+"""Recipes by name: one file per data set, one function per recipe. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from finepseudo.errors import RecipeError
+from finepseudo.recipe import Recipe
+from finepseudo.recipes.rehearsal import rehearsal, rehearsal_long, rehearsal_smoke
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "rehearsal": rehearsal,
+    "rehearsal_long": rehearsal_long,
+    "rehearsal_smoke": rehearsal_smoke,
+}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of a name, or of `file.py:function` outside the package.
+
+    Raises:
+        RecipeError: there is none; the nearest names are shown.
+    """
+    if ":" in name:
+        return _from_file(*name.rsplit(":", 1))
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise RecipeError(f"no recipe {name!r}; {hint}There are: {', '.join(RECIPES)}; or give file.py:function")
+    return RECIPES[name]()
+
+
+def _from_file(file: str, function: str) -> Recipe:
+    path = Path(file)
+    if not path.is_file():
+        raise RecipeError(f"{file}: no such file (from the recipe {file}:{function})")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise RecipeError(f"{file} has no function {function!r}; it has {', '.join(there) or 'none'}")
+    recipe = make()
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{file}:{function} must return a finepseudo.recipe.Recipe, got {type(recipe).__name__}")
+    return recipe

@@ -1,0 +1,55 @@
+"""The generated fine-grained data set: a whole run on a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from finepseudo.recipe import (
+    Align,
+    Data,
+    Evaluate,
+    Frames,
+    Gitdl,
+    Label,
+    Recipe,
+    Rehearsal,
+    Rounds,
+    Scale,
+    Split,
+    Supervise,
+)
+
+
+def rehearsal() -> Recipe:
+    """14 classes x (80 training + 40 test) clips, 5 % labelled, one round of self-training."""
+    return Recipe(name="rehearsal", data=Data(rehearsal=Rehearsal()))
+
+
+def rehearsal_long() -> Recipe:
+    """The same data, trained to the plateau: stage 2 twice as long, two rounds, f_A trained again in the first."""
+    return replace(
+        rehearsal(),
+        name="rehearsal_long",
+        gitdl=Gitdl(frame_steps=800, video_steps=600),
+        align=Align(steps=300),
+        supervise=Supervise(steps=1000),
+        rounds=Rounds(count=2, frame_rounds=1),
+    )
+
+
+def rehearsal_smoke() -> Recipe:
+    """5 classes, small files, few steps: every stage once, in about two minutes; it learns next to nothing."""
+    words = ("TPW-U", "WPT-U", "TW-U", "TTTW-U", "TP-F")
+    return Recipe(
+        name="rehearsal_smoke",
+        data=Data(rehearsal=Rehearsal(words=words, train_per_class=8, test_per_class=4, size=64, look=0)),
+        split=Split(label_fraction=0.25),
+        frames=Frames(height=32, width=32, crop=28, align=12, video=8),
+        gitdl=Gitdl(frame_steps=12, video_steps=8, videos=8, frames=8),
+        align=Align(steps=8, classes=4, clips=2),
+        supervise=Supervise(steps=8, batch=8),
+        rounds=Rounds(video_steps=8),
+        label=Label(threshold=0.0, min_coverage=0.0, max_class_share=1.0, min_agreement=0.0),
+        evaluate=Evaluate(clips=1, pair_videos=20),
+        scale=Scale(checkpoint_every=4, object_store_mib=256),
+    )

@@ -1,0 +1,144 @@
+"""Ray Data: from positions in a plan to decoded uint8 clips, in the order of the plan.
+
+What streams is block numbers, not rows: the decoding actor takes the rows from the committed plan. A stream block
+holds some consecutive steps' worth of one worker's micro-batches, and stream block q goes to worker q mod W, since
+all blocks have the same size. So every global step consumes exactly its rows of the plan, whatever the decode times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from finepseudo.data.cache import ClipCache
+from finepseudo.data.decode import Decoder
+from finepseudo.data.plan import Plan
+from finepseudo.errors import DecodeError
+from finepseudo.recipe import Recipe
+from finepseudo.storage import Store, default_cache_dir
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which blocks of a plan a stream block holds."""
+
+    start: int
+    """First step."""
+    stop: int
+    """Step to stop before."""
+    workers: int
+    """W, the training workers that share a step's blocks."""
+    blocks_per_step: int
+    steps_per_block: int
+
+    @staticmethod
+    def of(start: int, stop: int, workers: int, blocks_per_step: int, most_steps: int) -> Layout:
+        """As many steps in a stream block as divide the stream, so that all stream blocks are equal."""
+        count = max(1, stop - start)
+        fitting = max(steps for steps in range(1, most_steps + 1) if count % steps == 0)
+        return Layout(start, stop, workers, blocks_per_step, fitting)
+
+    def __len__(self) -> int:
+        return self.workers * max(1, (self.stop - self.start) // self.steps_per_block)
+
+    def blocks(self, number: int) -> Iterator[int]:
+        """Blocks of the plan in stream block `number`, in the order in which its worker takes them."""
+        part, rank = divmod(number, self.workers)
+        first = self.start + part * self.steps_per_block
+        for step in range(first, min(first + self.steps_per_block, self.stop)):
+            for block in range(rank, self.blocks_per_step, self.workers):
+                yield step * self.blocks_per_step + block
+
+
+class DecodeBlocks:
+    """Actor of a stream: stream block numbers in, decoded rows out. A row that fails keeps its place, with its reason."""
+
+    def __init__(self, run: str, plan: str, recipe: Recipe, rows_of: Callable[[int], Iterator[int]]) -> None:
+        self.plan = Plan.load(Store(run), plan)
+        self.rows_of = rows_of
+        frames, scale = recipe.frames, recipe.scale
+        cache = ClipCache(scale.cache_dir or default_cache_dir(), int(scale.cache_gib * (1 << 30)))
+        self.decoder = Decoder(frames.height, frames.width, cache)
+        first = self.plan.rows(0, 1)[0]
+        self.columns = [name for name in ("frames_0", "frames_1") if first[name] is not None]
+
+    def __call__(self, numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Columns row, clip_0 (and clip_1), error, decode_s, cache_hit."""
+        rows = [row for number in numbers["id"] for row in self._rows(int(number))]
+        decoded = [self._decode(row) for row in rows]
+        found: dict[str, Any] = {"row": np.array([row["row"] for row in rows], np.int64)}
+        for index in range(len(self.columns)):
+            found[f"clip_{index}"] = np.stack([item[0][index] for item in decoded])
+        found["error"] = np.array([item[1] for item in decoded], dtype=object)
+        found["decode_s"] = np.array([item[2] for item in decoded])
+        found["cache_hit"] = np.array([item[3] for item in decoded])
+        return found
+
+    def _rows(self, number: int) -> Iterator[dict[str, Any]]:
+        for block in self.rows_of(number):
+            start = block * self.plan.block_rows
+            yield from self.plan.rows(start, min(start + self.plan.block_rows, len(self.plan)))
+
+    def _decode(self, row: Mapping[str, Any]) -> tuple[list[np.ndarray], str, float, bool]:
+        began, hits = time.monotonic(), self.decoder.cache.hits
+        try:
+            clips, error = self.decoder.clips(row, self.columns), ""
+        except DecodeError as failure:
+            shape = (self.decoder.height, self.decoder.width, 3)
+            clips = [np.zeros((len(row[name]), *shape), np.uint8) for name in self.columns]
+            error = str(failure)
+        return clips, error, time.monotonic() - began, self.decoder.cache.hits > hits
+
+
+def training_stream(run: str, plan: str, recipe: Recipe, layout: Callable[[], Layout]) -> Callable[[], Dataset]:
+    """The data-set function of a training; Ray Train calls it anew whenever the workers restart.
+
+    `layout` reads the committed position, so a restart streams the plan from there on.
+    """
+
+    def make() -> Dataset:
+        # This runs in Train's controller, which does not have the driver's context: a block must stay one block.
+        context = DataContext.get_current()
+        context.target_max_block_size = None
+        quiet(context)
+        here = layout()
+        return _decode_blocks(run, plan, recipe, len(here), here.blocks)
+
+    return make
+
+
+def scoring_stream(run: str, plan: str, recipe: Recipe) -> Dataset:
+    """Every block of a plan once."""
+    quiet(DataContext.get_current())
+    committed = Plan.load(Store(run), plan)
+    return _decode_blocks(run, plan, recipe, -(-len(committed) // committed.block_rows), _itself)
+
+
+def _itself(number: int) -> Iterator[int]:
+    yield number
+
+
+def _decode_blocks(run: str, plan: str, recipe: Recipe, count: int, rows_of: Callable[[int], Iterator[int]]) -> Dataset:
+    scale = recipe.scale
+    resources = {scale.decode_resource: 1.0} if scale.decode_resource else None
+    return ray.data.range(count, override_num_blocks=count).map_batches(
+        DecodeBlocks,
+        fn_constructor_args=(run, plan, recipe, rows_of),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(scale.decode_workers, count)),
+        num_cpus=1,
+        resources=resources,
+        zero_copy_batch=True,
+    )
+
+
+def quiet(context: DataContext) -> None:
+    """The driver logs progress itself."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,63 @@
+"""What workers tell the driver while a stage runs: one small actor, and a thread that logs what it hears."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+log = logging.getLogger("finepseudo")
+
+POLL_S = 2.0
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Messages since the driver last asked."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        self.messages.append(dict(message))
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self.messages = self.messages, []
+        return taken
+
+
+@contextmanager
+def listening() -> Iterator[Any]:
+    """A board for workers to tell their progress to; what arrives is logged within the block."""
+    board, done = _Board.remote(), threading.Event()
+
+    def listen() -> None:
+        while not done.wait(POLL_S):
+            for message in ray.get(board.take.remote(), timeout=60):
+                log.info("%s", describe(message))
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        ray.kill(board)
+
+
+def describe(message: Mapping[str, Any]) -> str:
+    """One line of a training's or a pass's progress."""
+    head = f"{message['stage']}: {message['step']}/{message['steps']}"
+    loss = f", loss {message['loss']:.3f}" if "loss" in message else ""
+    return f"{head}{loss}, {_duration(message['left_s'])} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

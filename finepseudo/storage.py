@@ -1,0 +1,167 @@
+"""Files behind few verbs, on a local disk or on any fsspec URI such as s3://bucket/run.
+
+A write is whole or absent: locally by rename, on object stores by their own put. Credentials and endpoints
+come from where the store's own client looks for them (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_ENDPOINT_URL, profiles, instance roles).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from finepseudo.errors import ArtefactError
+
+# A dead endpoint fails in bounded time; short outages are ridden out by the client's own retries.
+_S3 = {
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 6, "mode": "standard"}},
+    "use_listings_cache": False,
+    "skip_instance_cache": True,
+}
+
+
+@functools.lru_cache(maxsize=16)
+def _filesystem(protocol: str, pid: int) -> Any:
+    """One client a process and protocol; `pid` keeps a forked child from using its parent's connections."""
+    return fsspec.filesystem(protocol, **(_S3 if protocol in ("s3", "s3a") else {}))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on some file system; paths given to its verbs are relative to it. Cheap to pickle."""
+
+    root: str
+
+    def __post_init__(self) -> None:
+        root = self.root.rstrip("/")
+        object.__setattr__(self, "root", root if "://" in root else os.path.abspath(root or "/"))
+
+    @property
+    def _local(self) -> bool:
+        return "://" not in self.root
+
+    @property
+    def _fs(self) -> Any:
+        return _filesystem(self.root.partition("://")[0] if not self._local else "file", os.getpid())
+
+    def uri(self, path: str = "") -> str:
+        """The full address of a path."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def child(self, path: str) -> Store:
+        """The store of a sub-folder."""
+        return Store(self.uri(path))
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file; FileNotFoundError names the full address."""
+        try:
+            return self._fs.cat_file(self.uri(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.uri(path)}: no such file") from None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a whole file; readers see the old one or the new one, nothing between."""
+        target = self.uri(path)
+        with _disk_errors(target):
+            if not self._local:
+                self._fs.pipe_file(target, data)
+                return
+            temporary = _write_temporary(target, data)
+            os.replace(temporary, target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put a file only if none is there; False if there is one (stores without conditional puts overwrite)."""
+        target = self.uri(path)
+        with _disk_errors(target):
+            try:
+                if not self._local:
+                    self._fs.pipe_file(target, data, mode="create")
+                    return True
+                temporary = _write_temporary(target, data)
+                try:
+                    os.link(temporary, target)
+                finally:
+                    os.unlink(temporary)
+                return True
+            except FileExistsError:
+                return False
+
+    def exists(self, path: str) -> bool:
+        """True if the file is there."""
+        return bool(self._fs.exists(self.uri(path)))
+
+    def list(self, path: str = "") -> list[str]:
+        """Sorted names directly below a folder, hidden and unfinished ones left out; empty if it is not there."""
+        try:
+            names = self._fs.ls(self.uri(path), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = {name.rstrip("/").rpartition("/")[2] for name in names}
+        return sorted(name for name in found if name and not name.startswith("."))
+
+    def delete(self, path: str) -> None:
+        """Remove a file or a folder with all in it; nothing happens if it is not there."""
+        try:
+            self._fs.rm(self.uri(path), recursive=True)
+        except FileNotFoundError:
+            return
+
+
+def await_file(store: Store, path: str, *, deadline_s: float, poll_s: float = 0.5) -> None:
+    """Return once a file is there; ArtefactError, saying what was seen instead, after `deadline_s`."""
+    ends = time.monotonic() + deadline_s
+    while not store.exists(path):
+        if time.monotonic() > ends:
+            folder = path.rpartition("/")[0]
+            seen = ", ".join(store.list(folder)) or "nothing"
+            raise ArtefactError(f"{store.uri(path)} did not appear in {deadline_s:g} s; seen there: {seen}")
+        time.sleep(poll_s)
+
+
+def default_cache_dir() -> str:
+    """Node-local folder of decoded clips, one a user."""
+    return os.path.join(tempfile.gettempdir(), f"finepseudo-cache-{os.getuid()}")
+
+
+def _write_temporary(target: str, data: bytes) -> str:
+    folder, name = os.path.split(target)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+@contextmanager
+def _disk_errors(target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ArtefactError(
+                f"{target}: no room left ({error.strerror}); what was committed before is intact: "
+                "free space or move the run directory, then start the same command again"
+            ) from error
+        raise
+
+
+def read_uri(uri: str) -> bytes:
+    """All bytes of one file given by its full address."""
+    folder, _, name = uri.rpartition("/")
+    return Store(folder).read(name)

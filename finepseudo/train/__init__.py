@@ -1,0 +1,1 @@
+"""Training of one encoder: session, objectives, engine, checkpoints, loop, inference. Knows no launcher."""

@@ -1,0 +1,207 @@
+"""What a training leaves behind: its committed history, a checkpoint to resume from, a snapshot for readers.
+
+Each rank writes the pieces that it holds, without gathering; the marker, written by rank 0 after all, makes them
+visible. Any number of ranks reads them. The history is committed before the checkpoint that covers it, and cut back
+to the checkpoint at resume, so the committed history holds every row of the plan exactly once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from finepseudo import artefacts
+from finepseudo.errors import ArtefactError
+from finepseudo.models import weights
+from finepseudo.storage import Store
+from finepseudo.train.engine import MOMENTS, Engine
+from finepseudo.train.session import Session
+
+HISTORY_SCHEMA = pa.schema(
+    [("row", pa.int64()), ("step", pa.int64()), ("rank", pa.int32()), ("video_id", pa.string()), ("error", pa.string())]
+)
+
+
+def committed_step(store: Store, folder: str) -> int:
+    """Optimiser steps behind the newest committed checkpoint; 0 without one."""
+    return max(_committed(store, f"{folder}/checkpoints"), default=0)
+
+
+def save(
+    engine: Engine,
+    session: Session,
+    store: Store,
+    folder: str,
+    *,
+    lineage: Mapping[str, Any],
+    since: int,
+    rows: Sequence[Mapping[str, Any]],
+    curve: Sequence[Mapping[str, float]],
+    timing: Mapping[str, float],
+) -> None:
+    """Commit the history since step `since`, then the checkpoint of `engine.steps`; then prune the older one.
+
+    Args:
+        lineage: of the stage; the checkpoint's adds its step.
+        rows: history rows that this rank consumed since then.
+        curve: one dictionary a step, of this rank.
+        timing: seconds by kind since then, of this rank.
+    """
+    step = engine.steps
+    history = f"{folder}/history/{since:08d}-{step:08d}"
+    table = pa.Table.from_pylist(list(rows), schema=HISTORY_SCHEMA)
+    _write_all_ranks(
+        session, store, history, {f"rows-{session.rank}.parquet": artefacts.table_bytes(table)}, lineage,
+        extra=lambda gathered: _history_parts([item["curve"] for item in gathered], [item["timing"] for item in gathered]),
+        gathered={"curve": list(curve), "timing": dict(timing)},
+    )  # fmt: skip
+    target = f"{folder}/checkpoints/{step:08d}"
+    parts = {f"rank-{session.rank}.safetensors": _state_bytes(engine)}
+    if session.rank == 0:
+        parts["whole.safetensors"] = _whole_bytes(engine)
+    _write_all_ranks(session, store, target, parts, {**lineage, "step": step})
+    if session.rank == 0:
+        for older in _committed(store, f"{folder}/checkpoints"):
+            if older < step:
+                store.delete(f"{folder}/checkpoints/{older:08d}")
+
+
+def load(engine: Engine, session: Session, store: Store, folder: str, *, lineage: Mapping[str, Any]) -> int:
+    """Restore the newest committed checkpoint into the engine and cut the history back to it; the step, 0 if none."""
+    step = committed_step(store, folder)
+    if session.rank == 0:
+        for name in store.list(f"{folder}/history"):
+            if int(name.partition("-")[2]) > step:
+                store.delete(f"{folder}/history/{name}")
+    if step:
+        target = f"{folder}/checkpoints/{step:08d}"
+        marker = artefacts.committed(store, target)
+        assert marker is not None
+        artefacts.check_lineage(store, target, marker, {**lineage, "step": step})
+        tensors, whole = _assemble(store, target)
+        buffers = {name.partition(":")[2]: value for name, value in whole.items() if name.startswith("buffer:")}
+        engine.restore(tensors, buffers, step)
+    session.gather(step)  # nobody trains on before the history is cut back
+    return step
+
+
+def export_snapshot(store: Store, folder: str, *, lineage: Mapping[str, Any]) -> None:
+    """From the last checkpoint to one file of weights for readers; needs no engine. Checkpoints go afterwards."""
+    step = committed_step(store, folder)
+    tensors, whole = _assemble(store, f"{folder}/checkpoints/{step:08d}")
+    shapes = json.loads(bytes(whole.pop("shapes").tolist()))
+    state = {name.partition(":")[2]: value for name, value in whole.items()}
+    state |= {name: parts["param"].view(shapes[name]) for name, parts in tensors.items()}
+    kept = {name: value for name, value in state.items() if not name.startswith("projection.")}
+    data = weights.to_bytes(kept, {"lineage": json.dumps(dict(lineage), sort_keys=True)})
+    artefacts.commit(store, f"{folder}/snapshot", {"weights.safetensors": data}, lineage)
+    store.delete(f"{folder}/checkpoints")
+
+
+def read_history(store: Store, folder: str) -> tuple[list[dict[str, Any]], list[dict[str, float]], dict[str, float]]:
+    """Committed rows in the order of the plan, the curve by step, and seconds by kind, summed."""
+    rows: list[dict[str, Any]] = []
+    curve: list[dict[str, float]] = []
+    timing: dict[str, float] = {}
+    for name in store.list(f"{folder}/history"):
+        where = f"{folder}/history/{name}"
+        marker = artefacts.committed(store, where)
+        if marker is None:
+            continue
+        for part in marker["parts"]:
+            if part.startswith("rows-"):
+                rows += artefacts.read_table(store, where, part).to_pylist()
+        curve += artefacts.read_table(store, where, "curve.parquet").to_pylist()
+        for key, value in json.loads(artefacts.read_part(store, where, "timing.json")).items():
+            timing[key] = timing.get(key, 0.0) + value
+    return sorted(rows, key=lambda row: row["row"]), curve, timing
+
+
+def _committed(store: Store, folder: str) -> list[int]:
+    return [int(name) for name in store.list(folder) if store.exists(f"{folder}/{name}/{artefacts.MARKER}")]
+
+
+def _write_all_ranks(
+    session: Session,
+    store: Store,
+    folder: str,
+    parts: Mapping[str, bytes],
+    lineage: Mapping[str, Any],
+    *,
+    extra: Any = None,
+    gathered: Any = None,
+) -> None:
+    """Every rank writes its parts; rank 0 adds what it makes of everybody's `gathered`, and the marker."""
+    for name, data in parts.items():
+        store.write(f"{folder}/{name}", data)
+    records = {name: artefacts.part_record(data) for name, data in parts.items()}
+    everyone = session.gather({"records": records, "gathered": gathered})
+    if session.rank == 0:
+        all_records = {name: record for item in everyone for name, record in item["records"].items()}
+        for name, data in (extra([item["gathered"] for item in everyone]) if extra else {}).items():
+            store.write(f"{folder}/{name}", data)
+            all_records[name] = artefacts.part_record(data)
+        artefacts.seal(store, folder, all_records, lineage)
+    session.gather(None)  # no rank goes on, or away, before the commit
+
+
+def _history_parts(curves: list[list[Mapping[str, float]]], timings: list[Mapping[str, float]]) -> dict[str, bytes]:
+    """The curve is the mean over ranks; seconds are those of the mean rank too."""
+    merged = [
+        {key: sum(point[key] for point in points) / len(points) for key in points[0]}
+        for points in zip(*curves, strict=True)
+    ]
+    seconds = {key: sum(timing[key] for timing in timings) / len(timings) for key in timings[0]}
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(merged), sink)
+    return {"curve.parquet": sink.getvalue(), "timing.json": json.dumps(seconds).encode()}
+
+
+def _state_bytes(engine: Engine) -> bytes:
+    """This rank's pieces. ZeRO-0 ranks hold the same, so only rank 0 writes there; names carry the position."""
+    tensors: dict[str, Tensor] = {}
+    for piece in engine.pieces():
+        if not engine.writes(piece):
+            continue
+        tensors[f"param:{piece.start}:{piece.name}"] = piece.master.contiguous()
+        for key, view in piece.moments.items():
+            tensors[f"{key}:{piece.start}:{piece.name}"] = view.contiguous()
+    return safetensors.torch.save({name: tensor.cpu().clone() for name, tensor in tensors.items()})
+
+
+def _whole_bytes(engine: Engine) -> bytes:
+    """What every rank holds whole: buffers, frozen parameters, and the shapes of the trained ones."""
+    tensors = {f"buffer:{name}": buffer for name, buffer in engine.module.named_buffers()}
+    tensors |= {f"frozen:{name}": p.data for name, p in engine.module.named_parameters() if not p.requires_grad}
+    shapes = json.dumps({name: engine.shape(p) for name, p in engine.module.named_parameters() if p.requires_grad})
+    tensors["shapes"] = torch.tensor(list(shapes.encode()), dtype=torch.uint8)
+    return safetensors.torch.save({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()})
+
+
+def _assemble(store: Store, folder: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Whole parameters and moments, flattened, from all ranks' pieces; and what rank 0 wrote beside them."""
+    marker = artefacts.committed(store, folder)
+    assert marker is not None
+    whole = safetensors.torch.load(artefacts.read_part(store, folder, "whole.safetensors"))
+    shapes = json.loads(bytes(whole["shapes"].tolist()))
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    # NaN marks what no rank wrote: it must all be overwritten.
+    tensors = {name: {key: torch.full((n,), torch.nan) for key in ("param", *MOMENTS)} for name, n in sizes.items()}
+    for part in marker["parts"]:
+        if not part.startswith("rank-"):
+            continue
+        for key, piece in safetensors.torch.load(artefacts.read_part(store, folder, part)).items():
+            kind, start, name = key.split(":", 2)
+            tensors[name][kind][int(start) : int(start) + piece.numel()] = piece
+    missing = [name for name, kinds in tensors.items() if any(bool(t.isnan().any()) for t in kinds.values())]
+    if missing:
+        raise ArtefactError(f"{store.uri(folder)}: pieces are missing of {', '.join(missing[:5])} ({len(missing)} in all)")
+    return tensors, whole

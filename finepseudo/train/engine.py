@@ -1,0 +1,278 @@
+"""DeepSpeed behind few verbs: forward, step, and the pieces of a checkpoint. The only module that imports it.
+
+A global step averages the gradients of `blocks_per_step` blocks, whatever the number of workers that share them.
+BatchNorm sees one block at a time; its running statistics are averaged over the blocks of a step before they are
+kept, since DeepSpeed synchronises parameters and not buffers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from finepseudo.data.batch import ClipBatch
+from finepseudo.errors import TrainingError
+from finepseudo.recipe import Optimiser
+from finepseudo.train.objectives import Objective, Output
+from finepseudo.train.session import Session
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _import_deepspeed() -> Any:
+    """Import DeepSpeed with a compiler cache of our own, free of locks that killed builds left behind."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/finepseudo/extensions")))
+    for lock in cache.glob("**/lock"):
+        if time.time() - lock.stat().st_mtime > 600:
+            lock.unlink(missing_ok=True)
+    # The build calls the executable `ninja`, which pip puts beside the interpreter.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What this rank holds of one parameter: views into the fp32 master copy and the moments."""
+
+    name: str
+    param: nn.Parameter
+    start: int
+    """First element, in the flattened parameter."""
+    master: Tensor
+    moments: dict[str, Tensor]
+
+
+class Engine:
+    """One model under DeepSpeed."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        session: Session,
+        optimiser: Optimiser,
+        *,
+        steps: int,
+        lr: float,
+        block_rows: int,
+        zero_stage: int,
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        self.session = session
+        self.total_steps, self.lr, self.warmup = steps, lr, optimiser.warmup
+        self.blocks = optimiser.blocks_per_step // session.world
+        objective.to(session.device)
+        adamw = torch.optim.AdamW(_groups(objective, optimiser.weight_decay), lr=lr, betas=(0.9, 0.99))
+        config = {
+            "train_micro_batch_size_per_gpu": block_rows,
+            "gradient_accumulation_steps": self.blocks,
+            "gradient_clipping": optimiser.clip,
+            "zero_optimization": {"stage": zero_stage, "stage3_param_persistence_threshold": 0},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1 << 30,
+        }
+        if optimiser.precision == "bf16":
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        self.engine, *_ = deepspeed.initialize(
+            model=objective, optimizer=adamw, config=config, dist_init_required=False
+        )
+        self.steps = 0
+        self._norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._statistics = [b for m in self._norms for b in (m.running_mean, m.running_var) if b is not None]
+        self._before = [b.clone() for b in self._statistics]
+        self._sums = [torch.zeros_like(b) for b in self._statistics]
+
+    @property
+    def module(self) -> Objective:
+        """The wrapped objective."""
+        return self.engine.module
+
+    def forward(self, batch: ClipBatch) -> Output:
+        """Loss of one block. BatchNorm starts from the statistics of the last step in every block of a step."""
+        if self.blocks * self.session.world > 1:
+            for buffer, before in zip(self._statistics, self._before, strict=True):
+                buffer.copy_(before)
+        return self.engine(batch)
+
+    def step(self, loss: Tensor) -> bool:
+        """Backward, and the update once all blocks of the step are in; True if this was an update."""
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary:
+            self._set_lr(schedule(self.steps, self.total_steps, lr=self.lr, warmup=self.warmup))
+        self.engine.backward(loss)
+        self.engine.step()
+        self._average_statistics(boundary)
+        self.steps += boundary
+        if boundary:
+            self._check_norm()
+        return boundary
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank must write so that all ranks together hold every trained parameter and moment once."""
+        optimizer, rank = self.engine.optimizer, dist.get_rank()
+        base = getattr(optimizer, "optimizer", optimizer)
+        for name, param in self.module.named_parameters():
+            if not param.requires_grad:
+                continue
+            if hasattr(param, "ds_id"):  # ZeRO-3
+                group, offset, size = optimizer.grad_position[optimizer.get_param_id(param)]
+                flat = optimizer.fp32_partitioned_groups_flat[group]
+                start = rank * size
+                size = max(0, min(size, param.ds_numel - start))  # the last rank holds padding
+            elif hasattr(param, "_hp_mapping"):  # ZeRO-1 and 2
+                mapping = param._hp_mapping
+                if mapping is None:  # nothing of it lives on this rank
+                    continue
+                offset, size = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
+                start = mapping.lp_fragment_address.start
+                flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            else:  # ZeRO-0: every rank holds all of it, rank 0 writes
+                flat, offset, size, start = param, 0, param.numel(), 0
+            if not size:
+                continue
+            state = base.state[flat]
+            for key in MOMENTS:
+                if key not in state:
+                    state[key] = torch.zeros_like(flat.data)
+            state.setdefault("step", torch.tensor(0.0))
+
+            def window(tensor: Tensor, offset: int = offset, size: int = size) -> Tensor:
+                return tensor.detach().view(-1).narrow(0, offset, size)
+
+            yield Piece(name, param, start, window(flat), {key: window(state[key]) for key in MOMENTS})
+
+    def writes(self, piece: Piece) -> bool:
+        """Whether this rank writes the piece: always, unless ZeRO-0 holds it whole everywhere."""
+        return hasattr(piece.param, "ds_id") or hasattr(piece.param, "_hp_mapping") or self.session.rank == 0
+
+    def shape(self, param: nn.Parameter) -> list[int]:
+        """Shape of the whole parameter, sharded or not."""
+        return list(getattr(param, "ds_shape", param.shape))
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], buffers: dict[str, Tensor], steps: int) -> None:
+        """Put whole parameters and moments back into this rank's pieces, whatever the number of ranks now.
+
+        Args:
+            tensors: by parameter name, `param` and the moments, flattened and whole.
+            buffers: by name.
+            steps: optimiser steps that they have behind them.
+        """
+        flat_base = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        for piece in self.pieces():
+            whole = tensors[piece.name]
+            stop = piece.start + piece.master.numel()
+            piece.master.copy_(whole["param"][piece.start : stop])
+            for key, view in piece.moments.items():
+                view.copy_(whole[key][piece.start : stop])
+        for name, param in self.module.named_parameters():
+            whole = tensors.get(name)
+            if whole is None:
+                continue
+            if hasattr(param, "ds_id"):
+                size = param.ds_tensor.numel()
+                part = whole["param"][dist.get_rank() * size :][:size]
+                param.ds_tensor.view(-1)[: len(part)].copy_(part)
+            else:
+                param.data.copy_(whole["param"].view_as(param))
+        for state in flat_base.state.values():
+            state["step"] = torch.tensor(float(steps))
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(buffers[name])
+        for before, buffer in zip(self._before, self._statistics, strict=True):
+            before.copy_(buffer)
+        self.engine.global_steps = self.steps = steps
+
+    def sharded_bytes(self) -> dict[str, int]:
+        """Bytes that this rank keeps: of parameters, and of fp32 masters and moments together."""
+        parameters = sum(
+            (param.ds_tensor if hasattr(param, "ds_id") else param).numel() * 4 for param in self.module.parameters()
+        )
+        state = sum(4 * (piece.master.numel() + sum(m.numel() for m in piece.moments.values())) for piece in self.pieces())
+        return {"parameters": parameters, "optimiser": state}
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _average_statistics(self, boundary: bool) -> None:
+        if self.blocks * self.session.world == 1:
+            return
+        for total, buffer in zip(self._sums, self._statistics, strict=True):
+            total += buffer
+        if not boundary:
+            return
+        if self._sums:
+            whole = torch.cat([total.flatten() for total in self._sums]) / self.blocks
+            parts = self.session.mean(whole).split([total.numel() for total in self._sums])
+            for buffer, before, total, part in zip(self._statistics, self._before, self._sums, parts, strict=True):
+                before.copy_(part.view_as(before))
+                buffer.copy_(before)
+                total.zero_()
+        for norm in self._norms:
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.fill_(self.steps + 1)
+
+    def _check_norm(self) -> None:
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None and not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"gradient not finite at step {self.steps}; nothing of this step is committed. "
+                "Lower the learning rate, or use optimiser.precision fp32"
+            )
+
+
+def schedule(step: int, steps: int, *, lr: float, warmup: float) -> float:
+    """One-cycle learning rate: cosine from lr / 25 up to lr in the first `warmup` share, then cosine down to lr / 1e4."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return lr / 25 + (lr - lr / 25) * (1 - math.cos(math.pi * (step + 1) / rise)) / 2
+    done = (step + 1 - rise) / max(1, steps - rise)
+    return lr / 1e4 + (lr - lr / 1e4) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No weight decay on biases, norms and other vectors."""
+    params = [param for param in module.parameters() if param.requires_grad]
+    return [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def compile_ahead() -> float:
+    """Build what DeepSpeed compiles at first use, so that no run waits for a compiler; seconds that it took.
+
+    Raises:
+        TrainingError: the build fails (a C++ compiler and Python's headers are needed).
+    """
+    began = time.monotonic()
+    _import_deepspeed()
+    from deepspeed.comm.torch import build_shm_op
+
+    try:
+        build_shm_op()
+    except (RuntimeError, OSError, ImportError) as error:
+        raise TrainingError(
+            f"DeepSpeed's CPU collective does not compile: {error}. Install g++ and Python's headers "
+            "(Debian: apt-get install g++ python3-dev), then try again"
+        ) from error
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    print(f"DeepSpeed's CPU collective is built ({compile_ahead():.0f} s)")

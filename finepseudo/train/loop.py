@@ -1,0 +1,238 @@
+"""One loop for all stages: a block in, a loss out, an update when a step is full, a commit now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from finepseudo import artefacts
+from finepseudo.align.score import ScoreHead
+from finepseudo.data.batch import ClipBatch, make_batch
+from finepseudo.data.plan import Plan, derive
+from finepseudo.errors import TrainingError
+from finepseudo.models import weights
+from finepseudo.recipe import Recipe
+from finepseudo.storage import Store
+from finepseudo.train import checkpoint
+from finepseudo.train.engine import Engine
+from finepseudo.train.initial import Part, build_encoder
+from finepseudo.train.objectives import Objective, ObjectiveName, make_objective
+from finepseudo.train.session import Session
+
+Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
+"""(first step, step to stop before) -> this rank's blocks, as decoded columns."""
+
+REPORT_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of one encoder: all that its workers need to know."""
+
+    folder: str
+    """Where it leaves history, checkpoints and snapshot, below the run."""
+    part: Part
+    """Which encoder: f_A or f_E."""
+    objective: ObjectiveName
+    plan: str
+    """Folder of the committed plan."""
+    plan_fingerprint: str
+    steps: int
+    lr: float
+    num_classes: int
+    init: str = ""
+    """URI of the snapshot folder to start from; empty: seeded random weights."""
+    init_digest: str = ""
+    score_mean: float = 0.0
+    score_std: float = 0.0
+    """Mean and deviation of D over the labelled pairs, for a new score head; 0: the head comes with the snapshot."""
+
+    def lineage(self, recipe: Recipe) -> dict[str, Any]:
+        """What decides the weights that come out; where things lie does not."""
+        body = {key: value for key, value in asdict(self).items() if key not in ("folder", "plan", "init")}
+        for part in ("augment", "frames", "models", "optimiser", "gitdl", "align"):
+            body[part] = asdict(getattr(recipe, part))
+        return {**body, "seed": recipe.seed}
+
+
+def build_objective(stage: Stage, recipe: Recipe) -> Objective:
+    """The stage's module with the weights that it starts from."""
+    encoder = build_encoder(recipe, stage.part, stage.num_classes)
+    score = ScoreHead() if stage.objective == "align" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(derive("head", recipe.seed, stage.part))
+        objective = make_objective(stage.objective, encoder, recipe, score)
+    if score is not None and stage.score_std:
+        score.mean.fill_(stage.score_mean)
+        score.std.fill_(stage.score_std)
+    if stage.init:
+        _load_snapshot(objective, stage, new_head=bool(stage.score_std))
+    if stage.objective == "gitdl" and stage.part == "video":
+        # The classifier takes no part: frozen, so that weight decay leaves it alone at every ZeRO stage.
+        for param in encoder.fc.parameters():
+            param.requires_grad_(requires_grad=False)
+    return objective
+
+
+def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stream: Stream, *, stop: int) -> None:
+    """Train from the committed step to step `stop`, committing every `scale.checkpoint_every` steps.
+
+    After the last step of the stage the snapshot is committed.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite (step and videos are named; nothing of that step is kept), the
+            stream does not give the plan's rows, or too many rows could not be decoded.
+    """
+    plan = Plan.load(store, stage.plan)
+    lineage = stage.lineage(recipe)
+    engine = Engine(
+        build_objective(stage, recipe),
+        session,
+        recipe.optimiser,
+        steps=stage.steps,
+        lr=stage.lr,
+        block_rows=plan.block_rows,
+        zero_stage=recipe.scale.zero_stage,
+    )
+    start = checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
+    recorder = _Recorder(session, plan, recipe, start, stage.folder.partition("/")[2], stage.steps)
+    blocks = iter(stream(start, stop)) if start < stop else iter(())
+    while engine.steps < stop:
+        with recorder.clock("wait"):
+            columns = next(blocks, None)
+        if columns is None:
+            raise TrainingError(f"{stage.folder}: the stream ended at step {engine.steps}, expected {stop}")
+        with recorder.clock("transfer"):
+            batch = make_batch(plan, stage.num_classes, columns).to(session.device)
+        recorder.check(batch)
+        with recorder.clock("compute"):
+            updated = _train_block(engine, session, batch, recipe, recorder)
+        if updated and (engine.steps % recipe.scale.checkpoint_every == 0 or engine.steps == stop):
+            with recorder.clock("commit"):
+                recorder.commit(engine, store, stage.folder, lineage)
+    if engine.steps == stage.steps and session.rank == 0:
+        checkpoint.export_snapshot(store, stage.folder, lineage=lineage)
+    session.gather(None)
+
+
+def _train_block(
+    engine: Engine, session: Session, batch: ClipBatch, recipe: Recipe, recorder: _Recorder
+) -> bool:
+    """Forward, check, backward; True if the block completed a step."""
+    # Dropout's draws belong to the block, not to the worker that happens to compute it.
+    torch.manual_seed(derive("dropout", recipe.seed, batch.row_B[0]))
+    loss, logged = engine.forward(batch)
+    if not session.all_true(torch.isfinite(loss.detach())):
+        raise TrainingError(
+            f"loss not finite at step {engine.steps + 1}, before its update; rows on rank {session.rank}: "
+            f"{batch.row_B[0]}..{batch.row_B[-1]}, videos {', '.join(batch.video_ids)}; loss here "
+            f"{float(loss.detach()):g}; last committed step: {recorder.since}"
+        )
+    recorder.note(engine, batch, float(loss.detach()), {name: float(value) for name, value in logged.items()})
+    return engine.step(loss)
+
+
+class _Recorder:
+    """Checks rows against the plan, and gathers history, curve and seconds until the next commit."""
+
+    def __init__(self, session: Session, plan: Plan, recipe: Recipe, start: int, name: str, total: int) -> None:
+        self.session, self.plan, self.name, self.total = session, plan, name, total
+        self.since = start
+        self.per_step = recipe.optimiser.blocks_per_step
+        self.max_rejected = recipe.data.max_rejected
+        self.block = start * self.per_step + session.rank
+        self.seen = self.bad = 0
+        self.began, self.first, self.reported = time.monotonic(), start, 0.0
+        self._reset()
+
+    def clock(self, kind: str) -> _Clock:
+        """Adds the seconds of a `with` block to a kind."""
+        return _Clock(self.timing, kind)
+
+    def check(self, batch: ClipBatch) -> None:
+        """This must be the block that the plan has here."""
+        expected = self.block * self.plan.block_rows
+        if batch.row_B[0] != expected or len(batch.row_B) != self.plan.block_rows:
+            raise TrainingError(
+                f"{self.name}: rank {self.session.rank} expected rows {expected}..{expected + self.plan.block_rows - 1}"
+                f", got {batch.row_B[0]}..{batch.row_B[-1]}; the stage restarts from its last commit"
+            )
+        self.block += self.session.world
+        self.seen += len(batch.row_B)
+        self.bad += len(batch.errors)
+        if self.bad > max(self.max_rejected * len(self.plan), 1 if self.max_rejected else 0):
+            examples = "; ".join(f"row {row}: {text}" for row, text in list(batch.errors.items())[:3])
+            raise TrainingError(
+                f"{self.name}: {self.bad} of {self.seen} rows could not be decoded, more than data.max_rejected = "
+                f"{self.max_rejected:g} of the plan; {examples}"
+            )
+
+    def note(self, engine: Engine, batch: ClipBatch, loss: float, logged: dict[str, float]) -> None:
+        """Remember one block."""
+        step = engine.steps + 1
+        for row, video_id in zip(batch.row_B, batch.video_ids, strict=True):
+            found = {"row": row, "step": step, "rank": self.session.rank, "video_id": video_id}
+            self.rows.append({**found, "error": batch.errors.get(row)})
+        self.timing["decode"] = self.timing.get("decode", 0.0) + batch.decode_s
+        self.timing["cache_hits"] = self.timing.get("cache_hits", 0.0) + batch.cache_hits
+        self.timing["rows"] = self.timing.get("rows", 0.0) + len(batch.row_B)
+        point = {"step": float(step), "loss": loss, **logged}
+        if self.curve and self.curve[-1]["step"] == step:
+            self.blocks_here += 1
+            before = self.curve[-1]
+            self.curve[-1] = {key: before[key] + (point[key] - before[key]) / self.blocks_here for key in before}
+        else:
+            self.blocks_here = 1
+            self.curve.append(point)
+        now = time.monotonic()
+        if self.session.rank == 0 and (now - self.reported > REPORT_EVERY_S or step == self.total):
+            self.reported = now
+            left = (now - self.began) / max(1, step - self.first) * (self.total - step)
+            self.session.report(
+                {"stage": self.name, "step": step, "steps": self.total, "loss": self.curve[-1]["loss"], "left_s": left}
+            )
+
+    def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:
+        """Write down what was gathered, and start anew."""
+        for kind in ("wait", "transfer", "compute", "commit"):
+            self.timing.setdefault(kind, 0.0)
+        checkpoint.save(
+            engine, self.session, store, folder, lineage=lineage, since=self.since, rows=self.rows, curve=self.curve,
+            timing=self.timing,
+        )  # fmt: skip
+        self.since = engine.steps
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.curve: list[dict[str, float]] = []
+        self.timing: dict[str, float] = {}
+        self.blocks_here = 0
+
+
+class _Clock:
+    """`with` block whose seconds are added to one kind."""
+
+    def __init__(self, timing: dict[str, float], kind: str) -> None:
+        self.timing, self.kind = timing, kind
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.timing[self.kind] = self.timing.get(self.kind, 0.0) + time.monotonic() - self.began
+
+
+def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> None:
+    """Weights of an earlier stage. Which names may differ follows from the two stages, and from nothing else."""
+    run, _, folder = stage.init.rpartition("/")
+    data = artefacts.read_part(Store(run), folder, "weights.safetensors")
+    here = set(objective.state_dict())
+    projection = tuple(name for name in here if name.startswith("projection."))
+    score = tuple(name for name in here if name.startswith("score.")) if new_head else ()
+    weights.load_bytes(objective, data, sha256=None, allow_missing=projection + score)
+

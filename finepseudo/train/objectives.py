@@ -1,0 +1,119 @@
+"""What each training stage optimises: modules whose forward is the whole objective.
+
+The module is what the engine wraps, so every parameter (the score head's too) is used inside its forward.
+Axes: B clips, T n m frames, D F features, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finepseudo.align.losses import gitdl_loss, score_loss, triplet_loss
+from finepseudo.align.score import ScoreHead
+from finepseudo.align.softdtw import block_distances
+from finepseudo.data.batch import ClipBatch
+from finepseudo.data.transforms import augment
+from finepseudo.models.encoders import FrameEncoder, VideoEncoder
+from finepseudo.recipe import Align, Augment, Gitdl
+
+ObjectiveName = Literal["gitdl", "align", "classify"]
+Output = tuple[Tensor, dict[str, Tensor]]
+
+
+class Objective(nn.Module):
+    """An encoder and a loss; `forward(batch)` gives the block's loss and what to log beside it."""
+
+    def __init__(self, encoder: nn.Module, how: Augment, crop: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.how, self.crop = how, crop
+
+    def clips(self, batch: ClipBatch) -> Tensor:
+        """The batch's clips, augmented by their plan rows' seeds."""
+        return augment(batch.clip_BTHWC, batch.seed_B, self.how, self.crop)
+
+
+class GitdlObjective(Objective):
+    """L_GITDL of f_A on its embeddings, or of f_E on its time features, through a projection head.
+
+    The head is not part of the snapshot. Both clips go through the encoder as one batch, so BatchNorm sees the
+    block once.
+    """
+
+    def __init__(self, encoder: FrameEncoder | VideoEncoder, gitdl: Gitdl, how: Augment, crop: int) -> None:
+        super().__init__(encoder, how, crop)
+        self.gitdl = gitdl
+        width = encoder.dim if isinstance(encoder, FrameEncoder) else encoder.feature_dim
+        self.projection = nn.Sequential(nn.Linear(width, gitdl.hidden), nn.ReLU(), nn.Linear(gitdl.hidden, gitdl.out))
+
+    def forward(self, batch: ClipBatch) -> Output:
+        """Mean loss over the videos of the block."""
+        assert batch.other_BTHWC is not None and batch.other_time_BT is not None
+        # Two draws a video: the views must differ in more than time.
+        local_seeds = [seed ^ 1 for seed in batch.seed_B]
+        local = augment(batch.other_BTHWC, local_seeds, self.how, self.crop)
+        both = torch.cat([self.clips(batch), local])
+        time_features = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
+        projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)
+        g_BnD, l_BmD = projected.chunk(2)
+        loss = gitdl_loss(
+            g_BnD,
+            l_BmD,
+            batch.time_BT,
+            batch.other_time_BT,
+            sigma2=self.gitdl.sigma2,
+            tau=self.gitdl.tau,
+            weight_B=batch.weight_B,
+        )
+        return loss, {}
+
+
+class AlignObjective(Objective):
+    """L_AV = L_AT + w L_Score of f_A on one block of P classes x M clips."""
+
+    def __init__(self, encoder: FrameEncoder, score: ScoreHead, align: Align, how: Augment, crop: int) -> None:
+        super().__init__(encoder, how, crop)
+        self.score = score
+        self.align = align
+
+    def forward(self, batch: ClipBatch) -> Output:
+        """L_AV of the block; distances and losses in fp32 whatever the encoder's precision."""
+        emb_BTD = self.encoder(self.clips(batch))
+        with torch.autocast(emb_BTD.device.type, enabled=False):
+            dist_BB = block_distances(emb_BTD.float(), gamma=self.align.gamma)
+            rows = (batch.label_B, batch.video_B, batch.weight_B)
+            triplet = triplet_loss(dist_BB, *rows, margin=self.align.margin)
+            score = score_loss(self.score(dist_BB), *rows)
+            loss = self.align.triplet_weight * triplet.loss + self.align.score_weight * score
+        logged = {"L_AT": triplet.loss, "L_Score": score, "anchors_skipped": triplet.skipped}
+        return loss, {name: value.detach().float() for name, value in logged.items()}
+
+
+class ClassifyObjective(Objective):
+    """Cross-entropy of f_E with labels or soft targets; a row weighs its confidence.
+
+    The sum is divided by the block's rows, not by their weights, so that the mean over blocks does not depend on
+    how rows fall into blocks.
+    """
+
+    def forward(self, batch: ClipBatch) -> Output:
+        """Weighted cross-entropy of the block."""
+        logits_BK = self.encoder(self.clips(batch)).float()
+        target = batch.label_B if batch.target_BK is None else batch.target_BK
+        loss_B = F.cross_entropy(logits_BK, target, reduction="none")
+        return (loss_B * batch.weight_B).sum() / len(loss_B), {}
+
+
+def make_objective(name: ObjectiveName, encoder: Any, recipe: Any, score: ScoreHead | None = None) -> Objective:
+    """The objective of a stage."""
+    how, crop = recipe.augment, recipe.frames.crop
+    if name == "gitdl":
+        return GitdlObjective(encoder, recipe.gitdl, how, crop)
+    if name == "align":
+        assert score is not None
+        return AlignObjective(encoder, score, recipe.align, how, crop)
+    return ClassifyObjective(encoder, how, crop)

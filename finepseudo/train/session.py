@@ -1,0 +1,56 @@
+"""What the training loop knows of its launcher: rank, world, and a few collectives over torch.distributed.
+
+The same loop runs under Ray Train and in plain processes; the process group exists before a session is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Session:
+    """This worker among the workers of one training."""
+
+    device: torch.device
+    report: Callable[[Mapping[str, Any]], None]
+    """Called on every rank equally often; what it is told reaches the user's log from rank 0."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this worker."""
+        return dist.get_rank()
+
+    @property
+    def world(self) -> int:
+        """Number of workers."""
+        return dist.get_world_size()
+
+    def all_true(self, here: Tensor) -> bool:
+        """Whether a 0-dim boolean holds on every rank."""
+        if self.world > 1:
+            count = here.to(torch.float32)
+            dist.all_reduce(count, op=dist.ReduceOp.MIN)
+            return bool(count > 0)
+        return bool(here)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(value)
+            value /= self.world
+        return value
+
+    def gather(self, here: Any) -> list[Any]:
+        """One small object from every rank, on every rank."""
+        if self.world == 1:
+            return [here]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, here)
+        return found

@@ -1,0 +1,39 @@
+"""Run, or continue, a whole recipe: data, pre-training, stage 2, rounds of self-training, evaluation, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finepseudo.cli import Options, describe, logged_to, main, parse
+from finepseudo.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """Options of a run."""
+
+    dry_run: bool = False
+    """Say what would be done, and stop."""
+
+
+def job(argv: Sequence[str]) -> None:
+    """Parse, run, print what was learned."""
+    options = parse(RunOptions, argv, program="jobs/run.py", description=__doc__ or "")
+    run = Store(options.run)
+    if options.dry_run:
+        print(describe(options.recipe, run))
+        return
+    from finepseudo.report import summary, write_report
+    from finepseudo.runtime.cluster import cluster
+    from finepseudo.runtime.rounds import run_rounds
+
+    with logged_to(run), cluster(options.recipe):
+        results = run_rounds(options.recipe, run)
+        page = write_report(run, results)
+    print(summary(results))
+    print(f"results: {run.uri('results.json')}\npage: {page}")
+
+
+if __name__ == "__main__":
+    main(job)

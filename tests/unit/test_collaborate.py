@@ -1,0 +1,207 @@
+"""Probabilities, fusion, temperatures, leave-one-out and decisions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from finepseudo.align.collaborate import (
+    decide,
+    fit_temperature,
+    fuse,
+    known_ness,
+    known_threshold,
+    leave_one_out_accuracy,
+    leave_one_out_scores,
+    p_align,
+    p_video,
+)
+from finepseudo.align.gallery import Gallery
+from finepseudo.align.score import ScoreHead
+
+torch.set_num_threads(1)
+INF = math.inf
+
+
+def random_logits(N: int = 50, K: int = 6, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+
+
+def gallery(label, num_classes) -> Gallery:
+    return Gallery(torch.ones(len(label), 2, 3), torch.tensor(label), tuple(map(str, range(len(label)))), num_classes)
+
+
+def test_p_align_is_the_softmax_over_the_classes_with_members():
+    p = p_align(torch.tensor([[1.0, -INF, 2.0]]), tau=0.5)
+    e = math.exp(2) / (math.exp(2) + math.exp(4))
+    torch.testing.assert_close(p, torch.tensor([[e, 0, 1 - e]]))
+    assert p[0, 1] == 0
+
+
+def test_p_align_refuses_rows_without_a_class():
+    with pytest.raises(ValueError, match=r"one finite class a row, got 2 bad rows: \[1, 2\]; is the gallery empty"):
+        p_align(torch.tensor([[0.0, -INF], [-INF, -INF], [math.nan, 0.0]]), tau=0.5)
+    with pytest.raises(ValueError, match="tau > 0, got 0"):
+        p_align(torch.zeros(1, 2), tau=0)
+
+
+def test_p_video_is_a_softmax_in_fp32():
+    logits = random_logits()
+    torch.testing.assert_close(p_video(logits), logits.softmax(1))
+    torch.testing.assert_close(p_video(logits, tau=2), (logits / 2).softmax(1))
+    assert p_video(logits.bfloat16()).dtype == torch.float32
+
+
+def test_fusion_is_half_the_sum():
+    a, e = p_video(random_logits()), p_video(random_logits(seed=1))
+    torch.testing.assert_close(fuse(a, e), 0.5 * a + 0.5 * e)
+    torch.testing.assert_close(fuse(a, e).sum(1), torch.ones(50))
+    with pytest.raises(ValueError, match=r"one shape \(N,K\), got \(50, 6\) and \(50, 5\)"):
+        fuse(a, e[:, :5])
+
+
+@pytest.mark.parametrize("confidence", [0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("hole", [False, True])
+def test_temperature_gives_the_wanted_mean_confidence(confidence, hole):
+    logits = random_logits()
+    if hole:
+        logits[:, 2] = -INF
+        confidence = max(confidence, 0.21)
+    tau = fit_temperature(logits, confidence)
+    assert p_align(logits.double(), tau).max(1).values.mean().item() == pytest.approx(confidence, abs=1e-6)
+
+
+def test_temperature_scales_with_the_logits_and_ignores_a_shift():
+    logits = random_logits()
+    tau = fit_temperature(logits, 0.7)
+    assert fit_temperature(5 * logits, 0.7) == pytest.approx(5 * tau, rel=1e-6)
+    assert fit_temperature(logits.double() + 100, 0.7) == pytest.approx(tau, rel=1e-5)
+
+
+def test_temperature_saturates_at_its_bounds():
+    assert fit_temperature(random_logits(K=4), 0.1) == pytest.approx(1e4)  # the mean maximum is never below 1/4
+    assert fit_temperature(torch.zeros(3, 2), 0.9) == pytest.approx(1e-4)  # ties stay at 1/2
+    assert fit_temperature(torch.zeros(3, 2), 0.3) == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -1, math.nan])
+def test_temperature_refuses_a_confidence_that_is_none(confidence):
+    with pytest.raises(ValueError, match=r"confidence in \(0, 1\)"):
+        fit_temperature(random_logits(), confidence)
+
+
+def test_temperature_needs_a_row():
+    with pytest.raises(ValueError, match="got 0 rows"):
+        fit_temperature(torch.zeros(0, 3), 0.5)
+
+
+LABEL = [0, 0, 1, 1, 1, 2]
+
+
+def random_distances(seed: int) -> torch.Tensor:
+    raw = torch.rand(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    dist = raw + raw.T
+    dist.fill_diagonal_(-5)  # must never be read
+    return dist
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("with_head", [False, True])
+def test_leave_one_out_equals_the_loops(seed, with_head):
+    dist, head = random_distances(seed), None
+    if with_head:
+        head = ScoreHead()
+        head.standardise(dist[~torch.eye(6, dtype=torch.bool)])
+    right = []
+    got = leave_one_out_scores(gallery(LABEL, 4), dist, head)
+    for g in range(6):
+        means = []
+        for c in range(4):
+            members = [a for a in range(6) if a != g and LABEL[a] == c]
+            values = [(-dist[g, a] if head is None else head(dist[g, a])).item() for a in members]
+            means.append(sum(values) / len(values) if values else -INF)
+        assert got[g].tolist() == pytest.approx(means, abs=1e-10)
+        if LABEL.count(LABEL[g]) > 1:
+            right.append(int(np.argmax(means)) == LABEL[g])
+    accuracy = leave_one_out_accuracy(gallery(LABEL, 4), dist, head)
+    assert accuracy == pytest.approx(sum(right) / 5)
+
+
+def test_leave_one_out_of_separate_classes_is_perfect_and_of_singles_undefined():
+    label = torch.tensor([0, 0, 1, 1])
+    dist = (label[:, None] != label).float()
+    assert leave_one_out_accuracy(gallery(label.tolist(), 2), dist) == 1
+    assert leave_one_out_accuracy(gallery(label.tolist(), 2), 1 - dist) == 0
+    assert leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.rand(3, 3)) is None
+    assert known_threshold(gallery([0, 1, 2], 3), torch.zeros(3, 3)) is None
+    with pytest.raises(ValueError, match=r"dist \(3, 3\) for a gallery of 3, got \(2, 2\)"):
+        leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.zeros(2, 2))
+
+
+def test_known_ness_is_the_best_class_and_its_threshold_a_quantile():
+    sbar = torch.tensor([[0.1, 0.9], [0.3, -INF], [-2.0, -1.0], [7.0, 7.0]])
+    assert known_ness(sbar).tolist() == pytest.approx([0.9, 0.3, -1.0, 7.0])
+    members = gallery([0, 0, 0, 1], 2)  # the last is a class of one and is not asked
+    assert known_threshold(members, sbar, quantile=0.5) == pytest.approx(0.3)
+    assert known_threshold(members, sbar, quantile=0) == pytest.approx(-1)
+
+
+P_A = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
+P_E = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("method", "label", "confidence", "accepted"),
+    [
+        ("finepseudo", [0, 0, 2], [0.85, 0.45, 0.7], [True, False, True]),
+        ("pseudo_video", [0, 0, 2], [0.9, 0.8, 0.8], [True, True, True]),
+        ("pseudo_align", [0, 1, 2], [0.8, 0.6, 0.6], [True, False, False]),
+    ],
+)
+def test_decisions_by_method(method, label, confidence, accepted):
+    out = decide(P_A, P_E, ["a", "b", "c"], threshold=0.69, method=method)
+    assert out.video_ids == ("a", "b", "c")
+    assert out.label.tolist() == label
+    assert out.confidence.tolist() == pytest.approx(confidence)
+    assert out.accepted.tolist() == accepted
+    assert out.label_A.tolist() == [0, 1, 2]
+    assert out.label_E.tolist() == [0, 0, 2]
+    assert out.coverage == pytest.approx(sum(accepted) / 3)
+    assert out.p_NK.max(1).tolist() == pytest.approx(confidence)
+
+
+def test_novel_videos_are_never_accepted():
+    out = decide(P_A, P_E, ["a", "b", "c"], threshold=0.0, known_N=torch.tensor([True, False, True]))
+    assert out.accepted.tolist() == [True, False, True]
+    assert out.known.tolist() == [True, False, True]
+
+
+def test_a_method_asks_only_for_what_it_uses():
+    assert decide(None, P_E, ["a", "b", "c"], threshold=0.5, method="pseudo_video").label_A.tolist() == [-1, -1, -1]
+    assert decide(P_A, None, ["a", "b", "c"], threshold=0.5, method="pseudo_align").label_E.tolist() == [-1, -1, -1]
+    with pytest.raises(ValueError, match="method finepseudo lacks its probabilities: p_A True, p_E False"):
+        decide(P_A, None, ["a", "b", "c"], threshold=0.5)
+
+
+def test_no_videos_have_no_labels():
+    out = decide(torch.zeros(0, 3), torch.zeros(0, 3), [], threshold=0.5)
+    assert out.coverage == 0
+    assert out.p_NK.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"threshold": 1.5}, r"threshold in \[0, 1\], got 1.5"),
+        ({"method": "half"}, "pseudo_align, got 'half'"),
+        ({"video_ids": ["a", "b"]}, r"N = 2 distinct video_ids, got \(3, 3\) and 2 names"),
+        ({"video_ids": ["a", "b", "a"]}, "and 2 names"),
+        ({"known_N": torch.ones(2)}, r"known_N \(3,\), got \(2,\)"),
+        ({"p_A_NK": P_A.clone().fill_(math.nan)}, r"3 bad rows: \['a', 'b', 'c'\]"),
+    ],
+)
+def test_misfits_are_named(change, words):
+    call = {"p_A_NK": P_A, "p_E_NK": P_E, "video_ids": ["a", "b", "c"], "threshold": 0.5, **change}
+    with pytest.raises(ValueError, match=words):
+        decide(**call)

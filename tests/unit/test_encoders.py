@@ -1,0 +1,319 @@
+"""The encoders: shapes, sizes, names, seeds, precision, and that every parameter learns.
+
+Axes: B batch, T frames, C channels, H W pixels, D embedding, F features, K classes.
+"""
+
+import math
+
+import pytest
+import torch
+
+from finepseudo.errors import RecipeError
+from finepseudo.models.encoders import ENCODERS, FrameEncoder, VideoEncoder, build
+from finepseudo.models.resnet import ResNet18, factored_width
+from finepseudo.models.tiny import TemporalStage
+from finepseudo.models.vtn import TemporalTransformer
+
+FRAME = ("tiny_vtn", "vtn_resnet18")
+VIDEO = ("tiny_r2plus1d", "r2plus1d_18")
+K = 5
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(name, seed=0, size=32, **options):
+    return build(name, num_classes=K if name in VIDEO else None, size=size, seed=seed, **options)
+
+
+def clip(B=2, T=8, size=32, seed=0):
+    return torch.randn(B, T, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_table_is_what_is_tested_here():
+    assert set(ENCODERS) == {*FRAME, *VIDEO}
+
+
+@pytest.mark.parametrize(("name", "dim", "feature_dim"), [("tiny_vtn", 64, 128), ("vtn_resnet18", 128, 256)])
+def test_frame_encoders_give_unit_embeddings(name, dim, feature_dim):
+    encoder = make(name)
+    assert isinstance(encoder, FrameEncoder)
+    assert (encoder.dim, encoder.feature_dim) == (dim, feature_dim)
+    for mode in (True, False):
+        encoder.train(mode)
+        emb_BTD = encoder(clip())
+        assert emb_BTD.shape == (2, 8, dim)
+        assert encoder.features(clip()).shape == (2, 8, feature_dim)
+        torch.testing.assert_close(emb_BTD.norm(dim=-1), torch.ones(2, 8))
+
+
+@pytest.mark.parametrize("name", FRAME)
+def test_embeddings_are_centred_over_all_frames(name):
+    encoder = make(name)
+    feat_BTF = encoder.features(clip())
+    normed_ND = encoder.embed.norm(encoder.embed.project(feat_BTF).flatten(0, 1))
+    torch.testing.assert_close(normed_ND.mean(dim=0), torch.zeros(encoder.dim), atol=1e-5, rtol=0)
+    assert not list(encoder.embed.norm.parameters())
+    torch.testing.assert_close(encoder(clip()).flatten(0, 1), torch.nn.functional.normalize(normed_ND, dim=-1))
+
+
+@pytest.mark.parametrize(("name", "T_out", "feature_dim"), [("tiny_r2plus1d", 8, 128), ("r2plus1d_18", 1, 512)])
+def test_video_encoders_give_logits(name, T_out, feature_dim):
+    encoder = make(name).eval()
+    assert isinstance(encoder, VideoEncoder)
+    assert (encoder.num_classes, encoder.feature_dim) == (K, feature_dim)
+    feat_BTF, logits_BK = encoder.time_features(clip()), encoder(clip())
+    assert feat_BTF.shape == (2, T_out, feature_dim)
+    assert logits_BK.shape == (2, K)
+    torch.testing.assert_close(logits_BK, encoder.fc(feat_BTF.mean(dim=1)))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_clips_of_a_batch_do_not_mix_in_evaluation(name):
+    encoder = make(name).eval()
+    both = encoder(clip())
+    torch.testing.assert_close(both, torch.cat([encoder(clip()[:1]), encoder(clip()[1:])]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_same_input_gives_the_same_output(name):
+    encoder = make(name).eval()
+    assert torch.equal(encoder(clip()), encoder(clip()))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_weights_depend_on_the_seed_alone(name):
+    first = make(name, seed=3).state_dict()
+    torch.rand(7)
+    again, other = make(name, seed=3).state_dict(), make(name, seed=4).state_dict()
+    assert list(first) == list(again)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    random = [key for key in first if key.endswith("conv1.weight") or key.endswith(".0.weight")]
+    assert any(not torch.equal(first[key], other[key]) for key in random)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_building_leaves_the_global_generator_alone(name):
+    before = torch.get_rng_state()
+    make(name)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_gradient_reaches_every_parameter(name):
+    encoder = make(name)
+    out = encoder(clip(T=4))
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    (out * weight).sum().backward()
+    dead = [key for key, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not dead
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_bfloat16_autocast_keeps_buffers_and_embeddings_in_float32(name):
+    encoder = make(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = encoder(clip(T=4))
+    out.float().square().sum().backward()
+    assert torch.isfinite(out).all()
+    assert {b.dtype for b in encoder.buffers() if b.is_floating_point()} == {torch.float32}
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in encoder.parameters())
+    if name in FRAME:
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out.norm(dim=-1), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_no_parameter_is_read_outside_its_module(name):
+    """Parameters are there only while their own module runs, as with an engine that shards them."""
+    encoder = make(name).eval()
+    with torch.no_grad():
+        expected = encoder(clip(T=4))
+    for module in encoder.modules():
+        whole = {key: p.data for key, p in module.named_parameters(recurse=False)}
+
+        def gather(module, _inputs, whole=whole):
+            for key, data in whole.items():
+                getattr(module, key).data = data
+
+        def scatter(module, _inputs, _output, whole=whole):
+            for key in whole:
+                getattr(module, key).data = torch.empty(0)
+
+        module.register_forward_pre_hook(gather)
+        module.register_forward_hook(scatter)
+        scatter(module, None, None)
+    assert count(encoder) == 0
+    with torch.no_grad():
+        assert torch.equal(encoder(clip(T=4)), expected)
+
+
+def test_double_precision_stays_double():
+    assert make("tiny_vtn").double()(clip().double()).dtype == torch.float64
+
+
+def test_parameter_counts():
+    assert count(ResNet18()) == 11_176_512
+    assert count(build("tiny_vtn", size=40, seed=0)) == 578_512
+    assert count(build("tiny_r2plus1d", num_classes=14, size=40, seed=0)) == 330_782
+
+
+def test_r2plus1d_18_has_the_parameters_that_its_formula_gives():
+    def pair(a, b, M):  # 1x3x3 to M, BatchNorm, 3x1x1, BatchNorm
+        return 9 * a * M + 2 * M + 3 * M * b + 2 * b
+
+    total = 3 * 45 * 49 + 2 * 45 + 3 * 45 * 64 + 2 * 64
+    for a, b in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        narrow, wide = (27 * a * b) // (9 * a + 3 * b), (27 * b * b) // (12 * b)
+        total += pair(a, b, narrow) + pair(b, b, narrow) + 2 * pair(b, b, wide) + (a != b) * (a * b + 2 * b)
+    total += 512 * 400 + 400
+    assert total == 31_505_325
+    assert count(build("r2plus1d_18", num_classes=400, size=112, seed=0)) == total
+
+
+@pytest.mark.parametrize(
+    ("widths", "middle"), [((64, 64), 144), ((64, 128), 230), ((128, 128), 288), ((512, 512), 1152)]
+)
+def test_factored_width(widths, middle):
+    assert factored_width(*widths) == middle
+
+
+KNOWN = {
+    "stem.0.weight": (45, 3, 1, 7, 7),
+    "stem.1.weight": (45,),
+    "stem.1.running_mean": (45,),
+    "stem.1.num_batches_tracked": (),
+    "stem.3.weight": (64, 45, 3, 1, 1),
+    "stem.4.bias": (64,),
+    "layer1.0.conv1.0.0.weight": (144, 64, 1, 3, 3),
+    "layer1.0.conv1.0.1.weight": (144,),
+    "layer1.0.conv1.0.1.running_var": (144,),
+    "layer1.0.conv1.0.3.weight": (64, 144, 3, 1, 1),
+    "layer1.0.conv1.1.weight": (64,),
+    "layer1.0.conv2.0.0.weight": (144, 64, 1, 3, 3),
+    "layer1.0.conv2.0.3.weight": (64, 144, 3, 1, 1),
+    "layer1.0.conv2.1.bias": (64,),
+    "layer1.1.conv1.0.0.weight": (144, 64, 1, 3, 3),
+    "layer1.1.conv2.1.running_var": (64,),
+    "layer2.0.conv1.0.0.weight": (230, 64, 1, 3, 3),
+    "layer2.0.conv1.0.3.weight": (128, 230, 3, 1, 1),
+    "layer2.0.conv2.0.0.weight": (230, 128, 1, 3, 3),
+    "layer2.0.conv2.0.1.running_mean": (230,),
+    "layer2.0.downsample.0.weight": (128, 64, 1, 1, 1),
+    "layer2.0.downsample.1.weight": (128,),
+    "layer2.0.downsample.1.num_batches_tracked": (),
+    "layer2.1.conv1.0.0.weight": (288, 128, 1, 3, 3),
+    "layer3.0.conv1.0.0.weight": (460, 128, 1, 3, 3),
+    "layer3.0.conv2.0.3.weight": (256, 460, 3, 1, 1),
+    "layer3.0.downsample.0.weight": (256, 128, 1, 1, 1),
+    "layer3.1.conv2.0.0.weight": (576, 256, 1, 3, 3),
+    "layer4.0.conv1.0.0.weight": (921, 256, 1, 3, 3),
+    "layer4.0.conv1.0.3.weight": (512, 921, 3, 1, 1),
+    "layer4.0.downsample.1.running_mean": (512,),
+    "layer4.1.conv1.0.0.weight": (1152, 512, 1, 3, 3),
+    "layer4.1.conv2.0.3.weight": (512, 1152, 3, 1, 1),
+    "layer4.1.conv2.1.weight": (512,),
+    "fc.weight": (400, 512),
+    "fc.bias": (400,),
+}
+
+
+def test_r2plus1d_18_has_the_public_names_and_shapes():
+    state = build("r2plus1d_18", num_classes=400, size=112, seed=0).state_dict()
+    assert {key: tuple(state[key].shape) for key in KNOWN if key in state} == KNOWN
+    # 2 + 32 + 3 convolutions; 2 + 32 + 3 BatchNorms of five tensors each; the classifier
+    assert len(state) == 37 + 37 * 5 + 2
+    assert next(iter(state)) == "stem.0.weight"
+    assert "layer1.0.downsample.0.weight" not in state
+
+
+def test_resnet18_has_the_public_names_and_shapes():
+    state = make("vtn_resnet18").state_dict()
+    known = {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.running_var": (64,),
+        "layer1.0.conv1.weight": (64, 64, 3, 3),
+        "layer1.0.bn2.num_batches_tracked": (),
+        "layer2.0.downsample.0.weight": (128, 64, 1, 1),
+        "layer2.0.downsample.1.bias": (128,),
+        "layer3.1.conv2.weight": (256, 256, 3, 3),
+        "layer4.1.bn2.weight": (512,),
+    }
+    assert {key: tuple(state["backbone." + key].shape) for key in known} == known
+    assert sum(key.startswith("backbone.") for key in state) == 20 + 20 * 5
+
+
+def test_temporal_stride_1_keeps_the_parameters_and_all_time_features():
+    strided, dense = make("r2plus1d_18"), make("r2plus1d_18", temporal_stride_1=True)
+    a, b = strided.state_dict(), dense.state_dict()
+    assert list(a) == list(b)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    x = clip(B=1, T=16)
+    with torch.no_grad():
+        assert strided.eval().time_features(x).shape == (1, 2, 512)
+        assert dense.eval().time_features(x).shape == (1, 16, 512)
+
+
+def test_a_temporal_stage_is_a_convolution_over_time():
+    stage = TemporalStage(6).eval()
+    B, T, H, W = 2, 5, 3, 4
+    x_NCHW = torch.randn(B * T, 6, H, W, generator=torch.Generator().manual_seed(0))
+    x_BCTHW = x_NCHW.unflatten(0, (B, T)).transpose(1, 2)
+    y_BCTHW = torch.nn.functional.conv3d(x_BCTHW, stage.conv.weight[:, :, :, None], padding=(1, 0, 0)).relu()
+    y_NCHW = y_BCTHW.transpose(1, 2).flatten(0, 1) / math.sqrt(1 + stage.norm.eps)
+    torch.testing.assert_close(stage(x_NCHW, T), y_NCHW)
+
+
+@pytest.mark.parametrize(("positions", "equivariant"), [("none", True), ("sinusoidal", False)])
+def test_without_positions_only_the_convolution_knows_the_order(positions, equivariant):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        head = TemporalTransformer(16, 16, layers=2, heads=4, mlp_ratio=2, positions=positions).eval()
+    with torch.no_grad():
+        head.conv.conv.weight[:, :, (0, 2)] = 0  # the convolution looks at its own frame alone
+    x_BTF = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert torch.allclose(head(x_BTF[:, order]), head(x_BTF)[:, order], atol=1e-5) is equivariant
+
+
+def test_the_frame_encoder_sees_the_order_of_frames():
+    encoder = make("tiny_vtn").eval()
+    x = clip(B=1)
+    assert not torch.allclose(encoder(x.flip(1)).flip(1), encoder(x), atol=1e-3)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_all():
+    with pytest.raises(RecipeError, match=r"'tiny_vnt'.*did you mean 'tiny_vtn'") as caught:
+        build("tiny_vnt", size=40, seed=0)
+    assert all(name in str(caught.value) for name in ENCODERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("tiny_r2plus1d", {}, "needs num_classes"),
+        ("tiny_vtn", {"num_classes": 3}, "takes no num_classes"),
+        ("tiny_r2plus1d", {"num_classes": 0}, "num_classes >= 1, got 32 and 0"),
+        ("tiny_vtn", {"position": "none"}, "no option 'position' .*'positions'.*choices are dim, positions"),
+        ("tiny_vtn", {"positions": "learned"}, '"none" or "sinusoidal", got \'learned\''),
+    ],
+)
+def test_wrong_arguments_are_named(name, arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        build(name, size=32, seed=0, **arguments)
+
+
+def test_a_clip_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"built for frames of 3x32x32, got a clip \(2, 8, 3, 40, 40\)"):
+        make("tiny_vtn")(clip(size=40))
+    with pytest.raises(ValueError, match=r"expected a clip \(B,T,C,H,W\), got \(8, 3, 32, 32\)"):
+        make("r2plus1d_18")(clip()[0])

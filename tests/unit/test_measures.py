@@ -1,0 +1,164 @@
+"""Measures against hand-made cases, loops, and missing classes."""
+
+import math
+
+import numpy as np
+import pytest
+
+from finepseudo import measures as m
+
+RNG = np.random.default_rng
+
+
+def test_top_k_counts_the_true_class_among_the_best():
+    score = [[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]]
+    assert m.top_k_accuracy(score, [1, 1, 0]) == pytest.approx(1 / 3)
+    assert m.top_k_accuracy(score, [1, 1, 0], k=2) == pytest.approx(2 / 3)
+    assert m.top_k_accuracy(score, [1, 1, 0], k=99) == 1
+
+
+def test_top_k_breaks_ties_towards_the_lower_class_and_takes_missing_classes():
+    assert m.top_k_accuracy([[1.0, 1.0]], [0]) == 1
+    assert m.top_k_accuracy([[1.0, 1.0]], [1]) == 0
+    assert m.top_k_accuracy([[-math.inf, 0.0, -math.inf]], [1]) == 1
+    with pytest.raises(ValueError, match=r"without NaN, got rows \[1\]"):
+        m.top_k_accuracy([[0.0, 1.0], [math.nan, 0.0]], [0, 0])
+    with pytest.raises(ValueError, match=r"truth within 0..1, got 2 in row 0"):
+        m.top_k_accuracy([[0.0, 1.0]], [2])
+    with pytest.raises(ValueError, match="N and k >= 1"):
+        m.top_k_accuracy(np.zeros((0, 2)), [])
+
+
+def test_mean_class_accuracy_leaves_out_classes_without_videos():
+    label, truth = [0, 0, 0, 2, 1], [0, 0, 2, 2, 0]
+    assert m.per_class_accuracy(label, truth, 4) == pytest.approx([2 / 3, math.nan, 0.5, math.nan], nan_ok=True)
+    assert m.mean_class_accuracy(label, truth, 4) == pytest.approx((2 / 3 + 0.5) / 2)
+    assert math.isnan(m.mean_class_accuracy([], [], 3))
+    with pytest.raises(ValueError, match=r"label \(2,\), truth \(1,\)"):
+        m.mean_class_accuracy([0, 1], [0], 2)
+
+
+def slow_ece(confidence, right, bins):
+    total = 0.0
+    for b in range(bins):
+        inside = [n for n, c in enumerate(confidence) if b / bins < c <= (b + 1) / bins or (b == 0 and c == 0)]
+        if inside:
+            total += abs(sum(right[n] for n in inside) - sum(confidence[n] for n in inside))
+    return total / len(confidence)
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_calibration_error_equals_the_loops(bins):
+    confidence = RNG(0).random(300)
+    right = RNG(1).random(300) < confidence**2
+    assert m.calibration_error(confidence, right, bins) == pytest.approx(slow_ece(confidence, right, bins))
+
+
+def test_calibration_error_of_clear_cases():
+    assert m.calibration_error([1.0, 1.0], [True, True]) == 0
+    assert m.calibration_error([1.0, 1.0], [False, False]) == 1
+    assert m.calibration_error([0.0], [False]) == 0
+    assert math.isnan(m.calibration_error([], []))
+    with pytest.raises(ValueError, match=r"within 0..1, got 0.2 to 1.5"):
+        m.calibration_error([0.2, 1.5], [True, True])
+
+
+def test_label_quality_counts_novel_videos_as_wrong():
+    out = m.label_quality([True, True, True, False], [0, 1, 2, 0], [0, 2, -1, 0])
+    assert out == m.LabelQuality(accepted=3, coverage=0.75, precision=1 / 3, contamination=1 / 3)
+    minus = m.label_quality([True], [-1], [-1])
+    assert minus.precision == 0
+    none = m.label_quality([False, False], [0, 0], [0, 0])
+    assert (none.accepted, none.coverage) == (0, 0)
+    assert math.isnan(none.precision)
+    assert math.isnan(none.contamination)
+
+
+def test_precision_coverage_curve_is_label_quality_at_every_threshold():
+    confidence = RNG(0).integers(0, 10, 80) / 10
+    label, truth = RNG(1).integers(0, 3, 80), RNG(2).integers(-1, 3, 80)
+    curve = m.precision_coverage_curve(confidence, label, truth)
+    assert (np.diff(curve.threshold) < 0).all()
+    assert curve.coverage[-1] == 1
+    assert len(curve.threshold) == len(set(confidence))
+    for threshold, precision, coverage in zip(curve.threshold, curve.precision, curve.coverage, strict=True):
+        at = m.label_quality(confidence >= threshold, label, truth)
+        assert (at.precision, at.coverage) == pytest.approx((precision, coverage))
+    assert len(m.precision_coverage_curve([], [], []).threshold) == 0
+
+
+def test_pair_average_precision_is_balanced():
+    same = np.array([True] * 10 + [False] * 990)
+    random = RNG(0).random(1000)
+    assert m.pair_average_precision(np.zeros(1000), same) == pytest.approx(0.5)
+    assert m.pair_average_precision(random, same) == pytest.approx(0.5, abs=0.2)
+    assert m.pair_average_precision(random + same, same) == 1
+    twice = np.concatenate([same, same[same]])  # more of the positives, the same value
+    assert m.pair_average_precision(np.concatenate([random, random[same]]), twice) == pytest.approx(
+        m.pair_average_precision(random, same)
+    )
+
+
+def test_pair_average_precision_by_hand_and_where_a_kind_is_missing():
+    # sorted: + - + -, weights 1/2 each: precision 1 at the first, 2/3 at the second positive
+    assert m.pair_average_precision([4, 3, 2, 1], [True, False, True, False]) == pytest.approx((1 + 2 / 3) / 2)
+    assert math.isnan(m.pair_average_precision([1, 2], [True, True]))
+    assert math.isnan(m.pair_average_precision([], []))
+    with pytest.raises(ValueError, match="1 non-finite"):
+        m.pair_average_precision([1, math.nan], [True, False])
+
+
+def all_pairs(videos: int, seed: int):
+    """Pairs of videos with two classes, and a score that follows sameness loosely."""
+    i, j = np.triu_indices(videos, 1)
+    same = (i % 2) == (j % 2)
+    of_video = RNG(seed).normal(size=videos)
+    return same + of_video[i] + of_video[j], same, np.stack([i, j], 1)
+
+
+def test_bootstrap_error_follows_the_spread_over_data():
+    score, same, video = all_pairs(30, 0)
+    error = m.pair_ap_standard_error(score, same, video, seed=1)
+    spread = np.std([m.pair_average_precision(*all_pairs(30, seed)[:2]) for seed in range(60)])
+    assert spread / 2 < error < 2 * spread
+    assert error == m.pair_ap_standard_error(score, same, video, seed=1)
+    assert error != m.pair_ap_standard_error(score, same, video, seed=2)
+
+
+def test_bootstrap_error_does_not_fall_when_the_same_pairs_are_given_twice():
+    score, same, video = all_pairs(12, 0)
+    once = m.pair_ap_standard_error(score, same, video)
+    twice = m.pair_ap_standard_error(np.tile(score, 2), np.tile(same, 2), np.tile(video, (2, 1)))
+    assert twice == pytest.approx(once)
+
+
+def test_bootstrap_error_is_undefined_without_both_kinds():
+    assert math.isnan(m.pair_ap_standard_error([1, 2], [True, True], [[0, 1], [1, 2]]))
+    assert math.isnan(m.pair_ap_standard_error([], [], np.zeros((0, 2))))
+    with pytest.raises(ValueError, match=r"video \(2, 2\), got \(2,\)"):
+        m.pair_ap_standard_error([1, 2], [True, False], [0, 1])
+
+
+def test_proportion_error_is_the_deviation_of_a_mean():
+    draws = RNG(0).binomial(200, 0.3, size=20000) / 200
+    assert m.proportion_standard_error(0.3, 200) == pytest.approx(draws.std(), rel=0.03)
+    assert m.proportion_standard_error(1.0, 5) == 0
+    assert math.isnan(m.proportion_standard_error(0.5, 0))
+    with pytest.raises(ValueError, match=r"within 0..1, got 1.1"):
+        m.proportion_standard_error(1.1, 5)
+
+
+def test_counts_and_agreement():
+    assert m.class_counts([0, 2, 2], 4).tolist() == [1, 0, 2, 0]
+    assert m.class_counts([], 2).tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"label within 0..1, got -1 in row 1"):
+        m.class_counts([0, -1], 2)
+    assert m.agreement([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
+    assert math.isnan(m.agreement([], []))
+
+
+def test_known_auroc_is_the_share_of_pairs_in_order():
+    score, known = RNG(0).integers(0, 5, 40), RNG(1).random(40) < 0.5
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[known] for b in score[~known]]
+    assert m.known_auroc(score, known) == pytest.approx(np.mean(pairs))
+    assert math.isnan(m.known_auroc([1, 2], [True, True]))

@@ -1,0 +1,174 @@
+"""The score head, tiled distances and class means."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from finepseudo.align.gallery import Gallery
+from finepseudo.align.score import ScoreHead, alignability, class_means, class_scores, distances
+from finepseudo.align.softdtw import alignment_distance
+
+torch.set_num_threads(1)
+
+
+def frames(*shape: int, seed: int = 0) -> torch.Tensor:
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def ready_head(mean: float = 0.4, std: float = 0.1) -> ScoreHead:
+    head = ScoreHead()
+    head.standardise(torch.tensor([mean - std / math.sqrt(2), mean + std / math.sqrt(2)]))
+    return head
+
+
+def gallery(label: list[int], num_classes: int, T: int = 5) -> Gallery:
+    return Gallery(
+        frames(len(label), T, 8, seed=9), torch.tensor(label), tuple(map(str, range(len(label)))), num_classes
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_head_decreases_whatever_its_parameters(seed):
+    head = ready_head().double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    log_odds = head(torch.linspace(0.1, 0.7, 400, dtype=torch.float64))
+    assert (log_odds.diff() < 0).all()
+
+
+def test_head_starts_with_small_distances_alignable_and_the_same_every_time():
+    torch.manual_seed(0)
+    first = ready_head()
+    torch.manual_seed(1)
+    second = ready_head()
+    dist = torch.tensor([0.2, 0.4, 0.6])
+    assert torch.equal(first(dist), second(dist))
+    assert first(dist)[0] > 1
+    assert first(dist)[1].item() == pytest.approx(0, abs=1e-5)
+    assert first(dist)[2] < -1
+
+
+def test_head_learns_a_threshold_and_passes_gradient_to_the_distance():
+    head = ready_head()
+    dist = torch.linspace(0.1, 0.7, 64)
+    target = (dist < 0.3).float()
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
+    losses = []
+    for _ in range(150):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(head(dist), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
+    assert all(p.grad.abs().sum() > 0 for p in head.parameters())
+    leaf = torch.tensor([0.3], requires_grad=True)
+    head(leaf).sum().backward()
+    assert leaf.grad.item() < 0
+
+
+def test_standardisation_is_set_once_and_travels_with_the_state():
+    head = ScoreHead()
+    with pytest.raises(ValueError, match="call standardise"):
+        head(torch.zeros(1))
+    values = torch.tensor([[0.1, 0.2], [0.4, 0.9]])
+    head.standardise(values)
+    assert head.mean.item() == pytest.approx(values.mean().item())
+    assert head.std.item() == pytest.approx(values.std().item())
+    with pytest.raises(ValueError, match="standardised already"):
+        head.standardise(values)
+    copy = ScoreHead()
+    copy.load_state_dict(head.state_dict())
+    assert torch.equal(copy(values), head(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [([0.1], "two finite"), ([0.1, math.nan], "1 non-finite"), ([0.3, 0.3, 0.3], "constant")],
+)
+def test_useless_distances_cannot_standardise(values, words):
+    with pytest.raises(ValueError, match=words):
+        ScoreHead().standardise(torch.tensor(values))
+
+
+def test_a_half_precision_head_computes_in_fp32():
+    assert ready_head().bfloat16()(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert ready_head()(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("tile", [1, 3, 7, 10, 1000])
+def test_distances_are_those_of_each_pair_in_any_tiles(tile):
+    emb, other = frames(6, 5, 8), frames(7, 4, 8, seed=1)
+    got = distances(emb, other, gamma=0.1, tile_pairs=tile)
+    want = torch.stack([alignment_distance(u.expand(7, 5, 8), other, gamma=0.1) for u in emb])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", ["log_odds", "score"])
+@pytest.mark.parametrize("tile", [2, 5, 1000])
+def test_class_scores_are_the_means_over_the_classes(mean, tile):
+    members, head, emb = gallery([2, 0, 0, 2, 2], 4), ready_head(), frames(6, 5, 8)
+    got = class_scores(emb, members, head, gamma=0.1, mean=mean, tile_pairs=tile)
+    values = alignability(distances(emb, members.emb_GTD, gamma=0.1), head, mean)
+    torch.testing.assert_close(got[:, 0], values[:, [1, 2]].mean(1))
+    torch.testing.assert_close(got[:, 2], values[:, [0, 3, 4]].mean(1))
+    assert (got[:, [1, 3]] == -math.inf).all()
+    torch.testing.assert_close(got, class_means(values, members.label_G, 4))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most numbers that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+def test_memory_follows_the_tile_and_not_the_gallery():
+    members, head, emb = gallery([0, 1] * 60, 2), ready_head(), frames(40, 5, 8)
+    with LargestTensor() as seen:
+        class_scores(emb, members, head, gamma=0.1, tile_pairs=16)
+    assert seen.numel <= members.emb_GTD.numel() == 4800  # 16 x 9 x 5 a tile; N x G x T x U would be 120,000
+    with LargestTensor() as seen:
+        class_scores(emb, members, head, gamma=0.1, tile_pairs=4096)
+    assert seen.numel >= 40 * 102 * 25  # so the first line measures something
+
+
+def test_no_videos_give_no_rows():
+    assert distances(torch.zeros(0, 5, 8), frames(3, 5, 8), gamma=0.1).shape == (0, 3)
+    assert class_scores(torch.zeros(0, 5, 8), gallery([0, 1], 2), ready_head(), gamma=0.1).shape == (0, 2)
+
+
+def test_broken_rows_are_named():
+    emb = frames(4, 5, 8)
+    emb[1, 2, 3] = math.nan
+    emb[3, 0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"finite emb_NTD \(4, 5, 8\), got 2 non-finite rows: \[1, 3\]"):
+        distances(emb, frames(2, 5, 8), gamma=0.1)
+    with pytest.raises(ValueError, match=r"finite gallery_GUD .*\[1, 3\]"):
+        distances(frames(2, 5, 8), emb, gamma=0.1)
+
+
+def test_misfits_are_named():
+    with pytest.raises(ValueError, match=r"equal D, none empty, got \(2, 5, 8\) and \(2, 5, 7\)"):
+        distances(frames(2, 5, 8), frames(2, 5, 7), gamma=0.1)
+    with pytest.raises(ValueError, match="tile_pairs >= 1, got 0"):
+        distances(frames(2, 5, 8), frames(2, 5, 8), gamma=0.1, tile_pairs=0)
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2,\)"):
+        class_means(torch.zeros(2, 3), torch.tensor([0, 1]), 2)
+    with pytest.raises(ValueError, match=r"within 0..1, got 2 in row 1 \(1 bad\)"):
+        class_means(torch.zeros(2, 2), torch.tensor([0, 2]), 2)
+    with pytest.raises(ValueError, match='"log_odds" or "score", got \'mean\''):
+        alignability(torch.zeros(1), ready_head(), "mean")
