@@ -7,6 +7,7 @@ all blocks have the same size. So every global step consumes exactly its rows of
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.decode import Decoder
@@ -106,7 +108,7 @@ def training_stream(run: str, plan: str, recipe: Recipe, layout: Callable[[], La
         # This runs in Train's controller, which does not have the driver's context: a block must stay one block.
         context = DataContext.get_current()
         context.target_max_block_size = None
-        quiet(context)
+        prepare_context(context)
         here = layout()
         return _decode_blocks(run, plan, recipe, len(here), here.blocks)
 
@@ -115,7 +117,7 @@ def training_stream(run: str, plan: str, recipe: Recipe, layout: Callable[[], La
 
 def scoring_stream(run: str, plan: str, recipe: Recipe) -> Dataset:
     """Every block of a plan once."""
-    quiet(DataContext.get_current())
+    prepare_context(DataContext.get_current())
     committed = Plan.load(Store(run), plan)
     return _decode_blocks(run, plan, recipe, -(-len(committed) // committed.block_rows), _itself)
 
@@ -138,7 +140,24 @@ def _decode_blocks(run: str, plan: str, recipe: Recipe, count: int, rows_of: Cal
     )
 
 
-def quiet(context: DataContext) -> None:
-    """The driver logs progress itself."""
+class Pause(ExecutionCallback):
+    """Rests the control loop of a stream for a moment at each turn.
+
+    The loop turns without rest while finished blocks wait for a slower consumer, which on a small machine takes as
+    much processor time as the training itself. A block holds seconds of work, so the pause delays nothing.
+    """
+
+    SECONDS = 0.05
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called at every turn of the loop."""
+        time.sleep(self.SECONDS)
+
+
+def prepare_context(context: DataContext) -> None:
+    """Settings of every stream: no progress bars (the driver logs progress itself), and a calm control loop."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    if Pause not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Pause)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -242,7 +242,7 @@ def _timing(*stores: Store) -> dict[str, Any]:
     for store in dict.fromkeys(stores):
         for folder in _stages(store, "train"):
             _, _, seconds = checkpoint.read_history(store, folder)
-            loop = sum(seconds.get(kind, 0.0) for kind in ("wait", "transfer", "compute", "commit"))
+            loop = sum(seconds.get(kind, 0.0) for kind in ("setup", "wait", "transfer", "compute", "commit"))
             seconds["launch"] = launch_seconds(store, folder)
             seconds["waiting_share"] = seconds.get("wait", 0.0) / loop if loop else 0.0
             found[folder] = seconds

@@ -66,7 +66,7 @@ def run_rounds(recipe: Recipe, run: Store, base: Store | None = None, *, train: 
     artefacts.claim_run(run, recipe)
     base = base or run
     manifest = ensure_manifest(recipe, base)
-    split = _ensure_split(recipe, run, manifest.truth("train"))
+    split = ensure_split(recipe, run, manifest.truth("train"))
     log.info("split %s: %d labelled, %d unlabelled", split.fingerprint, len(split.labelled), len(split.unlabelled))
     with listening() as board:
         shared = Work(recipe, base, manifest, split, board, may_train=train)
@@ -226,7 +226,8 @@ def _classify_plan(
     )  # fmt: skip
 
 
-def _ensure_split(recipe: Recipe, run: Store, truth: dict[str, int]) -> SplitLists:
+def ensure_split(recipe: Recipe, run: Store, truth: dict[str, int]) -> SplitLists:
+    """D_l and D_u, committed with their seed in the name."""
     made = make_split(truth, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
     lineage = {"fingerprint": made.fingerprint, "seed": recipe.split.seed, "fraction": recipe.split.label_fraction}
     artefacts.ensure(run, "split", lineage, lambda: {f"split-seed{recipe.split.seed}.json": made.to_bytes()})

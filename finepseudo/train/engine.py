@@ -34,7 +34,8 @@ def _import_deepspeed() -> Any:
     """Import DeepSpeed with a compiler cache of our own, free of locks that killed builds left behind."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/finepseudo/extensions")))
+    default = Path.home() / ".cache/finepseudo" / f"torch-{torch.__version__}"
+    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
     for lock in cache.glob("**/lock"):
         if time.time() - lock.stat().st_mtime > 600:
             lock.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from finepseudo.train.session import Session
 Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
 """(first step, step to stop before) -> this rank's blocks, as decoded columns."""
 
-REPORT_EVERY_S = 5.0
+REPORT_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
         TrainingError: a loss or gradient is not finite (step and videos are named; nothing of that step is kept), the
             stream does not give the plan's rows, or too many rows could not be decoded.
     """
+    began = time.monotonic()
     plan = Plan.load(store, stage.plan)
     lineage = stage.lineage(recipe)
     engine = Engine(
@@ -100,6 +101,7 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
     )
     start = checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
     recorder = _Recorder(session, plan, recipe, start, stage.folder.partition("/")[2], stage.steps)
+    recorder.timing["setup"] = time.monotonic() - began
     blocks = iter(stream(start, stop)) if start < stop else iter(())
     while engine.steps < stop:
         with recorder.clock("wait"):
@@ -112,8 +114,7 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
         with recorder.clock("compute"):
             updated = _train_block(engine, session, batch, recipe, recorder)
         if updated and (engine.steps % recipe.scale.checkpoint_every == 0 or engine.steps == stop):
-            with recorder.clock("commit"):
-                recorder.commit(engine, store, stage.folder, lineage)
+            recorder.commit(engine, store, stage.folder, lineage)
     if engine.steps == stage.steps and session.rank == 0:
         checkpoint.export_snapshot(store, stage.folder, lineage=lineage)
     session.gather(None)
@@ -146,7 +147,7 @@ class _Recorder:
         self.max_rejected = recipe.data.max_rejected
         self.block = start * self.per_step + session.rank
         self.seen = self.bad = 0
-        self.began, self.first, self.reported = time.monotonic(), start, 0.0
+        self.began, self.first, self.reported = 0.0, start, 0.0
         self._reset()
 
     def clock(self, kind: str) -> _Clock:
@@ -189,7 +190,9 @@ class _Recorder:
             self.blocks_here = 1
             self.curve.append(point)
         now = time.monotonic()
-        if self.session.rank == 0 and (now - self.reported > REPORT_EVERY_S or step == self.total):
+        if not self.began:  # the first block waits for the stream to start, which says nothing about the pace
+            self.began, self.first = now, step
+        elif self.session.rank == 0 and (now - self.reported > REPORT_EVERY_S or step == self.total):
             self.reported = now
             left = (now - self.began) / max(1, step - self.first) * (self.total - step)
             self.session.report(
@@ -197,8 +200,9 @@ class _Recorder:
             )
 
     def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:
-        """Write down what was gathered, and start anew."""
-        for kind in ("wait", "transfer", "compute", "commit"):
+        """Write down what was gathered, and start anew. The seconds of a commit are written with the next one."""
+        began = time.monotonic()
+        for kind in ("setup", "wait", "transfer", "compute", "commit"):
             self.timing.setdefault(kind, 0.0)
         checkpoint.save(
             engine, self.session, store, folder, lineage=lineage, since=self.since, rows=self.rows, curve=self.curve,
@@ -206,6 +210,7 @@ class _Recorder:
         )  # fmt: skip
         self.since = engine.steps
         self._reset()
+        self.timing["commit"] = time.monotonic() - began
 
     def _reset(self) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -1,0 +1,37 @@
+# Two words do everything, set-up included: `make demo` and `make test`. Both are safe to repeat.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test lint setup setup-dev clean
+
+demo: setup  ## the main job, whole, on generated video files
+	$(BIN)/python jobs/run.py rehearsal --run $(RUN)
+
+test: setup-dev  ## all tests
+	$(BIN)/python -m pip check
+	$(BIN)/python -m pytest
+
+lint: setup-dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+setup: $(VENV)/ready
+setup-dev: $(VENV)/ready-dev
+
+$(VENV)/ready: requirements.txt pyproject.toml .ci/system
+	bash .ci/system $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c tests/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m finepseudo.train.engine
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready tests/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.lock
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

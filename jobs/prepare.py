@@ -1,0 +1,33 @@
+"""Make a run's data ready: generate the rehearsal set where asked for, probe every video, write manifest and split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from finepseudo.cli import Options, logged_to, main, parse
+from finepseudo.storage import Store
+
+
+def job(argv: Sequence[str]) -> None:
+    """Parse, prepare, print what is usable and what was rejected, with reasons."""
+    options = parse(Options, argv, program="jobs/prepare.py", description=__doc__ or "")
+    run = Store(options.run)
+    from finepseudo.artefacts import claim_run
+    from finepseudo.runtime.cluster import cluster
+    from finepseudo.runtime.prepare import ensure_manifest
+    from finepseudo.runtime.rounds import ensure_split
+
+    with logged_to(run), cluster(options.recipe):
+        claim_run(run, options.recipe)
+        manifest = ensure_manifest(options.recipe, run)
+        split = ensure_split(options.recipe, run, manifest.truth("train"))
+    for row in manifest.table.to_pylist():
+        if row["status"] != "ok":
+            print(f"rejected {row['video_id']}: {row['reason']}")
+    print(json.dumps({"manifest": manifest.fingerprint, **manifest.summary()}))
+    print(f"split {split.fingerprint}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled")
+
+
+if __name__ == "__main__":
+    main(job)

@@ -1,0 +1,104 @@
+"""The main job as a user starts it: what a run leaves behind, what a second start does, what is refused."""
+
+import json
+
+import pytest
+from conftest import call
+
+from finepseudo.data.plan import Plan
+from finepseudo.storage import Store
+from finepseudo.train.checkpoint import read_history
+
+STAGES = (
+    "pretrain/frame",
+    "pretrain/video",
+    "align/frame",
+    "supervise/video",
+    "finepseudo/round-1/video",
+    "supervised/round-1/video",
+)
+
+
+def test_results_hold_every_figure(smoke):
+    results = smoke.results
+    for method in ("supervised", "finepseudo", "stage_2"):
+        for part in ("f_E", "fused"):
+            figures = results[method][part]
+            assert {"top1", "top1_se", "top5", "mean_class", "mean_class_se"} <= figures.keys()
+            assert 0 <= figures["top1"] <= figures["top5"] <= 1
+            assert figures["videos"] == 20
+    (labels,) = results["rounds"]["finepseudo"]
+    assert labels["accepted"] == labels["unlabelled"] == 30
+    assert labels["coverage"] == 1.0
+    assert {"p_E", "p_A", "p"} == labels["precision_all"].keys()
+    assert {"pooled_cosine", "timestamp_cosine", "dtw", "score"} <= results["pairs"].keys()
+    assert results["manifest"]["usable"] == {"train": 40, "test": 20}
+    for stage in STAGES:
+        seconds = results["timing"][f"train/{stage}"]
+        assert {"launch", "setup", "wait", "transfer", "compute", "commit", "decode"} <= seconds.keys()
+        assert 0 <= seconds["waiting_share"] <= 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_committed_history_is_the_plan(smoke, stage):
+    run = Store(str(smoke.folder))
+    plan = Plan.load(run, f"plans/train/{stage}")
+    rows, curve, _ = read_history(run, f"train/{stage}")
+    assert [row["row"] for row in rows] == list(range(len(plan)))
+    assert [row["video_id"] for row in rows] == plan.table.column("video_id").to_pylist()
+    assert [point["step"] for point in curve] == list(range(1, len(plan) // plan.block_rows + 1))
+    assert not any(row["error"] for row in rows)
+
+
+def test_unlabelled_videos_reach_training_only_with_pseudo_labels(smoke):
+    run = Store(str(smoke.folder))
+    split = json.loads((smoke.folder / "split/split-seed0.json").read_text())
+    unlabelled, labelled = set(split["unlabelled"]), set(split["labelled"])
+    test = {row["vid_name"] for row in json.loads((smoke.folder / "data/test.json").read_text())}
+    for stage in STAGES:
+        rows = Plan.load(run, f"plans/train/{stage}").table.to_pylist()
+        used = {row["video_id"] for row in rows}
+        assert not used & test
+        if stage.startswith("pretrain"):
+            assert {row["label"] for row in rows} == {-1}
+        elif stage.startswith(("align", "supervise")):
+            assert used <= labelled
+        else:
+            assert used & unlabelled
+
+
+def test_log_and_page_are_left_for_people(smoke):
+    assert "results:" in smoke.stdout
+    assert (smoke.folder / "report.html").stat().st_size > 10_000
+    (log,) = (smoke.folder / "logs").iterdir()
+    text = log.read_text()
+    assert "pretrain/frame: training steps 0 to 12 of 12" in text
+    assert "left" in text
+    assert "Traceback" not in smoke.stderr
+
+
+def test_same_command_again_only_looks_up(smoke):
+    before = {path: path.stat().st_mtime_ns for path in (smoke.folder / "train").rglob("committed.json")}
+    again = call(smoke.folder)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert {path: path.stat().st_mtime_ns for path in (smoke.folder / "train").rglob("committed.json")} == before
+    assert "training steps" not in again.stderr
+    assert again.stdout == smoke.stdout
+
+
+def test_another_recipe_is_refused_with_the_difference(smoke):
+    done = call(smoke.folder, "--align.margin", 0.2)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("ArtefactError")]
+    assert "align.margin: 0.1 -> 0.2" in line
+    assert json.loads((smoke.folder / "recipe.json").read_text())["digest"] in line
+
+
+def test_impossible_requests_end_with_one_clear_line(tmp_path):
+    no_labels = call(tmp_path / "a", "--split.label-fraction", 0)
+    assert no_labels.returncode == 1
+    assert "ManifestError: no class has a labelled video" in no_labels.stderr
+    no_room = call(tmp_path / "b", "--scale.train-gpus", 1, "--scale.resources-deadline-s", 1)
+    assert no_room.returncode == 1
+    assert "ClusterError: the cluster lacks resources after 1 s: GPU: 2 needed, 0 there" in no_room.stderr
+    assert "Traceback" not in no_room.stderr + no_labels.stderr

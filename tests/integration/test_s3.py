@@ -1,0 +1,85 @@
+"""The whole small rehearsal, data and run directory, on s3:// against a real server process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import call
+
+from finepseudo.storage import Store
+
+START_LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """Environment that reaches an S3 server on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        ends = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < ends, "the S3 server did not start"
+                time.sleep(0.2)
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        process.kill()
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    import s3fs
+
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("rehearsal-bucket")
+    return Store("s3://rehearsal-bucket/runs/a")
+
+
+def test_whole_run_on_s3_equals_the_local_one(smoke, s3, bucket):
+    done = call(bucket.root, "--scale.cache-gib", 0, env=s3)
+    assert done.returncode == 0, done.stderr[-4000:]
+    import json
+
+    there, here = json.loads(bucket.read("results.json")), smoke.results
+    for part in ("digests", "finepseudo", "supervised", "pairs", "split", "manifest"):
+        assert there[part] == here[part], part
+    assert bucket.exists("report.html")
+    assert "secret-of-the-test" not in done.stdout + done.stderr + bucket.read(f"logs/{bucket.list('logs')[0]}").decode()
+
+
+def test_store_verbs_on_s3(bucket_store):
+    assert bucket_store.create("x/one", b"1")
+    assert not bucket_store.create("x/one", b"2")
+    assert bucket_store.read("x/one") == b"1"
+    bucket_store.write("x/one", b"3")
+    assert bucket_store.list("x") == ["one"]
+    assert bucket_store.read("x/one") == b"3"
+    bucket_store.delete("x")
+    assert bucket_store.list("x") == []
+    with pytest.raises(FileNotFoundError, match="s3://"):
+        bucket_store.read("x/one")
+
+
+@pytest.fixture
+def bucket_store(s3, monkeypatch):
+    import s3fs
+
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("verbs-bucket")
+    return Store("s3://verbs-bucket/deep/folder")
