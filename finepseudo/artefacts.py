@@ -84,7 +84,13 @@ def read_part(store: Store, folder: str, name: str) -> bytes:
         raise ArtefactError(f"{store.uri(folder)}: not committed (no {MARKER}); run the stage that makes it")
     if name not in marker["parts"]:
         raise ArtefactError(f"{store.uri(folder)}: no part {name!r}, it has {', '.join(marker['parts'])}")
-    data = store.read(f"{folder}/{name}")
+    try:
+        data = store.read(f"{folder}/{name}")
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{store.uri(folder)}/{name} is gone, though the folder is committed; "
+            "delete the folder to have it made again"
+        ) from error
     found, expected = part_record(data), marker["parts"][name]
     if found != expected:
         raise ArtefactError(

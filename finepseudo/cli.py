@@ -87,8 +87,8 @@ def describe(recipe: Recipe, run: Store) -> str:
     lines = [
         f"recipe {recipe.name}, digest {digest(recipe)}, methods {', '.join(recipe.methods)}",
         "steps: " + ", ".join(f"{name} {count}" for name, count in steps.items()) + f"; {recipe.rounds.count} round(s)",
-        f"workers: 2 trainings x {scale.train_workers} ({scale.train_cpus:g} CPU, {scale.train_gpus:g} GPU each, ZeRO "
-        f"stage {scale.zero_stage}), {scale.decode_workers} decoding for each of 3 streams, {scale.score_workers} scoring",
+        f"workers: 2 trainings x {scale.train_workers} ({scale.train_cpus:g} CPU, {scale.train_gpus:g} GPU each, "
+        f"ZeRO stage {scale.zero_stage}), 3 streams x {scale.decode_workers} decoding, {scale.score_workers} scoring",
         f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",
     ]
     if (spec := recipe.data.rehearsal) is not None:

@@ -26,4 +26,8 @@ class ClusterError(FinePseudoError):
 
 
 class TrainingError(FinePseudoError):
-    """A training run cannot go on: a loss that is not finite, or batches that differ from the plan."""
+    """A training cannot go on, and would not if it were tried again: a loss that is not finite, useless labels."""
+
+
+class StreamError(FinePseudoError):
+    """A stream did not give the plan's rows; the workers restart from their last commit."""

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from finepseudo.errors import RecipeError
 
@@ -325,7 +325,7 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
     for key in sorted(mine.keys() | theirs.keys()):
         a, b = mine.get(key, "(absent)"), theirs.get(key, "(absent)")
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
+            found += differences(cast(dict[str, Any], a), cast(dict[str, Any], b), f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key}: {b!r} -> {a!r}")
     return found

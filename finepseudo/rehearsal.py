@@ -1,4 +1,3 @@
-
 """The rehearsal data set: a generated, fine-grained action data set of real H.264 files.
 
 One gymnast crouches, jumps, performs a word of elements in the air and lands. Every clip has the same scene and the

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from finepseudo.data.plan import Plan
+from finepseudo.errors import StreamError
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,30 @@ class ClipBatch:
         }
         return ClipBatch(**{**vars(self), **moved})
 
+    def decoded(self) -> ClipBatch:
+        """The batch without the rows that could not be decoded: their black clips must not reach a BatchNorm.
+
+        Where none could be decoded it is the batch itself, since a block is never empty; all its weights are 0.
+        """
+        kept = [index for index, row in enumerate(self.row_B) if row not in self.errors]
+        if not kept or len(kept) == len(self.row_B):
+            return self
+        lists = {name: [getattr(self, name)[index] for index in kept] for name in ("row_B", "video_ids", "seed_B")}
+        tensors = {name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return ClipBatch(**{**vars(self), **tensors, **lists})
+
 
 def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> ClipBatch:
-    """Join decoded columns (row, clip_0, clip_1, error, decode_s, cache_hit) with their rows of the plan."""
+    """Join decoded columns (row, clip_0, clip_1, error, decode_s, cache_hit) with their rows of the plan.
+
+    Raises:
+        StreamError: the columns are not consecutive rows of the plan.
+    """
     positions = [int(row) for row in columns["row"]]
-    rows = plan.rows(positions[0], positions[-1] + 1)
-    if [row["row"] for row in rows] != positions:
-        raise AssertionError(f"rows out of order: got {positions}")
+    expected = list(range(positions[0], positions[0] + len(positions)))
+    if positions != expected or not 0 <= expected[0] <= expected[-1] < len(plan):
+        raise StreamError(f"rows out of order: expected consecutive ones of {len(plan)}, got {positions}")
+    rows = plan.rows(expected[0], expected[-1] + 1)
     errors = {row: str(text) for row, text in zip(positions, columns["error"], strict=True) if text}
     weight = [0.0 if row["row"] in errors else row["weight"] for row in rows]
     two = "clip_1" in columns

@@ -29,7 +29,8 @@ class Prober:
     def probe(self, uri: str) -> dict[str, Any]:
         """`num_frames, fps, height, width, bytes, sha256` of a video, or `error` with a reason."""
         child = self._start()
-        assert child.stdin is not None and child.stdout is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
             child.stdin.write(json.dumps(uri).encode() + b"\n")
             child.stdin.flush()

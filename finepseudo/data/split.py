@@ -34,9 +34,7 @@ class SplitLists:
     def from_bytes(data: bytes) -> SplitLists:
         """Read what `to_bytes` wrote."""
         body = json.loads(data)
-        return SplitLists(
-            body["seed"], body["label_fraction"], tuple(body["labelled"]), tuple(body["unlabelled"])
-        )
+        return SplitLists(body["seed"], body["label_fraction"], tuple(body["labelled"]), tuple(body["unlabelled"]))
 
 
 def make_split(truth: Mapping[str, int], *, label_fraction: float, seed: int) -> SplitLists:

@@ -38,7 +38,8 @@ def _from_file(file: str, function: str) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{file}: no such file (from the recipe {file}:{function})")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     make = getattr(module, function, None)

@@ -44,6 +44,8 @@ def cluster(recipe: Recipe) -> Iterator[None]:
 
 
 def _start_local(recipe: Recipe) -> None:
+    # Ray Data's actors make Ray's core print a known, harmless line at level error for every stream.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     need = needed(recipe)
     # Logical processors: the processes of a laptop run share the real ones.
     cpus = max(os.cpu_count() or 1, int(need["CPU"]))

@@ -59,7 +59,7 @@ class Layout:
 
 
 class DecodeBlocks:
-    """Actor of a stream: stream block numbers in, decoded rows out. A row that fails keeps its place, with its reason."""
+    """Actor of a stream: stream block numbers in, decoded rows out; one that fails keeps its place, with its reason."""
 
     def __init__(self, run: str, plan: str, recipe: Recipe, rows_of: Callable[[int], Iterator[int]]) -> None:
         self.plan = Plan.load(Store(run), plan)
@@ -160,4 +160,4 @@ def prepare_context(context: DataContext) -> None:
     context.print_on_execution_start = False
     if Pause not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(Pause)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -15,7 +15,6 @@ log = logging.getLogger("finepseudo")
 POLL_S = 2.0
 
 
-@ray.remote(num_cpus=0)
 class _Board:
     """Messages since the driver last asked."""
 
@@ -33,7 +32,8 @@ class _Board:
 @contextmanager
 def listening() -> Iterator[Any]:
     """A board for workers to tell their progress to; what arrives is logged within the block."""
-    board, done = _Board.remote(), threading.Event()
+    remote_board: Any = ray.remote(num_cpus=0)(_Board)
+    board, done = remote_board.remote(), threading.Event()
 
     def listen() -> None:
         while not done.wait(POLL_S):

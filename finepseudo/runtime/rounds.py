@@ -56,6 +56,7 @@ def run_rounds(recipe: Recipe, run: Store, base: Store | None = None, *, train: 
     """Run, or continue, everything that the recipe asks for; the results, as committed in results.json.
 
     Args:
+        recipe: what to run.
         run: the run directory.
         base: another run directory whose data, manifest and pre-training are used (and made if missing); the run's own
             by default. Runs that differ in `split` and what follows can share them.
@@ -143,9 +144,7 @@ def run_methods(work: Work, start: Start) -> dict[str, Finish]:
     return {name: finish for found in side_by_side(*branches) for name, finish in found.items()}
 
 
-def _self_train(
-    work: Work, start: Start, members: Gallery, method: str, first_scores: Callable[[], Scores]
-) -> Finish:
+def _self_train(work: Work, start: Start, members: Gallery, method: Any, first_scores: Callable[[], Scores]) -> Finish:
     recipe, rounds = work.recipe, work.recipe.rounds
     frame, video, gallery, names = start.frame, start.video, members, []
     for number in range(1, rounds.count + 1):
@@ -207,17 +206,11 @@ def _score_unlabelled(work: Work, name: str, frame: Trained, video: Trained, gal
     )  # fmt: skip
 
 
-def _train_video(
-    work: Work, name: str, make: Callable[[], Plan], steps: int, lr: float, init: Trained
-) -> Trained:
-    return work.train(
-        name, "video", "classify", make, steps=steps, lr=lr, init=init.uri, init_digest=init.digest
-    )
+def _train_video(work: Work, name: str, make: Callable[[], Plan], steps: int, lr: float, init: Trained) -> Trained:
+    return work.train(name, "video", "classify", make, steps=steps, lr=lr, init=init.uri, init_digest=init.digest)
 
 
-def _classify_plan(
-    work: Work, name: str, steps: int, pseudo: Any = (), targets: Any = None
-) -> Callable[[], Plan]:
+def _classify_plan(work: Work, name: str, steps: int, pseudo: Any = (), targets: Any = None) -> Callable[[], Plan]:
     recipe = work.recipe
     return functools.partial(
         plan_classify, work.labelled(), pseudo, frames=recipe.frames.video, augment=recipe.augment, steps=steps,

@@ -36,7 +36,7 @@ LOG_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Scores:
-    """Results of one pass: arrays with one row a video, in the order of `video_ids`; rejected videos are beside them."""
+    """Results of one pass: arrays with one row a video, in the order of `video_ids`; rejected videos beside them."""
 
     video_ids: tuple[str, ...]
     columns: Mapping[str, np.ndarray]

@@ -30,14 +30,16 @@ from finepseudo.recipe import Recipe
 from finepseudo.runtime.scorers import AlignmentPool, Scores
 from finepseudo.runtime.trainer import ensure_trained
 from finepseudo.storage import Store
+from finepseudo.train.initial import Part
 from finepseudo.train.loop import Stage
+from finepseudo.train.objectives import ObjectiveName
 
 log = logging.getLogger("finepseudo")
 
 SECONDS = "seconds.json"
 TOP = 5
 """Classes whose probability a committed label keeps; the rest of the mass is spread over the others."""
-LOWEST, HIGHEST = 0.2, 0.95
+LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
 """Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
 
 
@@ -89,7 +91,7 @@ class Work:
         return [Sample(self.videos[video_id], label) for video_id, label in self.labels.items()]
 
     def train(
-        self, name: str, part: str, objective: str, plan: Callable[[], Plan], *, steps: int, lr: float, **more: Any
+        self, name: str, part: Part, objective: ObjectiveName, plan: Callable[[], Plan], *, steps: int, lr: float, **more: Any
     ) -> Trained:
         """The snapshot of `train/<name>`; `more` are fields of Stage."""
         where, run = f"plans/train/{name}", self.run
@@ -143,7 +145,7 @@ class Work:
         return labelled
 
     def label(
-        self, name: str, method: str, scores: Callable[[], Scores], accuracy_A: float | None, lineage: Mapping[str, Any]
+        self, name: str, method: collaborate.Method, scores: Callable[[], Scores], accuracy_A: float | None, lineage: Mapping[str, Any]
     ) -> pa.Table:
         """Committed pseudo-labels of D_u, and what they were decided with.
 
@@ -157,9 +159,7 @@ class Work:
             sbar_NK, logits_NK = torch.from_numpy(found["sbar/f_A"]), torch.from_numpy(found["logits/f_E"])
             heat = temperatures(sbar_NK, logits_NK, accuracy_A)
             p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            made = collaborate.decide(
-                p_A_NK, p_E_NK, found.video_ids, threshold=recipe.label.threshold, method=method
-            )
+            made = collaborate.decide(p_A_NK, p_E_NK, found.video_ids, threshold=recipe.label.threshold, method=method)
             return {
                 "labels.parquet": artefacts.table_bytes(_label_table(made, p_A_NK, p_E_NK)),
                 "temperatures.json": json.dumps(vars(heat)).encode(),
@@ -194,16 +194,19 @@ def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -
     """tau_A and tau_E at which the mean confidence equals the estimated accuracy of each net.                    [C]
 
         acc_A = leave-one-out accuracy of the pre-trained f_A on D_l (it has seen no label), at least the root of the
-        two nets' agreement; acc_E = agreement / acc_A
+        two nets' agreement, within .9...95; acc_E = agreement^2
 
-    Agreement of independent nets is about acc_A acc_E, hence both estimates. No label of D_u is used.
+    Agreement of two independent nets is about acc_A acc_E, hence the root. Nets that learned from the same few labels
+    err together, and f_E fits them by heart, so its estimate is the cautious one. No label of D_u is used.
 
     Args:
+        sbar_NK: class means of alignability of unlabelled videos.
+        logits_NK: f_E's output for the same videos.
         accuracy_A: the leave-one-out accuracy; None where every class has one video.
     """
     agreement = measures.agreement(sbar_NK.argmax(1).numpy(), logits_NK.argmax(1).numpy())
-    acc_A = min(max(accuracy_A or 0.0, agreement**0.5, LOWEST), HIGHEST)
-    acc_E = min(max(agreement / acc_A, LOWEST), HIGHEST)
+    acc_A = min(max(accuracy_A or 0.0, agreement**0.5, LOWEST_A), HIGHEST)
+    acc_E = min(max(agreement**2, LOWEST_E), HIGHEST)
     return Temperatures(
         tau_A=collaborate.fit_temperature(sbar_NK, acc_A),
         tau_E=collaborate.fit_temperature(logits_NK, acc_E),
@@ -248,7 +251,7 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
     if share > label.max_class_share:
         raise TrainingError(
             f"{name}: one class, {class_names[int(counts.argmax())]}, takes most accepted labels ({state}; "
-            f"label.max_class_share = {label.max_class_share:g}). Train f_E longer before the rounds, or raise the bound"
+            f"label.max_class_share = {label.max_class_share:g}). Train f_E longer first, or raise the bound"
         )
     if agree < label.min_agreement:
         raise TrainingError(

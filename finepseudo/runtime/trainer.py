@@ -14,7 +14,7 @@ import ray.train
 import torch
 from ray.data import ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from finepseudo import artefacts
 from finepseudo.data.plan import Plan
@@ -30,6 +30,8 @@ log = logging.getLogger("finepseudo")
 
 TIMING = "timing"
 """Folder, below a stage, of the seconds that each launch took."""
+FAULT = "fault.txt"
+"""Why a stage stopped for good; the driver raises it."""
 
 
 def ensure_trained(stage: Stage, recipe: Recipe, run: Store, board: Any) -> str:
@@ -62,11 +64,17 @@ def _fit(stage: Stage, recipe: Recipe, run: Store, board: Any, *, stop: int) -> 
         k = recipe.optimiser.blocks_per_step
         return Layout.of(done, stop, scale.train_workers, k, scale.steps_per_block)
 
+    run.delete(f"{stage.folder}/{FAULT}")
     trainer = TorchTrainer(
         _work,
         train_loop_config={
-            "stage": stage, "recipe": recipe, "run": run, "stop": stop, "board": board, "launched": time.time(),
-        },  # fmt: skip
+            "stage": stage,
+            "recipe": recipe,
+            "run": run,
+            "stop": stop,
+            "board": board,
+            "launched": time.time(),
+        },
         scaling_config=ScalingConfig(
             num_workers=scale.train_workers,
             use_gpu=scale.train_gpus > 0,
@@ -87,6 +95,8 @@ def _fit(stage: Stage, recipe: Recipe, run: Store, board: Any, *, stop: int) -> 
         trainer.fit()
     except Exception as error:
         raise _own_error(error, name) from error
+    if run.exists(f"{stage.folder}/{FAULT}"):
+        raise TrainingError(run.read(f"{stage.folder}/{FAULT}").decode())
 
 
 def _work(config: Mapping[str, Any]) -> None:
@@ -95,17 +105,23 @@ def _work(config: Mapping[str, Any]) -> None:
     stage, recipe, run, board = config["stage"], config["recipe"], config["run"], config["board"]
     torch.set_num_threads(max(1, int(recipe.scale.train_cpus)))
     rows = Plan.load(run, stage.plan).block_rows
-    device = ray.train.torch.get_device()
+    device = get_device()
     session = Session(torch.device(device), report=lambda message: board.tell.remote(message))
 
-    def stream(start: int, stop: int) -> Iterable[Mapping[str, Any]]:
+    def stream(start: int, stop: int) -> Iterable[Any]:
         shard = ray.train.get_dataset_shard("train")
+        assert shard is not None
         return shard.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=2)
 
     if session.rank == 0:
         record = {"launch_s": began - config["launched"], "from_step": checkpoint.committed_step(run, stage.folder)}
         artefacts.commit(run, f"{stage.folder}/{TIMING}/{time.time_ns()}", {}, record)
-    run_stage(stage, recipe, run, session, stream, stop=config["stop"])
+    try:
+        run_stage(stage, recipe, run, session, stream, stop=config["stop"])
+    except TrainingError as error:
+        # Every rank is here. To try again would end the same way, so the workers end well and the driver raises.
+        if session.rank == 0:
+            run.write(f"{stage.folder}/{FAULT}", str(error).encode())
 
 
 def launch_seconds(run: Store, folder: str) -> float:
@@ -125,4 +141,6 @@ def _own_error(error: BaseException, name: str) -> FinePseudoError:
     if own is not None:
         return type(own)(str(own))
     first = str(seen[-1]).strip().splitlines() or [repr(seen[-1])]
-    return TrainingError(f"{name}: training failed: {first[-1]}; start the same command again to resume from its last commit")
+    return TrainingError(
+        f"{name}: training failed: {first[-1]}; start the same command again to resume from its last commit"
+    )

@@ -50,7 +50,12 @@ def save(
     """Commit the history since step `since`, then the checkpoint of `engine.steps`; then prune the older one.
 
     Args:
+        engine: what is trained.
+        session: this worker.
+        store: the run.
+        folder: of the stage.
         lineage: of the stage; the checkpoint's adds its step.
+        since: step of the last commit.
         rows: history rows that this rank consumed since then.
         curve: one dictionary a step, of this rank.
         timing: seconds by kind since then, of this rank.
@@ -180,7 +185,7 @@ def _state_bytes(engine: Engine) -> bytes:
 def _whole_bytes(engine: Engine) -> bytes:
     """What every rank holds whole: buffers, frozen parameters, and the shapes of the trained ones."""
     tensors = {f"buffer:{name}": buffer for name, buffer in engine.module.named_buffers()}
-    tensors |= {f"frozen:{name}": p.data for name, p in engine.module.named_parameters() if not p.requires_grad}
+    tensors |= {f"frozen:{name}": value for name, value in engine.frozen.items()}
     shapes = json.dumps({name: engine.shape(p) for name, p in engine.module.named_parameters() if p.requires_grad})
     tensors["shapes"] = torch.tensor(list(shapes.encode()), dtype=torch.uint8)
     return safetensors.torch.save({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()})
@@ -203,5 +208,7 @@ def _assemble(store: Store, folder: str) -> tuple[dict[str, dict[str, Tensor]], 
             tensors[name][kind][int(start) : int(start) + piece.numel()] = piece
     missing = [name for name, kinds in tensors.items() if any(bool(t.isnan().any()) for t in kinds.values())]
     if missing:
-        raise ArtefactError(f"{store.uri(folder)}: pieces are missing of {', '.join(missing[:5])} ({len(missing)} in all)")
+        raise ArtefactError(
+            f"{store.uri(folder)}: pieces are missing of {', '.join(missing[:5])} ({len(missing)} in all)"
+        )
     return tensors, whole

@@ -78,6 +78,9 @@ class Engine:
         self.total_steps, self.lr, self.warmup = steps, lr, optimiser.warmup
         self.blocks = optimiser.blocks_per_step // session.world
         objective.to(session.device)
+        # Never trained, so copied while they are whole: ZeRO-3 shards them as well.
+        fixed = [(name, param) for name, param in objective.named_parameters() if not param.requires_grad]
+        self.frozen = {name: param.detach().cpu().clone() for name, param in fixed}
         adamw = torch.optim.AdamW(_groups(objective, optimiser.weight_decay), lr=lr, betas=(0.9, 0.99))
         config = {
             "train_micro_batch_size_per_gpu": block_rows,
@@ -117,7 +120,7 @@ class Engine:
             self._set_lr(schedule(self.steps, self.total_steps, lr=self.lr, warmup=self.warmup))
         self.engine.backward(loss)
         self.engine.step()
-        self._average_statistics(boundary)
+        self._average_statistics(boundary=boundary)
         self.steps += boundary
         if boundary:
             self._check_norm()
@@ -203,14 +206,16 @@ class Engine:
         parameters = sum(
             (param.ds_tensor if hasattr(param, "ds_id") else param).numel() * 4 for param in self.module.parameters()
         )
-        state = sum(4 * (piece.master.numel() + sum(m.numel() for m in piece.moments.values())) for piece in self.pieces())
+        state = sum(
+            4 * (piece.master.numel() + sum(m.numel() for m in piece.moments.values())) for piece in self.pieces()
+        )
         return {"parameters": parameters, "optimiser": state}
 
     def _set_lr(self, lr: float) -> None:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
 
-    def _average_statistics(self, boundary: bool) -> None:
+    def _average_statistics(self, *, boundary: bool) -> None:
         if self.blocks * self.session.world == 1:
             return
         for total, buffer in zip(self._sums, self._statistics, strict=True):
@@ -230,7 +235,11 @@ class Engine:
 
     def _check_norm(self) -> None:
         norm = self.engine.get_global_grad_norm()
-        if norm is not None and not math.isfinite(float(norm)):
+        if norm is None:  # ZeRO-0 keeps no norm, and has updated whatever the gradient was
+            finite = all(bool(param.isfinite().all()) for param in self.module.parameters())
+        else:
+            finite = math.isfinite(float(norm))
+        if not finite:
             raise TrainingError(
                 f"gradient not finite at step {self.steps}; nothing of this step is committed. "
                 "Lower the learning rate, or use optimiser.precision fp32"
@@ -238,7 +247,7 @@ class Engine:
 
 
 def schedule(step: int, steps: int, *, lr: float, warmup: float) -> float:
-    """One-cycle learning rate: cosine from lr / 25 up to lr in the first `warmup` share, then cosine down to lr / 1e4."""
+    """One-cycle learning rate: cosine from lr / 25 up to lr in the first `warmup` share, then down to lr / 1e4."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return lr / 25 + (lr - lr / 25) * (1 - math.cos(math.pi * (step + 1) / rise)) / 2
@@ -276,4 +285,4 @@ def compile_ahead() -> float:
 
 
 if __name__ == "__main__":
-    print(f"DeepSpeed's CPU collective is built ({compile_ahead():.0f} s)")
+    sys.stdout.write(f"DeepSpeed's CPU collective is built ({compile_ahead():.0f} s)\n")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,8 +15,9 @@ from finepseudo import artefacts
 from finepseudo.align.score import ScoreHead
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.plan import Plan, derive
-from finepseudo.errors import TrainingError
+from finepseudo.errors import StreamError, TrainingError
 from finepseudo.models import weights
+from finepseudo.models.encoders import VideoEncoder
 from finepseudo.recipe import Recipe
 from finepseudo.storage import Store
 from finepseudo.train import checkpoint
@@ -64,7 +67,7 @@ def build_objective(stage: Stage, recipe: Recipe) -> Objective:
     encoder = build_encoder(recipe, stage.part, stage.num_classes)
     score = ScoreHead() if stage.objective == "align" else None
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(derive("head", recipe.seed, stage.part))
+        torch.default_generator.manual_seed(derive("head", recipe.seed, stage.part))
         objective = make_objective(stage.objective, encoder, recipe, score)
     if score is not None and stage.score_std:
         score.mean.fill_(stage.score_mean)
@@ -73,8 +76,8 @@ def build_objective(stage: Stage, recipe: Recipe) -> Objective:
         _load_snapshot(objective, stage, new_head=bool(stage.score_std))
     if stage.objective == "gitdl" and stage.part == "video":
         # The classifier takes no part: frozen, so that weight decay leaves it alone at every ZeRO stage.
-        for param in encoder.fc.parameters():
-            param.requires_grad_(requires_grad=False)
+        for param in cast(VideoEncoder, encoder).fc.parameters():
+            param.requires_grad = False
     return objective
 
 
@@ -84,30 +87,39 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
     After the last step of the stage the snapshot is committed.
 
     Raises:
-        TrainingError: a loss or gradient is not finite (step and videos are named; nothing of that step is kept), the
-            stream does not give the plan's rows, or too many rows could not be decoded.
+        TrainingError: a loss or gradient is not finite (step and videos are named; nothing of that step is kept), or
+            too many rows could not be decoded; on all ranks together.
+        StreamError: the stream does not give the plan's rows; a restart from the last commit may.
     """
     began = time.monotonic()
     plan = Plan.load(store, stage.plan)
     lineage = stage.lineage(recipe)
-    engine = Engine(
-        build_objective(stage, recipe),
-        session,
-        recipe.optimiser,
-        steps=stage.steps,
-        lr=stage.lr,
-        block_rows=plan.block_rows,
-        zero_stage=recipe.scale.zero_stage,
-    )
-    start = checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
-    recorder = _Recorder(session, plan, recipe, start, stage.folder.partition("/")[2], stage.steps)
-    recorder.timing["setup"] = time.monotonic() - began
-    blocks = iter(stream(start, stop)) if start < stop else iter(())
-    while engine.steps < stop:
+    done = artefacts.committed(store, f"{stage.folder}/snapshot")
+    if done is not None:
+        artefacts.check_lineage(store, f"{stage.folder}/snapshot", done, lineage)
+        return  # restarted after its end: the checkpoints are gone, and must not be missed
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        # The stream starts its actors while the engine is built.
+        start = checkpoint.committed_step(store, stage.folder)
+        blocks = iter(stream(start, stop)) if start < stop else iter(())
+        first = ahead.submit(next, blocks, None)
+        engine = Engine(
+            build_objective(stage, recipe),
+            session,
+            recipe.optimiser,
+            steps=stage.steps,
+            lr=stage.lr,
+            block_rows=plan.block_rows,
+            zero_stage=recipe.scale.zero_stage,
+        )
+        checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
+        recorder = _Recorder(session, plan, recipe, engine.steps, stage.folder.partition("/")[2], stage.steps)
+        recorder.timing["setup"] = time.monotonic() - began
         with recorder.clock("wait"):
-            columns = next(blocks, None)
+            columns = first.result()
+    while engine.steps < stop:
         if columns is None:
-            raise TrainingError(f"{stage.folder}: the stream ended at step {engine.steps}, expected {stop}")
+            raise StreamError(f"{stage.folder}: the stream ended at step {engine.steps}, expected {stop}")
         with recorder.clock("transfer"):
             batch = make_batch(plan, stage.num_classes, columns).to(session.device)
         recorder.check(batch)
@@ -115,24 +127,29 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
             updated = _train_block(engine, session, batch, recipe, recorder)
         if updated and (engine.steps % recipe.scale.checkpoint_every == 0 or engine.steps == stop):
             recorder.commit(engine, store, stage.folder, lineage)
+        if engine.steps < stop:
+            with recorder.clock("wait"):
+                columns = next(blocks, None)
     if engine.steps == stage.steps and session.rank == 0:
         checkpoint.export_snapshot(store, stage.folder, lineage=lineage)
     session.gather(None)
 
 
-def _train_block(
-    engine: Engine, session: Session, batch: ClipBatch, recipe: Recipe, recorder: _Recorder
-) -> bool:
+def _train_block(engine: Engine, session: Session, batch: ClipBatch, recipe: Recipe, recorder: _Recorder) -> bool:
     """Forward, check, backward; True if the block completed a step."""
     # Dropout's draws belong to the block, not to the worker that happens to compute it.
     torch.manual_seed(derive("dropout", recipe.seed, batch.row_B[0]))
     loss, logged = engine.forward(batch)
-    if not session.all_true(torch.isfinite(loss.detach())):
-        raise TrainingError(
-            f"loss not finite at step {engine.steps + 1}, before its update; rows on rank {session.rank}: "
-            f"{batch.row_B[0]}..{batch.row_B[-1]}, videos {', '.join(batch.video_ids)}; loss here "
-            f"{float(loss.detach()):g}; last committed step: {recorder.since}"
+    fault = recorder.fault(batch)
+    if not math.isfinite(float(loss.detach())):
+        fault = (
+            f"loss not finite ({float(loss.detach()):g}) at step {engine.steps + 1}, before its update; rows "
+            f"{batch.row_B[0]}..{batch.row_B[-1]}, videos {', '.join(batch.video_ids)}; last committed step: "
+            f"{recorder.since}"
         )
+    # All ranks stop together: one that stopped alone would leave the others waiting for it.
+    if not session.all_true(torch.tensor(fault is None, device=session.device)):
+        raise TrainingError(next(text for text in session.gather(fault) if text))
     recorder.note(engine, batch, float(loss.detach()), {name: float(value) for name, value in logged.items()})
     return engine.step(loss)
 
@@ -158,19 +175,23 @@ class _Recorder:
         """This must be the block that the plan has here."""
         expected = self.block * self.plan.block_rows
         if batch.row_B[0] != expected or len(batch.row_B) != self.plan.block_rows:
-            raise TrainingError(
+            raise StreamError(
                 f"{self.name}: rank {self.session.rank} expected rows {expected}..{expected + self.plan.block_rows - 1}"
                 f", got {batch.row_B[0]}..{batch.row_B[-1]}; the stage restarts from its last commit"
             )
         self.block += self.session.world
         self.seen += len(batch.row_B)
         self.bad += len(batch.errors)
-        if self.bad > max(self.max_rejected * len(self.plan), 1 if self.max_rejected else 0):
-            examples = "; ".join(f"row {row}: {text}" for row, text in list(batch.errors.items())[:3])
-            raise TrainingError(
-                f"{self.name}: {self.bad} of {self.seen} rows could not be decoded, more than data.max_rejected = "
-                f"{self.max_rejected:g} of the plan; {examples}"
-            )
+
+    def fault(self, batch: ClipBatch) -> str | None:
+        """What is wrong if more rows could not be decoded than the recipe admits."""
+        if self.bad <= max(self.max_rejected * len(self.plan), 1 if self.max_rejected else 0):
+            return None
+        examples = "; ".join(f"row {row}: {text}" for row, text in list(batch.errors.items())[:3])
+        return (
+            f"{self.name}: {self.bad} of {self.seen} rows could not be decoded, more than data.max_rejected = "
+            f"{self.max_rejected:g} of the plan; {examples}"
+        )
 
     def note(self, engine: Engine, batch: ClipBatch, loss: float, logged: dict[str, float]) -> None:
         """Remember one block."""
@@ -240,4 +261,3 @@ def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> Non
     projection = tuple(name for name in here if name.startswith("projection."))
     score = tuple(name for name in here if name.startswith("score.")) if new_head else ()
     weights.load_bytes(objective, data, sha256=None, allow_missing=projection + score)
-

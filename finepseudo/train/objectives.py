@@ -52,12 +52,14 @@ class GitdlObjective(Objective):
 
     def forward(self, batch: ClipBatch) -> Output:
         """Mean loss over the videos of the block."""
-        assert batch.other_BTHWC is not None and batch.other_time_BT is not None
+        batch = batch.decoded()
+        assert batch.other_BTHWC is not None
+        assert batch.other_time_BT is not None
         # Two draws a video: the views must differ in more than time.
         local_seeds = [seed ^ 1 for seed in batch.seed_B]
         local = augment(batch.other_BTHWC, local_seeds, self.how, self.crop)
         both = torch.cat([self.clips(batch), local])
-        time_features = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
+        time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
         projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)
         g_BnD, l_BmD = projected.chunk(2)
         loss = gitdl_loss(
@@ -82,6 +84,7 @@ class AlignObjective(Objective):
 
     def forward(self, batch: ClipBatch) -> Output:
         """L_AV of the block; distances and losses in fp32 whatever the encoder's precision."""
+        batch = batch.decoded()
         emb_BTD = self.encoder(self.clips(batch))
         with torch.autocast(emb_BTD.device.type, enabled=False):
             dist_BB = block_distances(emb_BTD.float(), gamma=self.align.gamma)
@@ -102,10 +105,12 @@ class ClassifyObjective(Objective):
 
     def forward(self, batch: ClipBatch) -> Output:
         """Weighted cross-entropy of the block."""
+        rows = len(batch.row_B)
+        batch = batch.decoded()
         logits_BK = self.encoder(self.clips(batch)).float()
         target = batch.label_B if batch.target_BK is None else batch.target_BK
         loss_B = F.cross_entropy(logits_BK, target, reduction="none")
-        return (loss_B * batch.weight_B).sum() / len(loss_B), {}
+        return (loss_B * batch.weight_B).sum() / rows, {}
 
 
 def make_objective(name: ObjectiveName, encoder: Any, recipe: Any, score: ScoreHead | None = None) -> Objective:

@@ -64,6 +64,7 @@ class Predictor:
                 if name not in self.galleries:
                     found[f"emb/{name}"] = emb_BTD[::views]
                     continue
+                assert score is not None, f"{name} has a gallery, but no score head: it is not trained by L_AV"
                 sbar_BK = class_scores(
                     emb_BTD, self.galleries[name], score, gamma=self.recipe.align.gamma, mean=self.recipe.label.mean
                 )
@@ -87,9 +88,7 @@ def load_score_head(uri: str) -> ScoreHead:
     return head.eval()
 
 
-def _load(
-    uri: str, part: str, recipe: Recipe, num_classes: int, device: torch.device
-) -> tuple[Any, ScoreHead | None]:
+def _load(uri: str, part: str, recipe: Recipe, num_classes: int, device: torch.device) -> tuple[Any, ScoreHead | None]:
     classes = {"num_classes": num_classes} if part == "video" else {}
     encoder: nn.Module = build(getattr(recipe.models, part), size=recipe.frames.crop, seed=0, **classes)
     state = _snapshot_state(uri)

@@ -59,7 +59,9 @@ def test_whole_run_on_s3_equals_the_local_one(smoke, s3, bucket):
     for part in ("digests", "finepseudo", "supervised", "pairs", "split", "manifest"):
         assert there[part] == here[part], part
     assert bucket.exists("report.html")
-    assert "secret-of-the-test" not in done.stdout + done.stderr + bucket.read(f"logs/{bucket.list('logs')[0]}").decode()
+    assert (
+        "secret-of-the-test" not in done.stdout + done.stderr + bucket.read(f"logs/{bucket.list('logs')[0]}").decode()
+    )
 
 
 def test_store_verbs_on_s3(bucket_store):

@@ -1,0 +1,155 @@
+"""Training workers and scoring actors that are killed, and workers that share a step: real Ray, real processes."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from finepseudo import artefacts
+from finepseudo.data.plan import Plan, Sample, plan_classify
+from finepseudo.recipes import find
+from finepseudo.runtime.cluster import cluster
+from finepseudo.runtime.prepare import ensure_manifest
+from finepseudo.runtime.progress import listening
+from finepseudo.runtime.scorers import AlignmentPool
+from finepseudo.runtime.trainer import ensure_trained
+from finepseudo.storage import Store
+from finepseudo.train.checkpoint import committed_step, read_history
+from finepseudo.train.initial import ensure_initial
+from finepseudo.train.loop import Stage
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The smoke recipe with two blocks a step, which one or two workers can share."""
+    recipe = find("rehearsal_smoke")
+    scale = replace(recipe.scale, checkpoint_every=4, steps_per_block=2, collective_timeout_s=30)
+    return replace(recipe, optimiser=replace(recipe.optimiser, blocks_per_step=2), scale=scale)
+
+
+@pytest.fixture(scope="module")
+def ground(base, tmp_path_factory):
+    """A live cluster with two training workers' room, and a manifest."""
+    run = Store(str(tmp_path_factory.mktemp("workers")))
+    wide = replace(base, scale=replace(base.scale, train_workers=2))
+    with cluster(wide), listening() as board:
+        yield run, ensure_manifest(base, run), board
+
+
+def make_stage(run, manifest, base, name):
+    truth = manifest.truth("train")
+    samples = [Sample(video, truth[video.video_id]) for video in manifest.videos("train")]
+    plan = plan_classify(
+        samples, [], frames=8, augment=base.augment, steps=STEPS, batch=4, label_share=1.0, blocks_per_step=2, seed=5
+    )
+    where = f"plans/train/{name}"
+    artefacts.ensure(run, where, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
+    return Stage(
+        folder=f"train/{name}", part="video", objective="classify", plan=where, plan_fingerprint=plan.fingerprint,
+        steps=STEPS, lr=1e-3, num_classes=manifest.num_classes,
+    )  # fmt: skip
+
+
+def train(name, recipe, ground):
+    run, manifest, board = ground
+    stage = make_stage(run, manifest, recipe, name)
+    digest = ensure_trained(stage, recipe, run, board)
+    rows, curve, _ = read_history(run, stage.folder)
+    assert [row["row"] for row in rows] == list(range(len(Plan.load(run, stage.plan))))
+    return digest, rows, [point["loss"] for point in curve]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base, ground):
+    return train("one", base, ground)
+
+
+def processes(title):
+    """Ray's processes by the title that they give themselves."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(title in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def kill_once(title, ready, count):
+    """Kill one process of that title as soon as `ready()`; remembers whether it did."""
+    killed = threading.Event()
+
+    def watch():
+        ends = time.monotonic() + 240
+        while time.monotonic() < ends and not killed.is_set():
+            victims = processes(title)
+            if ready() and len(victims) >= count:
+                os.kill(victims[-1].pid, signal.SIGKILL)
+                killed.set()
+            time.sleep(0.05)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return killed
+
+
+def test_killed_worker_resumes_at_the_commit_with_the_same_end(base, ground, undisturbed):
+    run = ground[0]
+    killed = kill_once("ray::RayTrainWorker", lambda: committed_step(run, "train/killed") >= 4, 1)
+    digest, _, losses = train("killed", base, ground)
+    assert killed.is_set()
+    assert len(run.list("train/killed/timing")) >= 2, "the workers were not started again"
+    assert losses == undisturbed[2]
+    assert digest == undisturbed[0]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_two_workers_take_the_same_steps_as_one(base, ground, undisturbed, zero_stage):
+    recipe = replace(base, scale=replace(base.scale, train_workers=2, zero_stage=zero_stage))
+    _, rows, losses = train(f"two-{zero_stage}", recipe, ground)
+    # Of the two blocks of a step, each worker took one.
+    assert [row["rank"] for row in rows] == [row["row"] // 4 % 2 for row in rows]
+    assert [row["step"] for row in rows] == [row["row"] // 8 + 1 for row in rows]
+    assert losses == pytest.approx(undisturbed[2], abs=2e-5)
+
+
+def test_killed_scorer_costs_no_video(base, ground):
+    run, manifest, _ = ground
+    frame = ensure_initial(base, "frame", manifest.num_classes, run)[0]
+    pool = AlignmentPool(replace(base, scale=replace(base.scale, score_workers=2)), run, manifest.num_classes)
+    videos = manifest.videos("train") * 1
+    ask = {"frame": {"f_A": frame}, "video": {}, "galleries": {}, "clips": 2}
+    whole = pool.score("whole", videos, **ask)
+    killed = kill_once("MapWorker(MapBatches(_Scorer))", lambda: True, 1)
+    again = pool.score("killed", videos, **ask)
+    assert killed.is_set()
+    assert again.video_ids == whole.video_ids
+    assert (again["emb/f_A"] == whole["emb/f_A"]).all()
+
+
+def test_undecodable_videos_are_recorded_and_bounded(base, ground, tmp_path):
+    run, manifest, board = ground
+    stage = make_stage(run, manifest, base, "damaged")
+    victim = manifest.videos("train")[0]
+    with open(victim.uri, "rb") as file:
+        intact = file.read()
+    with open(victim.uri, "wb") as file:
+        file.write(intact[: len(intact) // 2])
+    try:
+        off = replace(base, scale=replace(base.scale, cache_gib=0), data=replace(base.data, max_rejected=0.5))
+        ensure_trained(stage, off, run, board)
+        rows, _, _ = read_history(run, stage.folder)
+        bad = {row["video_id"] for row in rows if row["error"]}
+        assert bad == {victim.video_id}
+        assert all("not the file that was probed" in row["error"] for row in rows if row["error"])
+        pool = AlignmentPool(off, run, manifest.num_classes)
+        frame = ensure_initial(base, "frame", manifest.num_classes, run)[0]
+        found = pool.score("damaged", manifest.videos("train"), frame={"f_A": frame}, video={}, galleries={}, clips=1)
+        assert list(found.rejected) == [victim.video_id]
+        assert victim.video_id not in found.video_ids
+    finally:
+        with open(victim.uri, "wb") as file:
+            file.write(intact)
