@@ -118,6 +118,11 @@ def read_table(store: Store, folder: str, name: str) -> pa.Table:
     return pq.read_table(io.BytesIO(read_part(store, folder, name)))
 
 
+def read_json(store: Store, path: str) -> Any:
+    """A JSON file that stands by itself."""
+    return json.loads(store.read(path))
+
+
 def claim_run(store: Store, recipe: Recipe) -> None:
     """Make the run directory belong to this recipe, or check that it does.
 
@@ -128,7 +133,7 @@ def claim_run(store: Store, recipe: Recipe) -> None:
     data = json.dumps(body, indent=1, sort_keys=True).encode()
     if store.create(RECIPE, data):
         return
-    theirs = json.loads(store.read(RECIPE))
+    theirs = read_json(store, RECIPE)
     if theirs["digest"] != body["digest"]:
         changed = "; ".join(differences(body["recipe"], theirs["recipe"]))
         raise ArtefactError(

@@ -314,6 +314,26 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in body.items() if key not in ("scale", "methods", "evaluate")}
 
 
+def recipe_from(body: dict[str, Any]) -> Recipe:
+    """The recipe that `decisive` described; what it leaves out has its defaults."""
+    return Recipe(
+        **{
+            key: _PARTS[key](**value)
+            if key in _PARTS and key != "data"
+            else _data_from(value)
+            if key == "data"
+            else value
+            for key, value in body.items()
+        }
+    )
+
+
+def _data_from(body: dict[str, Any]) -> Data:
+    spec = body["rehearsal"]
+    words = {"words": tuple(spec["words"])} if spec else {}
+    return Data(**{**body, "rehearsal": Rehearsal(**{**spec, **words}) if spec else None})
+
+
 def fingerprint(body: Any) -> str:
     """Twelve hexadecimal digits of any JSON value."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
@@ -330,6 +350,20 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
             found.append(f"{prefix}{key}: {b!r} -> {a!r}")
     return found
 
+
+_PARTS: dict[str, Any] = {
+    "data": Data,
+    "split": Split,
+    "frames": Frames,
+    "augment": Augment,
+    "models": Models,
+    "optimiser": Optimiser,
+    "gitdl": Gitdl,
+    "align": Align,
+    "supervise": Supervise,
+    "rounds": Rounds,
+    "label": Label,
+}
 
 # field -> (smallest, largest); None: no bound. Counts that are 0 where a stage may be left out start at 0.
 _RANGES: dict[str, tuple[float, float | None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from finepseudo import artefacts
 from finepseudo.data.formats import Annotation
 from finepseudo.errors import ManifestError
+from finepseudo.storage import Store
+
+FOLDER = "manifest"
 
 SCHEMA = pa.schema(
     [
@@ -60,6 +65,12 @@ class Manifest:
         """Digest of what the rows say, whatever folder the videos lie in."""
         rows = self.table.drop_columns(["uri"]).to_pylist()
         return hashlib.sha256(repr((rows, self.class_names)).encode()).hexdigest()[:12]
+
+    @staticmethod
+    def load(run: Store) -> Manifest:
+        """The committed manifest of a run."""
+        names = json.loads(artefacts.read_part(run, FOLDER, "classes.json"))
+        return Manifest(artefacts.read_table(run, FOLDER, "manifest.parquet"), tuple(names))
 
     @property
     def num_classes(self) -> int:

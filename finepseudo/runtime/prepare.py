@@ -15,7 +15,7 @@ import ray
 
 from finepseudo import artefacts, rehearsal
 from finepseudo.data.formats import read_annotations
-from finepseudo.data.manifest import Manifest, build_manifest
+from finepseudo.data.manifest import FOLDER, Manifest, build_manifest
 from finepseudo.data.probe import Prober
 from finepseudo.errors import ClusterError
 from finepseudo.recipe import Recipe, Rehearsal, fingerprint
@@ -23,7 +23,6 @@ from finepseudo.storage import Store
 
 log = logging.getLogger("finepseudo")
 
-FOLDER = "manifest"
 CHUNK = 28
 LOG_EVERY_S = 10.0
 
@@ -55,15 +54,9 @@ def ensure_manifest(recipe: Recipe, run: Store) -> Manifest:
         }
 
     artefacts.ensure(run, FOLDER, lineage, make)
-    manifest = load_manifest(run)
+    manifest = Manifest.load(run)
     _log_summary(manifest, recipe)
     return manifest
-
-
-def load_manifest(run: Store) -> Manifest:
-    """The committed manifest."""
-    names = json.loads(artefacts.read_part(run, FOLDER, "classes.json"))
-    return Manifest(artefacts.read_table(run, FOLDER, "manifest.parquet"), tuple(names))
 
 
 def data_store(recipe: Recipe, run: Store) -> Store:

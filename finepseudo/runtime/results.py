@@ -61,6 +61,7 @@ def ensure_results(work: Work, shared: Work, start: Start, finishes: Mapping[str
             **measured,
             "rounds": {name: [_round(work, label) for label in finish.rounds] for name, finish in finishes.items()},
             "pairs": _pairs(work, start),
+            "gains": _gains(predictions),
             "digests": {
                 "stage_2": {"f_A": start.frame.digest, "f_E": start.video.digest},
                 **{name: {"f_A": finish.frame.digest, "f_E": finish.video.digest} for name, finish in finishes.items()},
@@ -147,6 +148,22 @@ def _accuracy(p_NK: np.ndarray, truth_N: np.ndarray) -> dict[str, Any]:
         "per_class": [None if not count else float(value) for value, count in zip(per_class, counts, strict=True)],
         "videos": N,
     }
+
+
+def _gains(predictions: pa.Table) -> dict[str, Any]:
+    """finepseudo's top-1 minus that of every other method, over the same test videos, with its paired standard error."""
+    truth_N = predictions.column("truth").to_numpy()
+    found: dict[str, Any] = {}
+    for part in ("f_E", "fused"):
+        if f"finepseudo/{part}" not in predictions.column_names:
+            continue
+        right_N = (predictions.column(f"finepseudo/{part}").to_numpy() == truth_N).astype(float)
+        for other in ("supervised", "supervised_2x", "pseudo_video", "pseudo_align"):
+            if f"{other}/{part}" in predictions.column_names:
+                gain_N = right_N - (predictions.column(f"{other}/{part}").to_numpy() == truth_N)
+                se = float(gain_N.std(ddof=1) / np.sqrt(len(gain_N))) if len(gain_N) > 1 else None
+                found[f"{part}, over {other}"] = {"value": float(gain_N.mean()), "se": se}
+    return found
 
 
 def _round(work: Work, name: str) -> dict[str, Any]:

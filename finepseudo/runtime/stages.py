@@ -91,7 +91,15 @@ class Work:
         return [Sample(self.videos[video_id], label) for video_id, label in self.labels.items()]
 
     def train(
-        self, name: str, part: Part, objective: ObjectiveName, plan: Callable[[], Plan], *, steps: int, lr: float, **more: Any
+        self,
+        name: str,
+        part: Part,
+        objective: ObjectiveName,
+        plan: Callable[[], Plan],
+        *,
+        steps: int,
+        lr: float,
+        **more: Any,
     ) -> Trained:
         """The snapshot of `train/<name>`; `more` are fields of Stage."""
         where, run = f"plans/train/{name}", self.run
@@ -145,7 +153,12 @@ class Work:
         return labelled
 
     def label(
-        self, name: str, method: collaborate.Method, scores: Callable[[], Scores], accuracy_A: float | None, lineage: Mapping[str, Any]
+        self,
+        name: str,
+        method: collaborate.Method,
+        scores: Callable[[], Scores],
+        accuracy_A: float | None,
+        lineage: Mapping[str, Any],
     ) -> pa.Table:
         """Committed pseudo-labels of D_u, and what they were decided with.
 

@@ -59,7 +59,8 @@ def submit(head, *command):
 
 def test_whole_run_as_a_submitted_job(head, tmp_path):
     run = tmp_path / "run"
-    done = submit(head, "run.py", "rehearsal_smoke", "--run", str(run), "--methods", "finepseudo")
+    random_start = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")
+    done = submit(head, "run.py", "rehearsal_smoke", "--run", str(run), "--methods", "finepseudo", *random_start)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert (run / "results.json").exists()
     assert "joining the Ray cluster" in done.stdout

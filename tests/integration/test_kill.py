@@ -14,7 +14,6 @@ from finepseudo.train.checkpoint import read_history
 MOMENTS = (
     "train/pretrain/frame/checkpoints/00000004/committed.json",
     "train/supervise/video/checkpoints/00000004/committed.json",
-    "gallery/aligned/committed.json",
     "train/finepseudo/round-1/video/checkpoints/00000004/committed.json",
 )
 

@@ -3,13 +3,16 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from training_helpers import DyingStore, case, largest_difference, launch, losses, snapshot, train
 
 from finepseudo import artefacts
+from finepseudo.errors import ArtefactError
 from finepseudo.train import checkpoint
+from finepseudo.train.loop import build_objective
 
 ZERO = (0, 1, 2, 3)
 HALF, WHOLE = 3, 6
@@ -63,8 +66,6 @@ def test_three_and_three_are_six(trained, move):
 def test_frozen_parameters_come_through(trained, zero):
     """The classifier of f_E takes no part in GITDL, and is in the snapshot all the same, as it was."""
     one = case(trained, "gitdl_video", f"frozen-zero{zero}")
-    from finepseudo.train.loop import build_objective
-
     start, end = build_objective(one.stage, one.recipe).state_dict(), snapshot(one)
     for name in ("encoder.fc.weight", "encoder.fc.bias"):
         assert torch.equal(start[name], end[name])
@@ -126,10 +127,6 @@ DAMAGES = {damage_part: "is gone", damage_bytes: "is damaged", damage_marker: "p
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_incomplete_checkpoint_is_refused(copy_of, damage, tmp_path):
-    from pathlib import Path
-
-    from finepseudo.errors import ArtefactError
-
     one = copy_of(damage.__name__)
     folder = f"{one.stage.folder}/checkpoints/{HALF:08d}"
     damage(Path(one.store.uri(folder)))

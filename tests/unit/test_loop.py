@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from training_helpers import (
-    CPU,
     STEPS,
     DyingStore,
     case,
+    largest_difference,
     launch,
     losses,
-    make_plan,
     recipe,
     snapshot,
     stream_of,
@@ -23,7 +22,7 @@ from finepseudo.models import weights
 from finepseudo.recipe import Data
 from finepseudo.train import checkpoint
 from finepseudo.train.checkpoint import read_history
-from training_helpers import largest_difference
+from finepseudo.train.loop import build_objective
 
 KIND = "classify"
 
@@ -53,7 +52,7 @@ DEATHS = {
     "between-commits": ({"die_at_step": 4}, {}, 3, ["00000000-00000003"]),
     "before-the-checkpoint": ({}, {"at_write": "checkpoints/00000006/"}, 3, ["00000000-00000003", "00000003-00000006"]),
     "before-the-history": ({}, {"at_write": "00000003-00000006/committed"}, 3, None),
-    "before-the-snapshot": ({}, {"at_write": "snapshot/"}, 6, ["00000000-00000003", "00000003-00000006"]),
+    "before-the-snapshot": ({}, {"at_write": "/snapshot/"}, 6, ["00000000-00000003", "00000003-00000006"]),
     "after-the-snapshot": ({}, {"at_delete": "/checkpoints"}, 6, ["00000000-00000003", "00000003-00000006"]),
 }
 
@@ -99,8 +98,6 @@ def train_and_die(session, one):
 def poisoned(root):
     """A stage whose initial snapshot holds one number that is none."""
     one = case(root, KIND, "clean")
-    from finepseudo.train.loop import build_objective
-
     state = build_objective(one.stage, one.recipe).state_dict()
     state["encoder.fc.bias"][2] = torch.nan
     artefacts.commit(one.store, "poison/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})

@@ -217,7 +217,9 @@ def train(session: Session, cases: Sequence[Case]) -> list[Outcome]:
     return outcomes
 
 
-def launch(world: int, folder: Path, job: Callable[..., Any], *args: Any, limit_s: float = PROCESS_LIMIT_S) -> list[Any]:
+def launch(
+    world: int, folder: Path, job: Callable[..., Any], *args: Any, limit_s: float = PROCESS_LIMIT_S
+) -> list[Any]:
     """`job(session, *args)` in `world` processes: their results by rank, or the exit code of one that gave none."""
     context = _context()
     meeting = folder / f"meeting-{time.monotonic_ns()}"
@@ -332,11 +334,13 @@ class Plain:
     objective: nn.Module
 
 
-def plain_loop(case: Case, *, draw: Callable[[int, int], np.ndarray] = picture, steps: int | None = None) -> Plain:
+def plain_loop(
+    case: Case, *, draw: Callable[[int, int], np.ndarray] = picture, objective: nn.Module | None = None
+) -> Plain:
     """AdamW, one-cycle rate, clipping, mean over a step's blocks: one process, no DeepSpeed, no loop of ours."""
     torch.set_num_threads(1)  # as the processes do: sums in another order differ, and Adam makes much of little
     how, plan, k = case.recipe, case.plan, case.recipe.optimiser.blocks_per_step
-    objective = build_objective(case.stage, how).train()
+    objective = (objective or build_objective(case.stage, how)).train()
     params = [p for p in objective.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": how.optimiser.weight_decay},
@@ -345,7 +349,7 @@ def plain_loop(case: Case, *, draw: Callable[[int, int], np.ndarray] = picture, 
     adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
     running = {n: b for n, b in objective.named_buffers() if n.endswith(("running_mean", "running_var"))}
     curve = []
-    for step in range(case.stage.steps if steps is None else steps):
+    for step in range(case.stage.steps):
         before = {name: buffer.clone() for name, buffer in running.items()}
         total = {name: torch.zeros_like(buffer) for name, buffer in running.items()}
         here = []

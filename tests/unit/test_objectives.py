@@ -1,0 +1,221 @@
+"""What the objectives answer: rows without weight, short cuts, dropout, and curves that must not move.
+
+`python tests/unit/test_objectives.py` writes the golden curves anew; do so only where a change is meant to move a loss.
+"""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import (
+    KINDS,
+    K,
+    batch_of,
+    case,
+    columns,
+    picture,
+    plain_loop,
+    recipe,
+    still,
+)
+
+from finepseudo.align.losses import gitdl_bounds
+from finepseudo.data.batch import make_batch
+from finepseudo.data.plan import derive
+from finepseudo.errors import StreamError
+from finepseudo.models.encoders import build
+from finepseudo.recipe import Gitdl, Optimiser
+from finepseudo.train.loop import build_objective
+from finepseudo.train.objectives import GitdlObjective
+
+GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_STEPS = 10
+# Small enough that rounding, which Adam turns into steps of this size, stays far below the tolerance.
+GOLDEN_LR = {"gitdl_frame": 2e-5, "gitdl_video": 2e-5, "align": 1e-3, "classify": 1e-3}
+
+
+def golden_run(root, kind):
+    return plain_loop(case(root, kind, kind, steps=GOLDEN_STEPS, lr=GOLDEN_LR[kind]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_golden_curves(kind, tmp_path):
+    found = golden_run(tmp_path, kind)
+    expected = json.loads((GOLDEN / f"{kind}.json").read_text())["loss"]
+    assert found.losses.tolist() == pytest.approx(expected, rel=1e-3)
+    assert len(expected) == GOLDEN_STEPS
+
+
+def step_on(one, batch):
+    """Loss, gradients and buffers after one block in training mode."""
+    objective = build_objective(one.stage, one.recipe).train()
+    torch.manual_seed(1)
+    loss, logged = objective(batch)
+    loss.backward()
+    grads = {name: param.grad for name, param in objective.named_parameters() if param.grad is not None}
+    return float(loss.detach()), {**grads, **dict(objective.named_buffers()), **logged}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_undecodable_rows_change_nothing(kind, tmp_path):
+    """Neither loss, gradients nor BatchNorm statistics see what an undecodable row holds."""
+    one = case(tmp_path, kind, kind)
+    size = one.plan.block_rows
+    bad = (1, size - 1) if kind != "align" else (1,)
+    black = columns(one.plan, 0, bad=bad)
+    loud = {name: values.copy() for name, values in black.items()}
+    for name in ("clip_0", "clip_1"):
+        if name in loud:
+            loud[name][list(bad)] = 255
+    a, b = (step_on(one, make_batch(one.plan, K, found)) for found in (black, loud))
+    assert a[0] == b[0]
+    assert a[1].keys() == b[1].keys()
+    for name, value in a[1].items():
+        assert torch.equal(value, b[1][name]), name
+    batch = make_batch(one.plan, K, black)
+    assert batch.weight_B[list(bad)].tolist() == [0.0] * len(bad)
+    assert set(batch.errors) == set(bad)
+    # It is the same as a batch that never held them, but for the divisor of the cross-entropy.
+    kept = batch.decoded()
+    assert kept.row_B == [row for row in range(size) if row not in bad]
+    assert len(kept.clip_BTHWC) == len(kept.seed_B) == len(kept.video_ids) == size - len(bad)
+    share = len(kept.row_B) / size if kind == "classify" else 1.0
+    assert step_on(one, kept)[0] * share == pytest.approx(a[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_without_any_decodable_row_is_a_zero(kind, tmp_path):
+    one = case(tmp_path, kind, kind)
+    loss, state = step_on(one, batch_of(one.plan, 0, bad=range(one.plan.block_rows)))
+    assert loss == 0
+    assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+@pytest.mark.parametrize("kind", ["align", "classify"])
+def test_rows_of_weight_zero_take_no_part_in_the_loss(kind, tmp_path):
+    """With frozen statistics the loss does not depend on what such a row holds; its weight matters."""
+    one = case(tmp_path, kind, kind)
+    objective = build_objective(one.stage, one.recipe).eval()
+    batch = batch_of(one.plan, 0)
+    weight_B = batch.weight_B.clone()
+    weight_B[2] = 0
+    clip = batch.clip_BTHWC.clone()
+    clip[2] = 200
+    with torch.inference_mode():
+        here, there = (
+            float(objective(replace(batch, weight_B=weight_B, clip_BTHWC=c))[0]) for c in (batch.clip_BTHWC, clip)
+        )
+        whole = float(objective(batch)[0])
+    assert here == pytest.approx(there, rel=1e-6)
+    assert here != pytest.approx(whole, rel=1e-6)
+
+
+def test_soft_targets_and_weights_are_those_of_the_plan(tmp_path):
+    """Mean over the block's rows of weight x cross-entropy with the target, or the label where there is none."""
+    one = case(tmp_path, "classify", "soft")
+    batch = batch_of(one.plan, 0)
+    rows = one.plan.rows(0, one.plan.block_rows)
+    assert {row["target"] >= 0 for row in rows} == {True, False}
+    objective = build_objective(one.stage, one.recipe).eval()
+    with torch.inference_mode():
+        loss, _ = objective(batch)
+        logp_BK = objective.encoder(objective.clips(batch)).log_softmax(1)
+    by_hand = 0.0
+    for index, row in enumerate(rows):
+        if row["target"] >= 0:
+            target_K = torch.from_numpy(one.plan.targets_MK[row["target"]])
+        else:
+            target_K = torch.nn.functional.one_hot(torch.tensor(row["label"]), K)
+        by_hand -= row["weight"] * float((target_K * logp_BK[index]).sum())
+    assert float(loss) == pytest.approx(by_hand / len(rows), rel=1e-5)
+
+
+def test_dropout_depends_on_the_plan_position_only(tmp_path):
+    one = case(tmp_path, "classify", "dropout")
+    objective = build_objective(one.stage, one.recipe).train()
+    norms = [m for m in objective.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.eval()
+    batch = batch_of(one.plan, 1)
+
+    def loss_at(position, before):
+        torch.manual_seed(before)
+        torch.rand(before)
+        torch.manual_seed(derive("dropout", one.recipe.seed, position))
+        with torch.inference_mode():
+            return float(objective(batch)[0])
+
+    assert loss_at(6, 1) == loss_at(6, 77)
+    assert loss_at(6, 1) != loss_at(12, 1)
+
+
+@pytest.mark.parametrize("rows", [[1, 0, 2], [0, 0, 1], [0, 2, 4], [10**6, 10**6 + 1], [-1, 0]])
+def test_batches_are_consecutive_rows_of_the_plan(rows, tmp_path):
+    one = case(tmp_path, "classify", "order")
+    found = {name: values[: len(rows)] for name, values in columns(one.plan, 0).items()}
+    with pytest.raises(StreamError, match="rows out of order"):
+        make_batch(one.plan, K, {**found, "row": rows})
+
+
+@pytest.fixture(scope="module")
+def long_gitdl(tmp_path_factory):
+    gitdl = Gitdl(videos=12, frames=8, skip_global=4, skip_local=2)
+    how = replace(recipe(), gitdl=gitdl, optimiser=Optimiser(blocks_per_step=1))
+    one = case(tmp_path_factory.mktemp("gitdl"), "gitdl_frame", "long", how=how, steps=50)
+    rows = one.plan.rows(0, len(one.plan))
+    times = [torch.tensor([row[f"frames_{clip}"] for row in rows]) for clip in (0, 1)]
+    return one, gitdl_bounds(*times, sigma2=gitdl.sigma2)
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoidal"])
+def test_frozen_videos_cannot_beat_the_position_only_bound(long_gitdl, positions):
+    """Without motion an encoder has the index of a frame alone, even where it is told it."""
+    one, bounds = long_gitdl
+    how = one.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        encoder = build("tiny_vtn", size=how.frames.crop, seed=4, positions=positions)
+        objective = GitdlObjective(encoder, how.gitdl, how.augment, how.frames.crop)
+    found = plain_loop(one, draw=still, objective=objective)
+    last = float(found.losses[-12:].mean())
+    assert last > bounds["position_only"] - 0.03
+    assert last < bounds["uniform"]
+
+
+def test_moving_videos_go_below_the_uniform_bound(long_gitdl):
+    one, bounds = long_gitdl
+    found = plain_loop(one, draw=picture)
+    assert float(found.losses[0]) > bounds["uniform"] - 0.1
+    assert float(found.losses[-12:].mean()) < bounds["uniform"] - 0.35
+
+
+def test_views_differ_in_more_than_time(long_gitdl):
+    """The two clips of a video are augmented by draws of their own, the same at every call."""
+    one, _ = long_gitdl
+    batch = batch_of(one.plan, 0)
+    same = replace(batch, other_BTHWC=batch.clip_BTHWC, other_time_BT=batch.time_BT)
+    seen = []
+    objective = build_objective(one.stage, one.recipe).eval()
+    objective.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    with torch.inference_mode():
+        objective(same)
+        objective(same)
+    first, second = seen[0].chunk(2)
+    assert not torch.equal(first, second)
+    assert torch.equal(seen[0], seen[1])
+
+
+def rewrite():
+    """Write the golden curves anew."""
+    with tempfile.TemporaryDirectory() as root:
+        for kind in KINDS:
+            found = golden_run(root, kind)
+            text = json.dumps({"loss": [round(value, 6) for value in found.losses.tolist()]}, indent=1)
+            (GOLDEN / f"{kind}.json").write_text(f"{text}\n")
+
+
+if __name__ == "__main__":
+    rewrite()

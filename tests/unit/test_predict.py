@@ -1,0 +1,172 @@
+"""Inference with committed snapshots equals the trained module in eval mode; named weights load strictly."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import CPU, K, case, largest_difference, picture, plain_loop, recipe, videos
+
+from finepseudo import artefacts
+from finepseudo.align.gallery import Gallery
+from finepseudo.align.score import class_scores
+from finepseudo.data.plan import plan_score
+from finepseudo.data.transforms import centre
+from finepseudo.errors import ArtefactError
+from finepseudo.models import weights
+from finepseudo.recipe import Label, Models
+from finepseudo.storage import Store
+from finepseudo.train.initial import build_encoder, ensure_initial
+from finepseudo.train.loop import build_objective
+from finepseudo.train.predict import Predictor, load_score_head, snapshot_lineage
+
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Snapshots of a few steps, and the modules that they were taken of, in eval mode."""
+    root = tmp_path_factory.mktemp("predict")
+    modules, uris = {}, {}
+    for kind in ("align", "classify"):
+        one = case(root, kind, kind)
+        found = plain_loop(one)
+        data = weights.to_bytes(found.state, {"lineage": '{"kind": "' + kind + '"}'})
+        artefacts.commit(one.store, f"train/{kind}/snapshot", {"weights.safetensors": data}, {})
+        modules[kind], uris[kind] = found.objective.eval(), one.store.uri(f"train/{kind}/snapshot")
+    return modules, uris
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Views of some videos, one after the other, as the scoring stream gives them."""
+    plan = plan_score(videos(4), align_frames=6, video_frames=6, clips=VIEWS, block_videos=4)
+    rows = plan.rows(0, len(plan))
+    return [
+        np.stack([np.stack([picture(row["video"], frame) for frame in row[f"frames_{clip}"]]) for row in rows])
+        for clip in (0, 1)
+    ]
+
+
+def predictor(trained, how=None, **galleries):
+    _, uris = trained
+    return Predictor(
+        how or recipe(), K, frame={"f_A": uris["align"]}, video={"f_E": uris["classify"]}, galleries=galleries,
+        device=CPU,
+    )  # fmt: skip
+
+
+def seen(trained, clips):
+    """Embeddings and logits of all views, from the trained modules."""
+    modules, _ = trained
+    how = recipe()
+    with torch.inference_mode():
+        normal = [centre(torch.from_numpy(clip), how.augment, how.frames.crop) for clip in clips]
+        return modules["align"].encoder(normal[0]), modules["classify"].encoder(normal[1])
+
+
+def test_snapshots_answer_as_the_trained_modules_do(trained, clips):
+    emb_BTD, logits_BK = seen(trained, clips)
+    found = predictor(trained)(*clips, VIEWS)
+    assert found.keys() == {"emb/f_A", "logits/f_E"}
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(found["emb/f_A"], emb_BTD[::VIEWS], atol=1e-6)
+    np.testing.assert_allclose(found["logits/f_E"], logits_BK.view(-1, VIEWS, K).mean(1), rtol=0, atol=2e-6)
+    assert not np.allclose(found["logits/f_E"], logits_BK[::VIEWS], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("mean", ["log_odds", "score"])
+def test_class_means_are_those_of_the_gallery(trained, clips, mean):
+    emb_BTD, _ = seen(trained, clips)
+    gallery = Gallery(emb_BTD[1::VIEWS].clone(), torch.tensor([0, 1, 1, 3]), ("a", "b", "c", "d"), K)
+    how = replace(recipe(), label=Label(mean=mean))
+    found = predictor(trained, how, f_A=gallery)(*clips, VIEWS)
+    assert found.keys() == {"sbar/f_A", "logits/f_E"}
+    head = trained[0]["align"].score
+    sbar_BK = class_scores(emb_BTD, gallery, head, gamma=how.align.gamma, mean=mean)
+    expected_NK = sbar_BK.view(-1, VIEWS, K).mean(1)
+    np.testing.assert_allclose(found["sbar/f_A"], expected_NK.numpy(), atol=1e-5)
+    assert np.isneginf(found["sbar/f_A"][:, [2, 4]]).all()
+
+
+def test_views_of_one_video_do_not_reach_another(trained, clips):
+    every = predictor(trained)(*clips, VIEWS)
+    one = predictor(trained)(*(clip[VIEWS : 2 * VIEWS] for clip in clips), VIEWS)
+    for name, value in every.items():
+        np.testing.assert_allclose(one[name], value[1:2], atol=1e-5)
+
+
+def test_score_head_and_lineage_of_a_snapshot(trained):
+    modules, uris = trained
+    head = load_score_head(uris["align"])
+    assert largest_difference(head.state_dict(), modules["align"].score.state_dict()) == 0
+    assert snapshot_lineage(uris["align"]) == {"kind": "align"}
+
+
+def test_snapshot_of_another_encoder_is_refused(trained):
+    _, uris = trained
+    with pytest.raises(ArtefactError, match="weights do not fit"):
+        Predictor(recipe(), K, frame={"f_A": uris["classify"]}, video={}, galleries={}, device=CPU)
+    with pytest.raises(ArtefactError, match="of another shape"):
+        Predictor(recipe(), K + 1, frame={}, video={"f_E": uris["classify"]}, galleries={}, device=CPU)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A recipe that names a file of weights, which are not those of its seed."""
+    source = build_encoder(replace(recipe(), seed=77), "video", K)
+    data = weights.to_bytes(source, {})
+    store = Store(str(tmp_path / "elsewhere"))
+    store.write("public.safetensors", data)
+    models = Models(video_weights=store.uri("public.safetensors"), video_sha256=hashlib.sha256(data).hexdigest())
+    return replace(recipe(), models=models), source
+
+
+def test_named_weights_are_what_a_stage_starts_from(named, tmp_path):
+    how, source = named
+    run = Store(str(tmp_path / "run"))
+    uri, digest = ensure_initial(how, "video", K, run)
+    assert ensure_initial(how, "video", K, run) == (uri, digest)
+    one = case(tmp_path / "run", "classify", "named", init=uri, init_digest=digest)
+    start = build_objective(one.stage, how)
+    assert largest_difference(start.encoder.state_dict(), source.state_dict()) == 0
+    pretrain = case(tmp_path / "run", "gitdl_video", "pretrain", init=uri, init_digest=digest)
+    assert largest_difference(build_objective(pretrain.stage, how).encoder.state_dict(), source.state_dict()) == 0
+
+
+def test_other_digest_and_other_shape_are_refused(named, tmp_path):
+    how, _ = named
+    run = Store(str(tmp_path / "run"))
+    wrong = replace(how, models=replace(how.models, video_sha256="0" * 64))
+    with pytest.raises(ArtefactError, match="expected 0000"):
+        ensure_initial(wrong, "video", K, run)
+    assert run.list("train/initial/video/snapshot") == []
+    with pytest.raises(ArtefactError, match=r"of another shape.*fc\.weight"):
+        ensure_initial(how, "video", K + 1, run)
+    ensure_initial(how, "video", K, run)
+    with pytest.raises(ArtefactError, match="was made from something else"):
+        ensure_initial(wrong, "video", K, run)
+
+
+def test_random_weights_follow_the_seed(tmp_path):
+    states = []
+    for seed, name in ((3, "a"), (3, "b"), (4, "c")):
+        uri, _ = ensure_initial(replace(recipe(), seed=seed), "frame", K, Store(str(tmp_path / name)))
+        store, _, folder = uri.rpartition("/")
+        states.append(weights.read_state(artefacts.read_part(Store(store), folder, "weights.safetensors")))
+    assert largest_difference(states[0], states[1]) == 0
+    assert largest_difference(states[0], states[2]) > 0
+
+
+def test_new_score_head_only_where_it_is_asked_for(trained, tmp_path):
+    """A stage that goes on from L_AV takes the head along; one that brings no head must be given its statistics."""
+    modules, uris = trained
+    one = case(tmp_path, "align", "on", init=uris["align"])
+    goes_on = build_objective(replace(one.stage, score_std=0.0), one.recipe)
+    assert largest_difference(goes_on.score.state_dict(), modules["align"].score.state_dict()) == 0
+    frame, _ = ensure_initial(recipe(), "frame", K, Store(str(tmp_path)))
+    fresh = build_objective(replace(one.stage, init=frame), one.recipe)
+    assert (float(fresh.score.mean), float(fresh.score.std)) == pytest.approx((0.4, 0.1))
+    with pytest.raises(ArtefactError, match=r"score\."):
+        build_objective(replace(one.stage, init=frame, score_std=0.0), one.recipe)
