@@ -20,6 +20,8 @@ from finepseudo.storage import read_uri
 
 decord.logging.set_level(decord.logging.QUIET)
 
+FAILURES = (decord.DECORDError, RuntimeError, ValueError)
+"""What the decoder raises for files that it cannot read."""
 # Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
 _BROKEN_WIDTHS = frozenset({16, 24, 48, 72})
 
@@ -69,7 +71,7 @@ class Decoder:
             if len(reader) != row["num_frames"]:
                 raise DecodeError(f"{uri}: expected {row['num_frames']} frames, got {len(reader)}")
             frames_FHWC = reader.get_batch(index_F.tolist()).asnumpy()
-        except RuntimeError as error:
+        except FAILURES as error:
             raise DecodeError(f"{uri}: {' '.join(str(error).split())[:200]}") from error
         top, left = (height - self.height) // 2, (width - self.width) // 2
         return np.ascontiguousarray(frames_FHWC[:, top : top + self.height, left : left + self.width])
@@ -86,5 +88,5 @@ def open_video(data: bytes, name: str, *, width: int = -1, height: int = -1) -> 
     """
     try:
         return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), width=width, height=height, num_threads=1)
-    except (RuntimeError, decord.DECORDError) as error:
+    except FAILURES as error:
         raise DecodeError(f"{name}: cannot be opened: {' '.join(str(error).split())[:200]}") from error

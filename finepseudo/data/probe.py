@@ -62,7 +62,7 @@ class Prober:
 
 def examine(uri: str) -> dict[str, Any]:
     """Read a whole file and decode its first, middle and last frame."""
-    from finepseudo.data.decode import open_video
+    from finepseudo.data.decode import FAILURES, open_video
 
     try:
         data = read_uri(uri)
@@ -75,15 +75,16 @@ def examine(uri: str) -> dict[str, Any]:
         count = len(reader)
         if count == 0:
             return {"error": "no frames: the video stream is empty"}
-        frames = reader.get_batch(sorted({0, count // 2, count - 1})).asnumpy()
+        # One by one: decord's batches fail at some widths, which decoding at model size avoids.
+        frames = [reader[index].asnumpy() for index in sorted({0, count // 2, count - 1})]
         fps = float(reader.get_avg_fps())
-    except (DecodeError, RuntimeError, ValueError, IndexError) as error:
+    except (DecodeError, IndexError, *FAILURES) as error:
         return {"error": f"undecodable: {' '.join(str(error).split())[:200]}"}
     return {
         "num_frames": count,
         "fps": fps,
-        "height": frames.shape[1],
-        "width": frames.shape[2],
+        "height": frames[0].shape[0],
+        "width": frames[0].shape[1],
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

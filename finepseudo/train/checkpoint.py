@@ -65,7 +65,7 @@ def save(
     table = pa.Table.from_pylist(list(rows), schema=HISTORY_SCHEMA)
     _write_all_ranks(
         session, store, history, {f"rows-{session.rank}.parquet": artefacts.table_bytes(table)}, lineage,
-        extra=lambda gathered: _history_parts([item["curve"] for item in gathered], [item["timing"] for item in gathered]),
+        extra=lambda items: _history_parts([item["curve"] for item in items], [item["timing"] for item in items]),
         gathered={"curve": list(curve), "timing": dict(timing)},
     )  # fmt: skip
     target = f"{folder}/checkpoints/{step:08d}"

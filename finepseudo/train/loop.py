@@ -114,6 +114,8 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
         )
         checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
         recorder = _Recorder(session, plan, recipe, engine.steps, stage.folder.partition("/")[2], stage.steps)
+        history = checkpoint.read_history(store, stage.folder)[0] if session.rank == 0 else []
+        recorder.rejected = session.gather(sum(bool(row["error"]) for row in history))[0]
         recorder.timing["setup"] = time.monotonic() - began
         with recorder.clock("wait"):
             columns = first.result()
@@ -140,7 +142,7 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, recipe: Rec
     # Dropout's draws belong to the block, not to the worker that happens to compute it.
     torch.manual_seed(derive("dropout", recipe.seed, batch.row_B[0]))
     loss, logged = engine.forward(batch)
-    fault = recorder.fault(batch)
+    fault = None
     if not math.isfinite(float(loss.detach())):
         fault = (
             f"loss not finite ({float(loss.detach()):g}) at step {engine.steps + 1}, before its update; rows "
@@ -148,8 +150,11 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, recipe: Rec
             f"{recorder.since}"
         )
     # All ranks stop together: one that stopped alone would leave the others waiting for it.
-    if not session.all_true(torch.tensor(fault is None, device=session.device)):
-        raise TrainingError(next(text for text in session.gather(fault) if text))
+    faults, rejected = session.totals(fault is not None, len(batch.errors))
+    recorder.rejected += int(rejected)
+    if faults or recorder.too_many_rejected():
+        texts = session.gather(fault or recorder.describe(batch))
+        raise TrainingError(next(text for text in texts if text))
     recorder.note(engine, batch, float(loss.detach()), {name: float(value) for name, value in logged.items()})
     return engine.step(loss)
 
@@ -163,7 +168,8 @@ class _Recorder:
         self.per_step = recipe.optimiser.blocks_per_step
         self.max_rejected = recipe.data.max_rejected
         self.block = start * self.per_step + session.rank
-        self.seen = self.bad = 0
+        self.rejected = 0
+        """Rows of this stage that no rank could decode, from its first step on."""
         self.began, self.first, self.reported = 0.0, start, 0.0
         self._reset()
 
@@ -180,17 +186,19 @@ class _Recorder:
                 f", got {batch.row_B[0]}..{batch.row_B[-1]}; the stage restarts from its last commit"
             )
         self.block += self.session.world
-        self.seen += len(batch.row_B)
-        self.bad += len(batch.errors)
 
-    def fault(self, batch: ClipBatch) -> str | None:
-        """What is wrong if more rows could not be decoded than the recipe admits."""
-        if self.bad <= max(self.max_rejected * len(self.plan), 1 if self.max_rejected else 0):
-            return None
+    def too_many_rejected(self) -> bool:
+        """Whether more rows could not be decoded than the recipe admits; one row is, unless it admits none."""
+        return self.rejected > max(self.max_rejected * len(self.plan), 1 if self.max_rejected else 0)
+
+    def describe(self, batch: ClipBatch) -> str:
+        """What to say of it, with examples; nothing on a rank that decoded all of this block."""
         examples = "; ".join(f"row {row}: {text}" for row, text in list(batch.errors.items())[:3])
+        if not (examples and self.too_many_rejected()):
+            return ""
         return (
-            f"{self.name}: {self.bad} of {self.seen} rows could not be decoded, more than data.max_rejected = "
-            f"{self.max_rejected:g} of the plan; {examples}"
+            f"{self.name}: {self.rejected} of the plan's {len(self.plan)} rows could not be decoded, more than "
+            f"data.max_rejected = {self.max_rejected:g}; {examples}"
         )
 
     def note(self, engine: Engine, batch: ClipBatch, loss: float, logged: dict[str, float]) -> None:

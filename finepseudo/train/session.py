@@ -32,13 +32,12 @@ class Session:
         """Number of workers."""
         return dist.get_world_size()
 
-    def all_true(self, here: Tensor) -> bool:
-        """Whether a 0-dim boolean holds on every rank."""
+    def totals(self, *here: float) -> list[float]:
+        """Sums over the ranks of a few numbers."""
+        sums = torch.tensor(here, dtype=torch.float32, device=self.device)
         if self.world > 1:
-            count = here.to(torch.float32)
-            dist.all_reduce(count, op=dist.ReduceOp.MIN)
-            return bool(count > 0)
-        return bool(here)
+            dist.all_reduce(sums)
+        return sums.tolist()
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over the ranks, in place."""

@@ -163,9 +163,21 @@ def test_too_many_undecodable_rows(faults, world):
         assert "row 8: " in outcome.text
         assert "cut short" in outcome.text
         assert "max_rejected = 0" in outcome.text
-    for outcome in outcomes[1]["rejected"]:
+    # 72 rows, so 0.02 admits one: the second ends the stage, whichever ranks the two came to.
+    for outcome in outcomes[world]["rejected"]:
         assert outcome.error == "TrainingError"
+        assert "2 of the plan's 72 rows" in outcome.text
         assert "data.max_rejected = 0.02" in outcome.text
+
+
+def test_rejected_rows_are_counted_across_restarts(whole, tmp_path):
+    """One row before the restart and one after it are two."""
+    one = replace(whole.again("restarted"), bad=(1, 40))
+    before, after = launch(1, tmp_path, train, [replace(one, stop=3), one])[0]
+    assert before.text == ""
+    assert after.error == "TrainingError"
+    assert "2 of the plan's 72 rows" in after.text
+    assert checkpoint.committed_step(one.store, one.stage.folder) == 3
 
 
 @pytest.mark.parametrize("disorder", ["blocks", "rows", "twice", "short", "ended"])
