@@ -46,7 +46,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def table(body: Mapping[str, Any]) -> str:
     """What a comparison prints."""
     head = "  ".join(f"seed {seed:<3}" for seed in body["seeds"])
-    lines = ["top-1 on the test videos", f"{'':34}{head}  mean   s.e."]
+    lines = ["top-1 on the test videos", f"{'':42}{head}  mean   s.e."]
     for name, parts in body["top1"].items():
         lines += [_line(f"{name}, {part}", figures) for part, figures in parts.items()]
     lines += ["", "differences, seed by seed"]
@@ -57,4 +57,4 @@ def table(body: Mapping[str, Any]) -> str:
 def _line(name: str, figures: Mapping[str, Any], sign: str = "") -> str:
     values = "  ".join(f"{value:{sign}.3f}   " for value in figures["by_seed"])
     se = "  -" if figures["se"] is None else f"{figures['se']:.3f}"
-    return f"{name:<34}{values}  {figures['mean']:{sign}.3f}  {se}"
+    return f"{name:<42}{values}  {figures['mean']:{sign}.3f}  {se}"

@@ -91,7 +91,10 @@ def annotated(tmp_path, train, test=None, vocab=(["T"], ["P"])):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([{"vid_name": "a", "label": 2}], r"train.json, entry 0, field label: expected an integer from 0 to 1 .* got 2"),
+        (
+            [{"vid_name": "a", "label": 2}],
+            r"train.json, entry 0, field label: expected an integer from 0 to 1 .* got 2",
+        ),
         ([{"vid_name": "a", "label": "0"}], "field label"),
         ([{"vid_name": "a", "label": True}], "field label"),
         ([{"vid_name": "a/b", "label": 0}], r"entry 0, field vid_name: .* got 'a/b'"),
@@ -127,7 +130,11 @@ def test_rejected_rows_keep_their_reason_and_unlabelled_views_no_label(tmp_path)
     manifest = build_manifest(rows, names, probes, uris, min_frames=8)
     reasons = {row["video_id"]: row["reason"] for row in manifest.table.to_pylist()}
     assert reasons == {"a": "", "b": "empty: 0 bytes", "c": "too short: 7 frames, data.min_frames is 8", "t": ""}
-    assert manifest.summary() == {"usable": {"train": 1, "test": 1}, "rejected": 2, "reasons": {"empty": 1, "too short": 1}}
+    assert manifest.summary() == {
+        "usable": {"train": 1, "test": 1},
+        "rejected": 2,
+        "reasons": {"empty": 1, "too short": 1},
+    }
     (video,) = manifest.videos("train")
     assert not hasattr(video, "label")
     moved = build_manifest(rows, names, probes, {name: f"s3://b/{name}" for name in probes}, min_frames=8)

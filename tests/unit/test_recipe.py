@@ -57,7 +57,13 @@ def with_leaf(recipe, path, value):
 
 
 # These cannot be changed alone.
-ALONE = {"scale.train_workers", "models.frame_weights", "models.frame_sha256", "models.video_weights", "models.video_sha256"}
+ALONE = {
+    "scale.train_workers",
+    "models.frame_weights",
+    "models.frame_sha256",
+    "models.video_weights",
+    "models.video_sha256",
+}
 LEAVES = [path for path, _ in leaves(find("rehearsal")) if path not in ALONE]
 
 
@@ -91,7 +97,9 @@ def test_unknown_names_show_the_nearest():
 
 def test_recipe_of_a_file(tmp_path):
     mine = tmp_path / "mine.py"
-    mine.write_text("from finepseudo.recipe import Recipe\ndef dives():\n    return Recipe(name='dives')\ndef no(): return 3\n")
+    mine.write_text(
+        "from finepseudo.recipe import Recipe\ndef dives():\n    return Recipe(name='dives')\ndef no(): return 3\n"
+    )
     assert find(f"{mine}:dives").name == "dives"
     with pytest.raises(RecipeError, match="has no function 'dive'; it has .*dives"):
         find(f"{mine}:dive")
