@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from finepseudo.errors import RecipeError
@@ -316,22 +316,12 @@ def decisive(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_from(body: dict[str, Any]) -> Recipe:
     """The recipe that `decisive` described; what it leaves out has its defaults."""
-    return Recipe(
-        **{
-            key: _PARTS[key](**value)
-            if key in _PARTS and key != "data"
-            else _data_from(value)
-            if key == "data"
-            else value
-            for key, value in body.items()
-        }
-    )
-
-
-def _data_from(body: dict[str, Any]) -> Data:
-    spec = body["rehearsal"]
-    words = {"words": tuple(spec["words"])} if spec else {}
-    return Data(**{**body, "rehearsal": Rehearsal(**{**spec, **words}) if spec else None})
+    parts: dict[str, Any] = {key: _PARTS[key](**value) if key in _PARTS else value for key, value in body.items()}
+    spec: dict[str, Any] | None = body["data"]["rehearsal"]
+    if spec is not None:
+        words: tuple[str, ...] = tuple(spec["words"])
+        parts["data"] = replace(parts["data"], rehearsal=replace(Rehearsal(**spec), words=words))
+    return Recipe(**parts)
 
 
 def fingerprint(body: Any) -> str:

@@ -151,7 +151,7 @@ def _accuracy(p_NK: np.ndarray, truth_N: np.ndarray) -> dict[str, Any]:
 
 
 def _gains(predictions: pa.Table) -> dict[str, Any]:
-    """finepseudo's top-1 minus that of every other method, over the same test videos, with its paired standard error."""
+    """Top-1 of finepseudo minus that of every other method, on the same test videos, with its paired standard error."""
     truth_N = predictions.column("truth").to_numpy()
     found: dict[str, Any] = {}
     for part in ("f_E", "fused"):

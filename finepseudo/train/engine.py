@@ -130,7 +130,7 @@ class Engine:
         """What this rank must write so that all ranks together hold every trained parameter and moment once."""
         optimizer, rank = self.engine.optimizer, dist.get_rank()
         base = getattr(optimizer, "optimizer", optimizer)
-        for name, param in self.module.named_parameters():
+        for name, param in self._parameters():
             if not param.requires_grad:
                 continue
             if hasattr(param, "ds_id"):  # ZeRO-3
@@ -183,7 +183,7 @@ class Engine:
             piece.master.copy_(whole["param"][piece.start : stop])
             for key, view in piece.moments.items():
                 view.copy_(whole[key][piece.start : stop])
-        for name, param in self.module.named_parameters():
+        for name, param in self._parameters():
             whole = tensors.get(name)
             if whole is None:
                 continue
@@ -204,12 +204,16 @@ class Engine:
     def sharded_bytes(self) -> dict[str, int]:
         """Bytes that this rank keeps: of parameters, and of fp32 masters and moments together."""
         parameters = sum(
-            (param.ds_tensor if hasattr(param, "ds_id") else param).numel() * 4 for param in self.module.parameters()
+            (param.ds_tensor if hasattr(param, "ds_id") else param).numel() * 4 for _, param in self._parameters()
         )
         state = sum(
             4 * (piece.master.numel() + sum(m.numel() for m in piece.moments.values())) for piece in self.pieces()
         )
         return {"parameters": parameters, "optimiser": state}
+
+    def _parameters(self) -> Iterator[tuple[str, Any]]:
+        """Named parameters; untyped, since DeepSpeed hangs attributes of its own on them."""
+        yield from self.module.named_parameters()
 
     def _set_lr(self, lr: float) -> None:
         for group in self.engine.optimizer.param_groups:

@@ -97,7 +97,7 @@ def test_weights_depend_on_the_seed_alone(name):
     again, other = make(name, seed=3).state_dict(), make(name, seed=4).state_dict()
     assert list(first) == list(again)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    random = [key for key in first if key.endswith("conv1.weight") or key.endswith(".0.weight")]
+    random = [key for key in first if key.endswith(("conv1.weight", ".0.weight"))]
     assert any(not torch.equal(first[key], other[key]) for key in random)
 
 

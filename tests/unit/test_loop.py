@@ -69,8 +69,9 @@ def test_killed_and_started_again(whole, death, tmp_path):
     assert checkpoint.committed_step(one.store, one.stage.folder) == step
     if history is not None:
         assert one.store.list(f"{one.stage.folder}/history") == history
-    # Two calls after it: the second must change nothing.
-    for outcome in launch(1, tmp_path, train, [one, one])[0]:
+    # Commits fall on other steps than before, and the second call must change nothing.
+    other = replace(one, recipe=replace(one.recipe, scale=replace(one.recipe.scale, checkpoint_every=2)))
+    for outcome in launch(1, tmp_path, train, [other, other])[0]:
         assert outcome.text == ""
     check_history(one)
     assert torch.equal(losses(one), losses(whole))

@@ -44,9 +44,12 @@ def golden_run(root, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_curves(kind, tmp_path):
     found = golden_run(tmp_path, kind)
-    expected = json.loads((GOLDEN / f"{kind}.json").read_text())["loss"]
-    assert found.losses.tolist() == pytest.approx(expected, rel=1e-3)
-    assert len(expected) == GOLDEN_STEPS
+    expected = json.loads((GOLDEN / f"{kind}.json").read_text())
+    assert len(expected["loss"]) == GOLDEN_STEPS
+    assert found.losses.tolist() == pytest.approx(expected["loss"], rel=1e-3)
+    # The gradient sees what hardly moves a loss at the start.
+    assert float(found.norms[0]) == pytest.approx(expected["gradient"][0], rel=1e-3)
+    assert found.norms.tolist() == pytest.approx(expected["gradient"], rel=2e-2)
 
 
 def step_on(one, batch):
@@ -213,7 +216,8 @@ def rewrite():
     with tempfile.TemporaryDirectory() as root:
         for kind in KINDS:
             found = golden_run(root, kind)
-            text = json.dumps({"loss": [round(value, 6) for value in found.losses.tolist()]}, indent=1)
+            curves = {"loss": found.losses, "gradient": found.norms}
+            text = json.dumps({name: [round(x, 6) for x in curve.tolist()] for name, curve in curves.items()}, indent=1)
             (GOLDEN / f"{kind}.json").write_text(f"{text}\n")
 
 

@@ -330,6 +330,8 @@ class Plain:
     """A training by PyTorch alone."""
 
     losses: Tensor
+    norms: Tensor
+    """Of the gradient, before clipping."""
     state: dict[str, Tensor]
     objective: nn.Module
 
@@ -348,7 +350,7 @@ def plain_loop(
     ]
     adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
     running = {n: b for n, b in objective.named_buffers() if n.endswith(("running_mean", "running_var"))}
-    curve = []
+    curve, norms = [], []
     for step in range(case.stage.steps):
         before = {name: buffer.clone() for name, buffer in running.items()}
         total = {name: torch.zeros_like(buffer) for name, buffer in running.items()}
@@ -368,11 +370,11 @@ def plain_loop(
         for name, buffer in objective.named_buffers():
             if name.endswith("num_batches_tracked"):
                 buffer.fill_(step + 1)
-        torch.nn.utils.clip_grad_norm_(params, how.optimiser.clip)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(params, how.optimiser.clip)))
         for group in adamw.param_groups:
             group["lr"] = one_cycle(step, case.stage.steps, case.stage.lr, how.optimiser.warmup)
         adamw.step()
         adamw.zero_grad()
         curve.append(sum(here) / k)
     state = {n: v.clone() for n, v in objective.state_dict().items() if not n.startswith("projection.")}
-    return Plain(torch.tensor(curve, dtype=torch.float64), state, objective)
+    return Plain(*(torch.tensor(x, dtype=torch.float64) for x in (curve, norms)), state, objective)
