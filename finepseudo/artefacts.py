@@ -47,9 +47,15 @@ def seal(store: Store, folder: str, records: Mapping[str, Any], lineage: Mapping
 def committed(store: Store, folder: str) -> dict[str, Any] | None:
     """The marker of a folder, or None if it is not committed."""
     try:
-        return json.loads(store.read(f"{folder}/{MARKER}"))
+        data = store.read(f"{folder}/{MARKER}")
     except FileNotFoundError:
         return None
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ArtefactError(
+            f"{store.uri(folder)}/{MARKER} is damaged ({error}); delete the folder to have it made again"
+        ) from None
 
 
 def ensure(
@@ -133,7 +139,10 @@ def claim_run(store: Store, recipe: Recipe) -> None:
     data = json.dumps(body, indent=1, sort_keys=True).encode()
     if store.create(RECIPE, data):
         return
-    theirs = read_json(store, RECIPE)
+    try:
+        theirs = read_json(store, RECIPE)
+    except ValueError as error:
+        raise ArtefactError(f"{store.uri(RECIPE)} is damaged ({error}); use another --run") from None
     if theirs["digest"] != body["digest"]:
         changed = "; ".join(differences(body["recipe"], theirs["recipe"]))
         raise ArtefactError(

@@ -51,10 +51,13 @@ def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str)
     if argv[0].startswith("-"):
         raise RecipeError(f"the first argument names the recipe, got {argv[0]!r}; there are: {names}")
     recipe = find(argv[0])
-    return tyro.cli(
+    options = tyro.cli(
         kind, args=list(argv[1:]), prog=f"{program} {argv[0]}", description=usage,
         default=kind(run=tyro.MISSING, recipe=recipe),
     )  # fmt: skip
+    if not options.run:
+        raise RecipeError("--run: expected a directory, got an empty name")
+    return options
 
 
 def main(job: Callable[[Sequence[str]], None]) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import sys
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from finepseudo.errors import RecipeError
 
@@ -310,8 +312,19 @@ def digest(recipe: Recipe) -> str:
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """The fields that the digest covers, as plain JSON values."""
-    body = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    body: dict[str, Any] = json.loads(json.dumps(_plain(recipe)))
     return {key: value for key, value in body.items() if key not in ("scale", "methods", "evaluate")}
+
+
+def _plain(part: Any) -> Any:
+    """Dataclasses as dictionaries; a whole number in a float field is written as a float, however it was typed."""
+    if not dataclasses.is_dataclass(part):
+        return part
+    return {
+        item.name: float(value) if item.type == "float" else _plain(value)
+        for item in dataclasses.fields(part)
+        for value in [getattr(part, item.name)]
+    }
 
 
 def recipe_from(body: dict[str, Any]) -> Recipe:
@@ -359,6 +372,12 @@ _PARTS: dict[str, Any] = {
 _RANGES: dict[str, tuple[float, float | None]] = {
     "data.min_frames": (1, None),
     "data.max_rejected": (0, 1),
+    "rehearsal.train_per_class": (1, None),
+    "rehearsal.test_per_class": (1, None),
+    "rehearsal.size": (16, None),
+    "rehearsal.look": (0, 3),
+    "rehearsal.time": (0, 2),
+    "rehearsal.fps": (1, None),
     "split.label_fraction": (0, 1),
     "frames.height": (8, None),
     "frames.width": (8, None),
@@ -378,13 +397,17 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "optimiser.blocks_per_step": (1, None),
     "gitdl.frame_steps": (0, None),
     "gitdl.video_steps": (0, None),
+    "gitdl.lr": (0, None),
     "gitdl.videos": (1, None),
     "gitdl.frames": (2, None),
     "gitdl.skip_global": (1, None),
     "gitdl.skip_local": (1, None),
     "gitdl.sigma2": (1e-6, None),
     "gitdl.tau": (1e-6, None),
+    "gitdl.hidden": (1, None),
+    "gitdl.out": (1, None),
     "align.steps": (1, None),
+    "align.lr": (0, None),
     "align.classes": (2, None),
     "align.clips": (2, None),
     "align.gamma": (1e-6, None),
@@ -392,19 +415,29 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "align.triplet_weight": (0, None),
     "align.score_weight": (0, None),
     "supervise.steps": (1, None),
+    "supervise.lr": (0, None),
     "supervise.batch": (1, None),
     "rounds.count": (1, None),
     "rounds.video_steps": (1, None),
+    "rounds.video_lr": (0, None),
     "rounds.video_label_share": (0, 1),
     "rounds.frame_rounds": (0, None),
     "rounds.frame_steps": (1, None),
+    "rounds.frame_lr": (0, None),
     "rounds.frame_label_share": (0, 1),
     "label.threshold": (0, 1),
     "label.per_class_max": (0, None),
     "label.clips": (1, None),
+    "label.min_coverage": (0, 1),
+    "label.max_class_share": (0, 1),
+    "label.min_agreement": (0, 1),
     "evaluate.clips": (1, None),
     "evaluate.pair_videos": (2, None),
     "scale.train_workers": (1, None),
+    "scale.train_cpus": (0, None),
+    "scale.train_gpus": (0, None),
+    "scale.score_cpus": (0, None),
+    "scale.score_gpus": (0, None),
     "scale.decode_workers": (1, None),
     "scale.score_workers": (1, None),
     "scale.cache_gib": (0, None),
@@ -419,13 +452,32 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 }
 
 
+# field -> what it may be; the command line knows this from the types, a recipe in a file must be told.
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "methods": get_args(Method),
+    "optimiser.precision": ("fp32", "bf16"),
+    "rounds.targets": ("soft", "hard"),
+    "label.mean": ("log_odds", "score"),
+    "scale.zero_stage": (0, 1, 2, 3),
+}
+
+
 def _check_ranges(recipe: Recipe) -> None:
     for name, (low, high) in _RANGES.items():
         part, key = name.split(".")
-        value = getattr(getattr(recipe, part), key)
-        if not value >= low or (high is not None and value > high):
+        owner = recipe.data.rehearsal if part == "rehearsal" else getattr(recipe, part)
+        if owner is None:
+            continue
+        value = getattr(owner, key)
+        if not value >= low or value > (sys.float_info.max if high is None else high):
             bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-            raise RecipeError(f"{name}: expected {bound}, got {value!r}")
+            raise RecipeError(f"{'data.' if part == 'rehearsal' else ''}{name}: expected {bound}, got {value!r}")
+    for name, choices in _CHOICES.items():
+        part, _, key = name.rpartition(".")
+        value = getattr(getattr(recipe, part) if part else recipe, key)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in choices:
+                raise RecipeError(f"{name}: expected {', '.join(map(str, choices))}, got {item!r}")
 
 
 def _check_across(recipe: Recipe) -> None:
@@ -441,7 +493,9 @@ def _check_across(recipe: Recipe) -> None:
             f"frames.height x frames.width = {recipe.frames.height} x {recipe.frames.width}"
         )
     if not recipe.methods:
-        raise RecipeError("methods: expected at least one of supervised, pseudo_video, pseudo_align, finepseudo")
+        raise RecipeError(f"methods: expected at least one of {', '.join(get_args(Method))}")
+    if "{video_id}" not in recipe.data.videos:
+        raise RecipeError(f"data.videos: expected a path with {{video_id}} in it, got {recipe.data.videos!r}")
     if recipe.align.triplet_weight == 0 and recipe.align.score_weight == 0:
         raise RecipeError("align.triplet_weight and align.score_weight are both 0: f_A would learn nothing")
     for part in ("frame", "video"):
@@ -451,5 +505,15 @@ def _check_across(recipe: Recipe) -> None:
                 f"models.{part}_weights = {weights!r} and models.{part}_sha256 = {sha!r} belong together: "
                 "give both (sha256sum of the file), or neither"
             )
-    if recipe.data.rehearsal is not None and len(set(recipe.data.rehearsal.words)) < 2:
-        raise RecipeError(f"data.rehearsal.words: expected at least two classes, got {recipe.data.rehearsal.words}")
+    if recipe.data.rehearsal is not None:
+        _check_rehearsal(recipe.data.rehearsal)
+
+
+def _check_rehearsal(spec: Rehearsal) -> None:
+    if len(set(spec.words)) < 2 or len(set(spec.words)) < len(spec.words):
+        raise RecipeError(f"data.rehearsal.words: expected at least two classes, each once, got {spec.words}")
+    wrong = [word for word in spec.words if not re.fullmatch("[TPWK]+-[UF]", word)]
+    if wrong:
+        raise RecipeError(f"data.rehearsal.words: expected letters of T, P, W, K and then -U or -F, got {wrong[0]!r}")
+    if spec.size % 2:
+        raise RecipeError(f"data.rehearsal.size: expected an even number of pixels, got {spec.size}")

@@ -42,8 +42,8 @@ class Store:
     root: str
 
     def __post_init__(self) -> None:
-        root = self.root.rstrip("/")
-        object.__setattr__(self, "root", root if "://" in root else os.path.abspath(root or "/"))
+        root = self.root.removeprefix("file://")
+        object.__setattr__(self, "root", root.rstrip("/") if "://" in root else os.path.abspath(root))
 
     @property
     def _local(self) -> bool:
@@ -76,24 +76,30 @@ class Store:
                 self._fs.pipe_file(target, data)
                 return
             temporary = _write_temporary(target, data)
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                os.unlink(temporary)
+                raise
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put a file only if none is there; False if there is one (stores without conditional puts overwrite)."""
+        """Put a file only if none is there; False if there is one (a race on a store without conditional puts overwrites)."""
         target = self.uri(path)
+        if self.exists(path):
+            return False
         with _disk_errors(target):
+            temporary = _write_temporary(target, data) if self._local else ""
             try:
-                if not self._local:
-                    self._fs.pipe_file(target, data, mode="create")
-                    return True
-                temporary = _write_temporary(target, data)
-                try:
+                if self._local:
                     os.link(temporary, target)
-                finally:
-                    os.unlink(temporary)
-                return True
+                else:
+                    self._fs.pipe_file(target, data, mode="create")
             except FileExistsError:
                 return False
+            finally:
+                if temporary:
+                    os.unlink(temporary)
+            return True
 
     def exists(self, path: str) -> bool:
         """True if the file is there."""
@@ -158,10 +164,12 @@ def _disk_errors(target: str) -> Iterator[None]:
                 f"{target}: no room left ({error.strerror}); what was committed before is intact: "
                 "free space or move the run directory, then start the same command again"
             ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise ArtefactError(f"{target}: cannot be written: {error.strerror}") from error
         raise
 
 
 def read_uri(uri: str) -> bytes:
-    """All bytes of one file given by its full address."""
-    folder, _, name = uri.rpartition("/")
-    return Store(folder).read(name)
+    """All bytes of one file given by its full address, or by a path relative to the working directory."""
+    folder, slash, name = uri.rpartition("/")
+    return Store(folder + slash).read(name)

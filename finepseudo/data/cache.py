@@ -31,11 +31,12 @@ class ClipCache:
         try:
             video_FHWC = np.load(path, mmap_mode="r", allow_pickle=False)
             os.utime(path)
-        except FileNotFoundError:
+        except (ValueError, EOFError):  # a file that something else cut short: decode again
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             self.misses += 1
             return None
-        except ValueError:  # a file that something else cut short: decode again
-            path.unlink(missing_ok=True)
+        except OSError:  # not there, or not ours to read
             self.misses += 1
             return None
         self.hits += 1

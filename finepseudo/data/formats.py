@@ -77,7 +77,7 @@ def check_id(video_id: Any, where: str) -> None:
         or "/" in video_id
         or "\\" in video_id
         or ".." in video_id
-        or any(ord(letter) < 32 for letter in video_id)
+        or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in video_id)  # lone surrogates too
     )
     if bad:
         raise ManifestError(
@@ -100,7 +100,7 @@ def _vocabulary(store: Store, file: str) -> list[str]:
 def _json(store: Store, file: str) -> Any:
     try:
         return json.loads(store.read(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ManifestError(
             f"{store.uri(file)}: no such annotation file; set --data.root to the folder that holds it"
         ) from None

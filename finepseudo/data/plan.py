@@ -69,7 +69,7 @@ class Plan:
         state = hashlib.sha256(repr(self.block_rows).encode())
         for column in columns:
             for value in column.to_pylist():
-                state.update(repr(value).encode())
+                state.update(repr(value).encode() + b";")
         if self.targets_MK is not None:
             state.update(self.targets_MK.tobytes())
         return state.hexdigest()[:12]

@@ -54,6 +54,8 @@ class Prober:
             self._child = None
 
     def _start(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()  # it died after its last answer: the next file is not to blame
         if self._child is None:
             command = [sys.executable, "-m", "finepseudo.data.probe"]
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

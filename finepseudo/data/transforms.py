@@ -50,7 +50,7 @@ def _draw(seed: int, how: Augment) -> tuple[np.ndarray, np.ndarray, tuple[float,
     channel_3 = (1 + rng.uniform(-how.gain, how.gain)) * (1 + rng.uniform(-how.colour, how.colour, 3))
     hole = None
     if rng.uniform() < how.cutout:
-        height, width = rng.uniform(0.1, max(0.1, how.cutout_side), 2)
+        height, width = rng.uniform(min(0.1, how.cutout_side), how.cutout_side, 2)
         top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
         hole = (top, top + height, left, left + width)
     return box_4, np.array([contrast, *channel_3]), hole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,10 +38,11 @@ def _from_file(file: str, function: str) -> Recipe:
     path = Path(file)
     if not path.is_file():
         raise RecipeError(f"{file}: no such file (from the recipe {file}:{function})")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
+    spec = importlib.util.spec_from_file_location(f"finepseudo_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{file}: not a Python file (from the recipe {file}:{function}); its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses of the file look for their module there
     spec.loader.exec_module(module)
     make = getattr(module, function, None)
     if not callable(make):

@@ -18,6 +18,7 @@ from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.data.split import SplitLists, make_split
+from finepseudo.errors import ManifestError
 from finepseudo.recipe import Recipe
 from finepseudo.runtime import results
 from finepseudo.runtime.prepare import ensure_manifest
@@ -222,6 +223,12 @@ def _classify_plan(work: Work, name: str, steps: int, pseudo: Any = (), targets:
 def ensure_split(recipe: Recipe, run: Store, truth: dict[str, int]) -> SplitLists:
     """D_l and D_u, committed with their seed in the name."""
     made = make_split(truth, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
+    labelling = [method for method in recipe.methods if not method.startswith("supervised")]
+    if labelling and not made.unlabelled:
+        raise ManifestError(
+            f"no unlabelled video is left for {', '.join(labelling)}: {len(made.labelled)} training videos, all "
+            f"labelled; lower split.label_fraction (now {recipe.split.label_fraction:g}), or ask for methods supervised"
+        )
     lineage = {"fingerprint": made.fingerprint, "seed": recipe.split.seed, "fraction": recipe.split.label_fraction}
     artefacts.ensure(run, "split", lineage, lambda: {f"split-seed{recipe.split.seed}.json": made.to_bytes()})
     return made

@@ -39,6 +39,8 @@ log = logging.getLogger("finepseudo")
 SECONDS = "seconds.json"
 TOP = 5
 """Classes whose probability a committed label keeps; the rest of the mass is spread over the others."""
+SMALLEST_STD = 1e-3
+"""Of D over the labelled pairs, where these (almost) coincide."""
 LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
 """Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
 
@@ -235,11 +237,15 @@ def leave_one_out(gallery: Gallery, gamma: float) -> float | None:
 
 
 def pair_statistics(gallery: Gallery, gamma: float) -> tuple[float, float]:
-    """Mean and deviation of D over the pairs of labelled videos: what a new score head standardises by."""
+    """Mean and deviation of D over the pairs of labelled videos: what a new score head standardises by.
+
+    A single pair has no deviation: a small one stands in, so that the head stays finite.
+    """
     dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma=gamma).double()
     above = torch.triu_indices(len(dist_GG), len(dist_GG), offset=1)
     values = dist_GG[above[0], above[1]]
-    return float(values.mean()), float(values.std())
+    std = float(values.std()) if len(values) > 1 else 0.0
+    return float(values.mean()), max(std, SMALLEST_STD)
 
 
 def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]) -> None:

@@ -218,10 +218,15 @@ class _Recorder:
         else:
             self.blocks_here = 1
             self.curve.append(point)
+        if self.session.rank == 0 and self.blocks_here == engine.blocks:
+            self._report(step)
+
+    def _report(self, step: int) -> None:
+        """Tell the driver how far the stage is, now and then."""
         now = time.monotonic()
         if not self.began:  # the first block waits for the stream to start, which says nothing about the pace
             self.began, self.first = now, step
-        elif self.session.rank == 0 and (now - self.reported > REPORT_EVERY_S or step == self.total):
+        elif now - self.reported > REPORT_EVERY_S or step == self.total:
             self.reported = now
             left = (now - self.began) / max(1, step - self.first) * (self.total - step)
             self.session.report(

@@ -20,7 +20,7 @@ class Session:
 
     device: torch.device
     report: Callable[[Mapping[str, Any]], None]
-    """Called on every rank equally often; what it is told reaches the user's log from rank 0."""
+    """Called by rank 0 now and then; what it is told reaches the user's log."""
 
     @property
     def rank(self) -> int:

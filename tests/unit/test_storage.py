@@ -1,16 +1,15 @@
-"""Files are whole or absent, markers come last, and what is damaged or foreign is refused."""
+"""Files are whole or absent, exclusive where asked for, and a full disk loses nothing."""
 
-import json
 import os
+import signal
 import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from finepseudo import artefacts
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import digest
-from finepseudo.recipes import find
 from finepseudo.storage import Store, await_file, read_uri
 
 
@@ -19,7 +18,15 @@ def store(tmp_path):
     return Store(str(tmp_path / "run"))
 
 
-def test_readers_never_see_a_part_of_a_file(store):
+def python(code, *arguments, **more):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, **more)
+
+
+def every_file(folder):
+    return sorted(name for _, _, names in os.walk(folder) for name in names)
+
+
+def test_readers_in_a_thread_never_see_a_part_of_a_file(store):
     bodies = [bytes([letter]) * 2_000_000 for letter in b"ab"]
     store.write("x/file", bodies[0])
     seen, done = set(), threading.Event()
@@ -34,89 +41,156 @@ def test_readers_never_see_a_part_of_a_file(store):
         store.write("x/file", bodies[number % 2])
     done.set()
     reader.join()
+    assert seen
     assert seen <= set(bodies)
+    assert every_file(store.root) == ["file"]
+
+
+def test_readers_in_another_process_never_see_a_part_of_a_file(store):
+    code = (
+        "import sys; from finepseudo.storage import Store\n"
+        "store, seen = Store(sys.argv[1]), set()\n"
+        "print('ready', flush=True)\n"
+        "while not store.exists('done'): seen.add(store.read('file'))\n"
+        "print(sorted((len(data), len(set(data))) for data in seen))"
+    )
+    store.write("file", b"0" * 1_000_000)
+    reader = python(code, store.root)
+    assert reader.stdout.readline() == b"ready\n"
+    for number in range(40):
+        store.write("file", b"%d" % (number % 10) * 1_000_000)
+    store.write("done", b"")
+    answer = reader.communicate(timeout=60)[0].decode().strip()
+    assert set(eval(answer)) == {(1_000_000, 1)}
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file_and_no_visible_name(store):
+    """Whole or absent, also when the process ends in the middle of a write."""
+    store.write("x/file", b"old")
+    code = (
+        "import os, sys; from finepseudo import storage\n"
+        "os.fsync = lambda _: (print('written', flush=True), __import__('time').sleep(60))\n"
+        "storage.Store(sys.argv[1]).write('x/file', b'new' * 1000)"
+    )
+    writer = python(code, store.root)
+    assert writer.stdout.readline() == b"written\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate(timeout=60)
+    assert store.read("x/file") == b"old"
     assert store.list("x") == ["file"]
-    assert os.listdir(store.uri("x")) == ["file"]
+    assert len(every_file(store.root)) == 2, "the torn file is there, hidden"
 
 
-def test_create_is_exclusive_and_delete_is_forgiving(store):
+def test_create_lets_one_of_many_win(store):
     assert store.create("a/b", b"1")
     assert not store.create("a/b", b"2")
-    assert read_uri(store.uri("a/b")) == b"1"
+    assert store.read("a/b") == b"1"
+    code = (
+        "import sys; from finepseudo.storage import Store\n"
+        "sys.stdin.read(); print(Store(sys.argv[1]).create('claim', sys.argv[2].encode()))"
+    )
+    racers = [python(code, store.root, number, stdin=subprocess.PIPE) for number in range(3)]
+    won = [racer.communicate(timeout=60)[0] == b"True\n" for racer in racers]
+    assert sum(won) == 1
+    assert store.read("claim") == b"%d" % won.index(True)
+    barrier, found = threading.Barrier(8), []
+
+    def race(number):
+        barrier.wait()
+        found.append((store.create("threads", b"%d" % number), number))
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.read("threads") == b"%d" % next(number for first, number in found if first)
+    assert sum(first for first, _ in found) == 1
+    assert not [name for name in every_file(store.root) if name.startswith(".")]
+
+
+def test_list_shows_names_once_and_hides_what_is_unfinished(store):
+    for path in ("d/b", "d/a", "d/sub/deep", "d/.hidden"):
+        store.write(path, b"")
+    assert store.list("d") == ["a", "b", "sub"]
+    assert store.list() == ["d"]
+    assert store.list("nowhere") == []
+    assert store.child("d").list("sub") == ["deep"]
+
+
+def test_delete_takes_a_file_or_a_folder_and_forgives_absence(store):
+    store.write("a/b", b"1")
+    store.write("a/c/d", b"1")
+    store.delete("a/b")
+    assert store.list("a") == ["c"]
     store.delete("a")
     store.delete("a")
-    assert not store.exists("a/b")
-    assert store.list("a") == []
+    assert store.list() == []
     with pytest.raises(FileNotFoundError, match=store.uri("a/b")):
         store.read("a/b")
 
 
+def test_addresses(tmp_path, monkeypatch):
+    assert Store("s3://bucket/run/").uri("a/b") == "s3://bucket/run/a/b"
+    assert Store(f"file://{tmp_path}") == Store(f"{tmp_path}/")
+    Store(f"file://{tmp_path}/deep/er").write("file", b"1")
+    assert (tmp_path / "deep/er/file").read_bytes() == b"1"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").write_bytes(b"2")
+    assert read_uri("here") == b"2"
+    assert read_uri("deep/er/file") == b"1"
+    assert read_uri(f"{tmp_path}/here") == b"2"
+    assert Store(".").root == str(tmp_path)
+    assert Store("/").root == "/"
+
+
+def test_a_name_in_the_way_is_one_clear_error(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    for verb in (Store(str(tmp_path / "taken")).create, Store(str(tmp_path / "taken")).write):
+        with pytest.raises(ArtefactError, match=r"taken/recipe.json: cannot be written: (File exists|Not a directory)"):
+            verb("recipe.json", b"")
+    (tmp_path / "folder/part").mkdir(parents=True)
+    with pytest.raises(ArtefactError, match="folder/part: cannot be written: Is a directory"):
+        Store(str(tmp_path)).write("folder/part", b"1")
+    assert every_file(tmp_path) == ["taken"]
+
+
+def test_waiting_ends_when_the_file_appears(store):
+    store.write("stage/other", b"")
+    threading.Thread(target=lambda: (time.sleep(0.1), store.write("stage/marker", b""))).start()
+    await_file(store, "stage/marker", deadline_s=30, poll_s=0.01)
+    assert store.exists("stage/marker")
+
+
 def test_waiting_has_a_deadline_and_says_what_it_saw(store):
+    with pytest.raises(ArtefactError, match=r"stage/marker did not appear in 0.05 s; seen there: nothing"):
+        await_file(store, "stage/marker", deadline_s=0.05, poll_s=0.01)
     store.write("stage/other", b"")
     with pytest.raises(ArtefactError, match=r"marker did not appear in 0.05 s; seen there: other"):
         await_file(store, "stage/marker", deadline_s=0.05, poll_s=0.01)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_full_disk_is_one_clear_error_and_loses_nothing(small_disk):
+@pytest.mark.parametrize("verb", ["write", "create"])
+def test_full_disk_leaves_the_old_file_and_no_temporary(small_disk, verb):
     store = Store(str(small_disk))
-    artefacts.commit(store, "first", {"part": b"kept"}, {"made": "before"})
-    with pytest.raises(ArtefactError, match="no room left .* start the same command again"):
-        artefacts.commit(store, "second", {"part": b"x" * 1_000_000}, {})
-    assert artefacts.read_part(store, "first", "part") == b"kept"
-    assert artefacts.committed(store, "second") is None
-    assert [name for _, _, names in os.walk(small_disk) for name in names if name.startswith(".")] == []
+    store.write("first", b"kept")
+    with pytest.raises(ArtefactError, match=r"no room left \(No space left on device\).* start the same command again"):
+        getattr(store, verb)("first" if verb == "write" else "second", b"x" * 1_000_000)
+    assert store.read("first") == b"kept"
+    assert every_file(small_disk) == ["first"]
+    store.write("third", b"room again")
+    assert store.read("third") == b"room again"
 
 
-def test_without_its_marker_nothing_is_committed(store):
-    store.write("stage/part", b"written, then the power went")
-    assert artefacts.committed(store, "stage") is None
-    with pytest.raises(ArtefactError, match="not committed"):
-        artefacts.read_part(store, "stage", "part")
-
-
-def test_ensure_makes_once_and_refuses_another_origin(store):
-    made = []
-
-    def make():
-        made.append(1)
-        return {"part": b"1"}
-
-    first = artefacts.ensure(store, "stage", {"seed": 1, "steps": (3, 4)}, make)
-    assert artefacts.ensure(store, "stage", {"seed": 1, "steps": (3, 4)}, make) == first
-    assert len(made) == 1
-    with pytest.raises(ArtefactError, match="seed: 1 -> 2"):
-        artefacts.ensure(store, "stage", {"seed": 2, "steps": (3, 4)}, make)
-
-
-def test_damage_is_found(store):
-    artefacts.commit(store, "stage", {"part": b"12345"}, {})
-    store.write("stage/part", b"12346")
-    with pytest.raises(ArtefactError, match="is damaged: expected 5 bytes"):
-        artefacts.read_part(store, "stage", "part")
-    with pytest.raises(ArtefactError, match="no part 'other', it has part"):
-        artefacts.read_part(store, "stage", "other")
-
-
-def test_run_directory_belongs_to_one_recipe(store):
-    smoke, other = find("rehearsal_smoke"), find("rehearsal")
-    artefacts.claim_run(store, smoke)
-    artefacts.claim_run(store, smoke)
-    with pytest.raises(ArtefactError) as refused:
-        artefacts.claim_run(store, other)
-    text = str(refused.value)
-    assert digest(smoke) in text
-    assert digest(other) in text
-    assert "align.steps: 8 -> 150" in text
-    assert json.loads(store.read("recipe.json"))["digest"] == digest(smoke)
+def test_a_limit_on_the_size_of_files_is_met_like_a_full_disk(store):
+    store.write("file", b"kept")
+    code = (
+        "import resource, sys; from finepseudo.storage import Store; from finepseudo.errors import ArtefactError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: Store(sys.argv[1]).write('file', b'x' * 100_000)\n"
+        "except ArtefactError as error: print(error)"
+    )
+    answer = python(code, store.root).communicate(timeout=60)[0].decode()
+    assert f"{store.uri('file')}: no room left (File too large); what was committed before is intact" in answer
+    assert store.read("file") == b"kept"
+    assert every_file(store.root) == ["file"]
