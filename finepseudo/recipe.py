@@ -474,8 +474,9 @@ def _check_ranges(recipe: Recipe) -> None:
             raise RecipeError(f"{'data.' if part == 'rehearsal' else ''}{name}: expected {bound}, got {value!r}")
     for name, choices in _CHOICES.items():
         part, _, key = name.rpartition(".")
-        value = getattr(getattr(recipe, part) if part else recipe, key)
-        for item in value if isinstance(value, tuple) else (value,):
+        value: Any = getattr(getattr(recipe, part) if part else recipe, key)
+        items = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,)
+        for item in items:
             if item not in choices:
                 raise RecipeError(f"{name}: expected {', '.join(map(str, choices))}, got {item!r}")
 

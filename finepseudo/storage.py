@@ -83,7 +83,7 @@ class Store:
                 raise
 
     def create(self, path: str, data: bytes) -> bool:
-        """Put a file only if none is there; False if there is one (a race on a store without conditional puts overwrites)."""
+        """Put a file only if none is there, else False. Without conditional puts in the store, a race overwrites."""
         target = self.uri(path)
         if self.exists(path):
             return False

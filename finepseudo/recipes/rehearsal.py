@@ -21,12 +21,18 @@ from finepseudo.recipe import (
 
 
 def rehearsal() -> Recipe:
-    """14 classes x (80 training + 40 test) clips, 2 labelled ones a class (2.5 %), one round of self-training."""
+    """14 classes x (80 training + 40 test) clips, 2 labelled ones a class (2.5 %), one round of self-training.
+
+    Two CPU cores, 6 to 9 minutes. Over label seeds 1 to 3, top-1 of f_E (fused): .945 (.963), supervised .908.
+    """
     return Recipe(name="rehearsal", data=Data(rehearsal=Rehearsal()), split=Split(label_fraction=0.025))
 
 
 def rehearsal_long() -> Recipe:
-    """The same data, trained to the plateau: stage 2 twice as long, two rounds, f_A trained again in the first."""
+    """The same data, trained to the plateau: stage 2 twice as long, two rounds, f_A trained again in the first.
+
+    No machine has run it whole yet; by its steps, three times as long as `rehearsal`.
+    """
     return replace(
         rehearsal(),
         name="rehearsal_long",

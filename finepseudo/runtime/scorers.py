@@ -103,13 +103,13 @@ class AlignmentPool:
         done, first, logged = 0, 0.0, time.monotonic()
         for part in stream.iter_batches(batch_size=None, batch_format="numpy"):
             parts.append(part)
+            total = len(plan) // clips
+            if first and time.monotonic() - logged > LOG_EVERY_S and done < total:
+                logged = time.monotonic()
+                left = (logged - first) / done * (total - done)
+                log.info("%s", describe({"stage": name, "step": done, "steps": total, "left_s": left}))
             done += len(part["row"])
             first = first or time.monotonic()
-            total = len(plan) // clips
-            if time.monotonic() - logged > LOG_EVERY_S and done < total:
-                logged = time.monotonic()
-                left = (logged - began) / done * (total - done)
-                log.info("%s", describe({"stage": name, "step": done, "steps": total, "left_s": left}))
         columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         order = np.argsort(columns["row"])
         columns = {key: value[order] for key, value in columns.items()}

@@ -1,30 +1,28 @@
-"""Recipes load, their digest covers what it should, and mistakes are answered with names."""
+"""The digest covers what decides the training, and what contradicts itself is answered with the fields' names."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import Recipe, Scale, decisive, differences, digest, recipe_from
-from finepseudo.recipes import RECIPES, find
-
-ROOT = Path(__file__).parents[2]
-
-
-def job(*arguments, name="run"):
-    command = [sys.executable, str(ROOT / f"jobs/{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_loads_and_survives_json(name):
-    recipe = find(name)
-    assert digest(recipe) == digest(find(name))
-    assert digest(recipe_from(decisive(recipe))) == digest(recipe)
+from finepseudo.recipe import (
+    Augment,
+    Data,
+    Optimiser,
+    Recipe,
+    Rehearsal,
+    Scale,
+    decisive,
+    differences,
+    digest,
+    fingerprint,
+    recipe_from,
+)
+from finepseudo.recipes import find
 
 
 def leaves(value, prefix=""):
@@ -36,10 +34,15 @@ def leaves(value, prefix=""):
             yield f"{prefix}{field.name}", inner
 
 
-def changed(value):
+def with_leaf(recipe, path, value):
+    head, _, rest = path.partition(".")
+    return replace(recipe, **{head: with_leaf(getattr(recipe, head), rest, value) if rest else value})
+
+
+def changed(path, value):
+    if path == "data.rehearsal.size":
+        return value + 2
     match value:
-        case bool():
-            return not value
         case int():
             return value + 1
         case float():
@@ -51,88 +54,106 @@ def changed(value):
     raise AssertionError(value)
 
 
-def with_leaf(recipe, path, value):
-    head, _, rest = path.partition(".")
-    return replace(recipe, **{head: with_leaf(getattr(recipe, head), rest, value) if rest else value})
-
-
-# These cannot be changed alone.
-ALONE = {
-    "scale.train_workers",
-    "models.frame_weights",
-    "models.frame_sha256",
-    "models.video_weights",
-    "models.video_sha256",
+# What else must be set where the default alone cannot be changed.
+FRAME, VIDEO = ({f"models.{part}_weights": "/w", f"models.{part}_sha256": "ab"} for part in ("frame", "video"))
+BESIDE = {
+    "scale.train_workers": {"optimiser.blocks_per_step": 2},
+    **dict.fromkeys(FRAME, FRAME),
+    **dict.fromkeys(VIDEO, VIDEO),
 }
-LEAVES = [path for path, _ in leaves(find("rehearsal")) if path not in ALONE]
+PATHS = [path for path, _ in leaves(find("rehearsal"))]
 
 
-@pytest.mark.parametrize("path", LEAVES)
-def test_digest_covers_what_decides_the_training(path):
-    recipe = find("rehearsal")
-    other = with_leaf(recipe, path, changed(dict(leaves(recipe))[path]))
+def with_all(recipe, values):
+    """Several leaves at once; rules hold for the result only, so the parts are replaced without checks."""
+    parts = {}
+    for path, value in values.items():
+        head, _, rest = path.partition(".")
+        parts[head] = with_leaf(parts.get(head, getattr(recipe, head)), rest, value) if rest else value
+    return replace(recipe, **parts)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_digest_covers_every_field_that_decides_the_training(path):
+    base = with_all(find("rehearsal"), BESIDE.get(path, {}))
+    other = with_all(base, {path: changed(path, dict(leaves(base))[path])})
     outside = path.startswith(("scale.", "evaluate.")) or path == "methods"
-    assert (digest(other) == digest(recipe)) is outside
-    assert bool(differences(decisive(other), decisive(recipe))) is not outside
+    assert (digest(other) == digest(base)) is outside
+    found = differences(decisive(other), decisive(base))
+    assert [line.split(":")[0] for line in found] == ([] if outside else [path])
 
 
-def test_broken_rules_name_their_fields():
-    with pytest.raises(RecipeError, match=r"scale\.train_workers = 3 must divide optimiser\.blocks_per_step = 1"):
-        Recipe(name="x", scale=Scale(train_workers=3))
-    with pytest.raises(RecipeError, match=r"align\.gamma: expected at least 1e-06, got -1"):
-        with_leaf(find("rehearsal"), "align.gamma", -1)
-    with pytest.raises(RecipeError, match=r"frames\.crop = 64 is larger .* frames\.height x frames\.width"):
-        with_leaf(find("rehearsal"), "frames.crop", 64)
-    with pytest.raises(RecipeError, match=r"models\.video_weights = 's3://b/w' and models\.video_sha256"):
-        with_leaf(find("rehearsal"), "models.video_weights", "s3://b/w")
+def test_digest_is_the_same_in_another_process():
+    code = "from finepseudo.recipes import find; from finepseudo.recipe import digest; print(digest(find('rehearsal')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == digest(find("rehearsal"))
 
 
-def test_unknown_names_show_the_nearest():
-    with pytest.raises(RecipeError, match="no recipe 'rehearsl'; did you mean rehearsal"):
-        find("rehearsl")
-    done = job("rehearsal", "--run", "/nowhere", "--align.stps", "3")
-    assert done.returncode != 0
-    assert "--align.steps" in done.stdout + done.stderr
+def test_a_whole_number_in_a_float_field_is_the_same_number():
+    one, two = (Recipe(name="x", optimiser=Optimiser(weight_decay=value)) for value in (0, 0.0))
+    assert one == two
+    assert digest(one) == digest(two)
 
 
-def test_recipe_of_a_file(tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        "from finepseudo.recipe import Recipe\ndef dives():\n    return Recipe(name='dives')\ndef no(): return 3\n"
-    )
-    assert find(f"{mine}:dives").name == "dives"
-    with pytest.raises(RecipeError, match="has no function 'dive'; it has .*dives"):
-        find(f"{mine}:dive")
-    with pytest.raises(RecipeError, match="must return a finepseudo.recipe.Recipe, got int"):
-        find(f"{mine}:no")
-    with pytest.raises(RecipeError, match="no such file"):
-        find(f"{tmp_path}/other.py:dives")
+def test_what_the_digest_covers_survives_json():
+    for recipe in (find("rehearsal"), Recipe(name="plain", data=Data(root="s3://b/d"))):
+        again = recipe_from(json.loads(json.dumps(decisive(recipe))))
+        assert again == replace(recipe, scale=again.scale, methods=again.methods, evaluate=again.evaluate)
 
 
-def test_dry_run_says_what_would_happen_and_command_line_wins(tmp_path):
-    done = job("rehearsal", "--run", tmp_path / "run", "--dry-run", "--align.steps", 7, "--scale.train-workers", 1)
-    assert done.returncode == 0, done.stderr
-    assert "align f_A 7" in done.stdout
-    assert "1680 generated videos of 14 classes" in done.stdout
-    assert digest(with_leaf(find("rehearsal"), "align.steps", 7)) in done.stdout
-    assert not (tmp_path / "run").exists()
+def test_differences_name_the_field_and_both_values():
+    mine, theirs = {"a": {"b": 1, "c": [1]}, "d": None}, {"a": {"b": 2, "c": [1]}, "e": 1}
+    assert differences(mine, theirs) == ["a.b: 2 -> 1", "d: '(absent)' -> None", "e: 1 -> '(absent)'"]
+    assert differences(mine, mine) == []
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2, "b": 1})
 
 
-@pytest.mark.parametrize("name", ["run", "prepare", "evaluate", "compare"])
-def test_help_lists_the_recipes_fields(name):
-    done = job("--help", name=name)
-    assert done.returncode == 0
-    assert "--align.margin" in done.stdout
-    assert "--run" in done.stdout
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale.train_workers": 3}, r"scale\.train_workers = 3 must divide optimiser\.blocks_per_step = 1"),
+        ({"frames.crop": 64}, r"frames\.crop = 64 is larger .* frames\.height x frames\.width = 48 x 48"),
+        ({"frames.width": 32}, r"frames\.crop = 40 is larger .* frames\.height x frames\.width = 48 x 32"),
+        ({"models.video_weights": "s3://b/w"}, r"models\.video_weights = 's3://b/w' and models\.video_sha256 = ''"),
+        ({"models.frame_sha256": "ab"}, r"models\.frame_weights = '' and models\.frame_sha256 = 'ab'"),
+        ({"align.triplet_weight": 0, "align.score_weight": 0}, r"align\.triplet_weight and align\.score_weight"),
+        ({"methods": ()}, r"methods: expected at least one of finepseudo, supervised, .*pseudo_align"),
+        ({"methods": ("finepseudo", "fixmatch")}, r"methods: expected finepseudo, .* got 'fixmatch'"),
+        ({"optimiser.precision": "fp16"}, r"optimiser\.precision: expected fp32, bf16, got 'fp16'"),
+        ({"rounds.targets": "Soft"}, r"rounds\.targets: expected soft, hard, got 'Soft'"),
+        ({"label.mean": "mean"}, r"label\.mean: expected log_odds, score, got 'mean'"),
+        ({"scale.zero_stage": 4}, r"scale\.zero_stage: expected 0, 1, 2, 3, got 4"),
+        ({"data.videos": "videos/{id}.mp4"}, r"data\.videos: expected a path with \{video_id\} in it, got 'videos/"),
+        ({"data.rehearsal.size": 47}, r"data\.rehearsal\.size: expected an even number of pixels, got 47"),
+        ({"data.rehearsal.look": 4}, r"data\.rehearsal\.look: expected from 0 to 3, got 4"),
+        ({"data.rehearsal.words": ("TW-U",)}, r"data\.rehearsal\.words: expected at least two classes"),
+        ({"data.rehearsal.words": ("TW-U", "TW-U", "T-U")}, r"data\.rehearsal\.words: .* each once"),
+        ({"data.rehearsal.words": ("TW-U", "TX-U")}, r"data\.rehearsal\.words: expected letters .* got 'TX-U'"),
+    ],
+)
+def test_broken_rules_name_their_fields(values, message):
+    with pytest.raises(RecipeError, match=message):
+        with_all(find("rehearsal"), values)
 
 
-def test_recipes_help_and_dry_run_import_no_torch_and_no_ray(tmp_path):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['jobs/run.py', 'rehearsal', '--run', {str(tmp_path / 'run')!r}, '--dry-run']\n"
-        "runpy.run_path('jobs/run.py', run_name='__main__')\n"
-        "print('heavy:', [name for name in ('torch', 'ray', 'deepspeed', 'decord') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "heavy: []" in done.stdout
+NUMBERS = [
+    path for path, value in leaves(find("rehearsal")) if isinstance(value, int | float) and not path.endswith("seed")
+]
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_no_number_is_negative_or_not_finite(path, value):
+    with pytest.raises(RecipeError, match=path.replace(".", r"\.")):
+        with_leaf(find("rehearsal"), path, value)
+
+
+def test_recipes_are_frozen_and_keyword_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        find("rehearsal").align.steps = 3
+    with pytest.raises(TypeError):
+        Augment(0.5)
+    with pytest.raises(TypeError, match="stps"):
+        Scale(stps=3)
+    assert Data().rehearsal is None
+    assert Rehearsal().words

@@ -1,0 +1,216 @@
+"""Every recipe loads; recipes, help and dry runs are light; mistakes on the command line are answered with names."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from finepseudo.cli import Options, describe, parse
+from finepseudo.errors import RecipeError
+from finepseudo.recipe import Recipe, decisive, digest, recipe_from
+from finepseudo.recipes import RECIPES, find
+from finepseudo.storage import Store
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "ray", "deepspeed", "decord", "av", "sklearn")
+
+
+def job(*arguments, name="run"):
+    command = [sys.executable, str(ROOT / f"jobs/{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def options(*arguments):
+    return parse(Options, [str(item) for item in arguments], program="jobs/x.py", description="Test.")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_loads(name):
+    recipe = find(name)
+    assert recipe.name == name
+    assert recipe == find(name)
+    assert digest(recipe_from(decisive(recipe))) == digest(recipe)
+    assert RECIPES[name].__doc__, "says what it costs"
+    assert options(name, "--run", "/r").recipe == recipe
+
+
+def test_digests_tell_recipes_apart():
+    assert len({digest(find(name)) for name in RECIPES}) == len(RECIPES)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("rehearsl", "rehearsal"), ("rehearsal-smoke", "rehearsal_smoke")])
+def test_unknown_recipe_shows_the_nearest(wrong, right):
+    with pytest.raises(RecipeError, match=rf"no recipe '{wrong}'; did you mean .*{right}.*There are: rehearsal,"):
+        find(wrong)
+    with pytest.raises(RecipeError, match=right):
+        options(wrong, "--run", "/r")
+
+
+def test_a_name_like_no_other_gets_the_list():
+    with pytest.raises(RecipeError, match=r"no recipe 'zzz'; There are: .*; or give file.py:function"):
+        find("zzz")
+
+
+def test_unknown_option_shows_the_nearest_and_does_nothing(tmp_path):
+    done = job("rehearsal", "--run", tmp_path / "run", "--align.stps", "3")
+    assert done.returncode == 2
+    assert "--align.steps" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("rehearsal", "--scale.train-workers", 3), ("scale.train_workers = 3", "optimiser.blocks_per_step = 1")),
+        (("rehearsal", "--align.margin", "inf"), ("align.margin: expected at least 0, got inf",)),
+        (("rehearsl",), ("did you mean rehearsal",)),
+        (("--align.steps", 3), ("the first argument names the recipe, got '--align.steps'",)),
+    ],
+)
+def test_broken_rules_are_one_line_and_exit_1(tmp_path, arguments, said):
+    done = job(*arguments, "--run", tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("RecipeError: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert all(text in done.stderr for text in said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_needs_a_place():
+    with pytest.raises(RecipeError, match="--run: expected a directory, got an empty name"):
+        options("rehearsal", "--run", "")
+    with pytest.raises(SystemExit):
+        options("rehearsal")
+
+
+def test_the_command_line_wins_over_the_recipe():
+    recipe = options(
+        "rehearsal_smoke", "--run", "/r", "--align.steps", 7, "--optimiser.weight-decay", 0, "--seed", 5,
+        "--methods", "pseudo_video", "--label.mean", "score",
+    ).recipe  # fmt: skip
+    smoke = find("rehearsal_smoke")
+    assert recipe == replace(
+        smoke,
+        seed=5,
+        methods=("pseudo_video",),
+        align=replace(smoke.align, steps=7),
+        optimiser=replace(smoke.optimiser, weight_decay=0.0),
+        label=replace(smoke.label, mean="score"),
+    )
+
+
+def test_nothing_that_changes_a_result_comes_from_the_environment(monkeypatch):
+    for name in ("ALIGN_STEPS", "FINEPSEUDO_ALIGN_STEPS", "SEED", "FINEPSEUDO_SEED"):
+        monkeypatch.setenv(name, "7")
+    assert options("rehearsal", "--run", "/r").recipe == find("rehearsal")
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from finepseudo.recipe import Align, Recipe\n"
+        "@dataclass(frozen=True)\n"
+        "class Sizes:\n"
+        "    steps: int = 9\n"
+        "def dives():\n"
+        "    return Recipe(name='dives', align=Align(steps=Sizes().steps))\n"
+        "def number():\n"
+        "    return 3\n"
+    )
+    return str(tmp_path / "mine.py")
+
+
+def test_recipe_of_a_file(mine):
+    assert find(f"{mine}:dives").align.steps == 9
+    assert digest(find(f"{mine}:dives")) == digest(find(f"{mine}:dives"))
+    assert options(f"{mine}:dives", "--run", "/r", "--align.steps", 7).recipe.align.steps == 7
+
+
+def test_wrong_recipe_files_say_what_is_wrong(mine, tmp_path):
+    with pytest.raises(RecipeError, match="mine.py has no function 'dive'; it has .*dives, number"):
+        find(f"{mine}:dive")
+    with pytest.raises(RecipeError, match="mine.py:number must return a finepseudo.recipe.Recipe, got int"):
+        find(f"{mine}:number")
+    with pytest.raises(RecipeError, match=r"other.py: no such file \(from the recipe .*other.py:dives\)"):
+        find(f"{tmp_path}/other.py:dives")
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(RecipeError, match=r"mine.txt: not a Python file .* must end in .py"):
+        find(f"{tmp_path}/mine.txt:dives")
+
+
+def test_dry_run_says_what_would_happen(tmp_path):
+    done = job("rehearsal", "--run", tmp_path / "run", "--dry-run", "--align.steps", 7, "--scale.score-workers", 3)
+    assert done.returncode == 0, done.stderr
+    assert "align f_A 7" in done.stdout
+    assert "3 scoring" in done.stdout
+    assert "1680 generated videos of 14 classes" in done.stdout
+    recipe = find("rehearsal")
+    assert digest(replace(recipe, align=replace(recipe.align, steps=7))) in done.stdout
+    assert "empty" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_says_what_is_there(tmp_path):
+    run = Store(str(tmp_path))
+    run.write("manifest/manifest.parquet", b"")
+    run.write("labels/x/labels.parquet", b"")
+    assert "has manifest, labels" in describe(Recipe(name="x"), run)
+
+
+@pytest.mark.parametrize("name", ["run", "prepare", "evaluate", "compare"])
+def test_help_lists_the_recipes_fields(name):
+    done = job("--help", name=name)
+    assert done.returncode == 0
+    assert "--align.margin" in done.stdout
+    assert "--run" in done.stdout
+    assert all(recipe in done.stdout for recipe in RECIPES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import finepseudo.recipes, finepseudo.cli, finepseudo.storage",
+        "import finepseudo.artefacts",
+        "sys.argv = ['run.py', '--help']; runpy.run_path('jobs/run.py', run_name='__main__')",
+        "sys.argv = ['run.py', 'rehearsal', '--run', '/nowhere/x', '--dry-run'];"
+        "runpy.run_path('jobs/run.py', run_name='__main__')",
+        "sys.argv = ['run.py', 'rehearsal', '--run', '/nowhere/x', '--oops'];"
+        "runpy.run_path('jobs/run.py', run_name='__main__')",
+    ],
+)
+def test_recipes_help_and_dry_run_import_nothing_heavy(body):
+    code = (
+        "import contextlib, runpy, sys\n"
+        f"with contextlib.suppress(SystemExit): {body}\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_recipe_and_errors_need_the_standard_library_alone():
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport finepseudo.recipe\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.strip() == "['finepseudo']", done.stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(Options):
+    """A job's own option."""
+
+    extra: int = 3
+
+
+def test_a_job_adds_its_own_options():
+    found = parse(More, ["rehearsal", "--run", "/r", "--extra", "4"], program="jobs/x.py", description="Test.")
+    assert (found.extra, found.run) == (4, "/r")
