@@ -12,8 +12,9 @@ Frames = np.ndarray
 
 def spread(num_frames: int, frames: int, *, phase: float = 0.5) -> Frames:
     """`frames` frames spread evenly over the whole action; `phase` in [0, 1) tells the views of a video apart."""
-    u_T = (np.arange(frames) + phase) / frames
-    return np.minimum((u_T * num_frames).astype(np.int32), num_frames - 1)
+    # Multiplied before divided: the other way round loses whole frames to rounding.
+    time_T = (np.arange(frames) + phase) * num_frames / frames
+    return np.minimum(time_T.astype(np.int32), num_frames - 1)
 
 
 def spread_jittered(num_frames: int, frames: int, rng: np.random.Generator, *, ends: float, warp: float) -> Frames:

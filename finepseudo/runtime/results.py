@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,10 @@ from finepseudo.align.score import distances
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import derive
 from finepseudo.recipe import digest, fingerprint
-from finepseudo.runtime.stages import SECONDS, Work, temperatures
+from finepseudo.runtime.stages import SECONDS, Finish, Start, Work, temperatures
 from finepseudo.runtime.trainer import launch_seconds
 from finepseudo.storage import Store
 from finepseudo.train import checkpoint
-
-if TYPE_CHECKING:
-    from finepseudo.runtime.rounds import Finish, Start
 
 RESULTS = "results.json"
 CALIBRATION = 256

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from finepseudo import artefacts
@@ -24,33 +23,19 @@ from finepseudo.runtime import results
 from finepseudo.runtime.prepare import ensure_manifest
 from finepseudo.runtime.progress import listening
 from finepseudo.runtime.scorers import Scores
-from finepseudo.runtime.stages import Trained, Work, leave_one_out, pair_statistics, side_by_side
+from finepseudo.runtime.stages import (
+    Finish,
+    Start,
+    Trained,
+    Work,
+    leave_one_out,
+    pair_statistics,
+    side_by_side,
+)
 from finepseudo.storage import Store
 from finepseudo.train.initial import Part, ensure_initial
 
 log = logging.getLogger("finepseudo")
-
-
-@dataclass(frozen=True)
-class Start:
-    """What all methods start from: the encoders after stage 2, and what f_A makes of D_l."""
-
-    frame: Trained
-    video: Trained
-    pretrained: Gallery
-    aligned: Gallery
-    accuracy_A: float | None
-
-
-@dataclass(frozen=True)
-class Finish:
-    """What a method ends with; `gallery` is that of its f_A."""
-
-    frame: Trained
-    video: Trained
-    gallery: Gallery
-    rounds: list[str] = field(default_factory=list)
-    """Names of its committed labels."""
 
 
 def run_rounds(recipe: Recipe, run: Store, base: Store | None = None, *, train: bool = True) -> dict[str, Any]:

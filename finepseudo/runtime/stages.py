@@ -54,6 +54,28 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What all methods start from: the encoders after stage 2, and what f_A makes of D_l."""
+
+    frame: Trained
+    video: Trained
+    pretrained: Gallery
+    aligned: Gallery
+    accuracy_A: float | None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What a method ends with; `gallery` is that of its f_A."""
+
+    frame: Trained
+    video: Trained
+    gallery: Gallery
+    rounds: list[str] = field(default_factory=list)
+    """Names of its committed labels."""
+
+
+@dataclass(frozen=True)
 class Temperatures:
     """Of p_A and p_E, and the estimated accuracies that they were fitted to."""
 

@@ -89,7 +89,11 @@ def breaches(path, source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and ast.unparse(node) in CALLS:
             yield f"{ast.unparse(node)} runs what it reads"
-        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell") and ast.unparse(node.value) != "False":
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg in ("allow_pickle", "shell")
+            and ast.unparse(node.value) != "False"
+        ):
             yield f"{node.arg} is not False"
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
             yield "eval runs what it reads"

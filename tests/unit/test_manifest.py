@@ -22,8 +22,12 @@ PROBES = {"a": good(), "b": {"error": "empty: the file has 0 bytes"}, "c": good(
 
 def build(probes=None, where="/v", labels=None, min_frames=8):
     probes = {**PROBES, **(probes or {})}
-    rows = [Annotation(name, (labels or {}).get(name, 1), "test" if name == "t" else "train") for name in sorted(probes)]
-    return build_manifest(rows[::-1], NAMES, probes, {name: f"{where}/{name}" for name in probes}, min_frames=min_frames)
+    rows = [
+        Annotation(name, (labels or {}).get(name, 1), "test" if name == "t" else "train") for name in sorted(probes)
+    ]
+    return build_manifest(
+        rows[::-1], NAMES, probes, {name: f"{where}/{name}" for name in probes}, min_frames=min_frames
+    )
 
 
 def test_rejected_rows_keep_their_place_and_their_reason():

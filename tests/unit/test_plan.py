@@ -75,20 +75,22 @@ def some_plans():
 def test_plans_are_the_same_in_another_process():
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); from test_plan import *\n"
-        "np.random.seed(7); print([plan.fingerprint for plan in some_plans()])"  # noqa: NPY002
+        "np.random.seed(7); print([plan.fingerprint for plan in some_plans()])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == repr([plan.fingerprint for plan in some_plans()]), done.stderr
 
 
 def test_seeds_come_from_what_the_row_is():
-    assert derive("frames", 0, "v1", 0) == 1846867405240082411
+    assert derive("frames", 0, "v1", 0) == 695170268613338266
     assert derive("a", 1) != derive("a", "1")
     assert derive("ab", "c") != derive("a", "bc")
     assert all(0 <= derive("x", number) < 2**63 for number in range(100))
 
 
-@pytest.mark.parametrize("make", [gitdl, lambda count: classify(samples(count, 3), []), lambda n: align(samples(n, 5), [])])
+@pytest.mark.parametrize(
+    "make", [gitdl, lambda count: classify(samples(count, 3), []), lambda n: align(samples(n, 5), [])]
+)
 def test_one_more_video_changes_no_other_videos_draws(make):
     few, more = draws(make(20)), draws(make(21))
     shared = few.keys() & more.keys()
@@ -110,9 +112,7 @@ def test_a_longer_plan_begins_with_the_shorter_one():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 3), st.integers(1, 6))
 def test_pre_training_passes_over_all_videos_again_and_again(count, steps, per_step, per_block):
-    plan = plan_gitdl(
-        videos(count), Gitdl(frames=4, videos=per_block), steps=steps, blocks_per_step=per_step, seed=3
-    )
+    plan = plan_gitdl(videos(count), Gitdl(frames=4, videos=per_block), steps=steps, blocks_per_step=per_step, seed=3)
     assert len(plan) == steps * per_step * per_block
     assert plan.table.column("row").to_pylist() == list(range(len(plan)))
     order = plan.table.column("video").to_pylist()

@@ -1,4 +1,4 @@
-"""Temperatures, the guard, and soft targets: what stands between scores and the next training."""
+"""Temperatures, the guard, soft targets and the split: what stands between scores and the next training."""
 
 from dataclasses import replace
 
@@ -6,12 +6,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finepseudo.align import collaborate
+from finepseudo.align.gallery import Gallery
+from finepseudo.align.score import distances
 from finepseudo.comparison import compare, table
-from finepseudo.errors import TrainingError
+from finepseudo.errors import ManifestError, TrainingError
 from finepseudo.recipes import find
-from finepseudo.runtime.stages import guard, soft_targets, temperatures
+from finepseudo.runtime.rounds import ensure_split
+from finepseudo.runtime.stages import guard, pair_statistics, side_by_side, soft_targets, temperatures
+from finepseudo.storage import Store
 
 NAMES = ("tuck", "pike", "twist")
 
@@ -32,27 +38,59 @@ def test_confidence_is_set_to_the_estimated_accuracy():
     assert heat.accuracy_E == pytest.approx(0.49)
     assert float(collaborate.p_align(sbar_NK, heat.tau_A).max(1).values.mean()) == pytest.approx(0.92, abs=1e-3)
     assert float(collaborate.p_video(logits_NK, heat.tau_E).max(1).values.mean()) == pytest.approx(0.49, abs=1e-3)
-    assert temperatures(sbar_NK, logits_NK, None).accuracy_A == pytest.approx(0.9)
-    assert temperatures(sbar_NK, logits_NK, 1.0).accuracy_A == pytest.approx(0.95)
+
+
+def test_estimated_accuracies_are_bounded():
+    assert temperatures(*scores(400, 0.7), None).accuracy_A == pytest.approx(0.9)
+    assert temperatures(*scores(400, 0.7), 1.0).accuracy_A == pytest.approx(0.95)
+    assert temperatures(*scores(400, 0.0), None).accuracy_E == pytest.approx(0.2)
+    full = temperatures(*scores(400, 1.0), None)
+    assert (full.accuracy_A, full.accuracy_E) == (pytest.approx(0.95), pytest.approx(0.95))
+
+
+def test_temperatures_do_not_depend_on_the_scale_of_the_scores():
+    sbar_NK, logits_NK = scores(400, 0.7)
+    one, ten = temperatures(sbar_NK, logits_NK, 0.92), temperatures(10 * sbar_NK, 10 * logits_NK, 0.92)
+    assert ten.tau_A == pytest.approx(10 * one.tau_A, rel=1e-3)
+    assert ten.tau_E == pytest.approx(10 * one.tau_E, rel=1e-3)
 
 
 def labels(accepted, label, agree):
     return pa.table({"accepted": accepted, "label": label, "agree": agree})
 
 
-def test_guard_lets_good_labels_pass_and_stops_collapsed_ones():
+GOOD = labels([True, True, True, False], [0, 1, 2, 2], [True, True, False, True])
+
+
+def test_guard_lets_good_labels_pass():
+    guard(GOOD, find("rehearsal"), "round", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "label", "agree", "message"),
+    [
+        (
+            [False] * 4, [0, 1, 2, 2], [True] * 4,
+            r"round: almost nothing is accepted \(coverage 0.000, .*label.min_coverage = 0.01\). Lower "
+            r"label.threshold \(now 0.5\)",
+        ),
+        ([True] * 4, [1, 1, 1, 2], [True] * 4, r"one class, pike, takes .*share 0.750; label.max_class_share = 0.6"),
+        ([True] * 3, [0, 1, 2], [False] * 3, r"p_E and p_A hardly ever agree .*agreement 0.000.*min_agreement = 0.05"),
+    ],
+)  # fmt: skip
+def test_guard_stops_collapsed_labels_with_figures_and_advice(accepted, label, agree, message):
+    with pytest.raises(TrainingError, match=message):
+        guard(labels(accepted, label, agree), find("rehearsal"), "round", NAMES)
+
+
+def test_guard_keeps_to_the_recipes_bounds():
     recipe = find("rehearsal")
-    guard(labels([True, True, True, False], [0, 1, 2, 2], [True, True, False, True]), recipe, "round", NAMES)
-    with pytest.raises(
-        TrainingError, match=r"round: almost nothing is accepted .*coverage 0.000.* Lower label.threshold"
-    ):
-        guard(labels([False] * 4, [0, 1, 2, 2], [True] * 4), recipe, "round", NAMES)
-    with pytest.raises(TrainingError, match=r"one class, pike, takes most accepted labels .*share 0.750"):
-        guard(labels([True] * 4, [1, 1, 1, 2], [True] * 4), recipe, "round", NAMES)
-    with pytest.raises(TrainingError, match=r"hardly ever agree .*agreement 0.000"):
-        guard(labels([True] * 3, [0, 1, 2], [False] * 3), recipe, "round", NAMES)
-    loose = replace(recipe, label=replace(recipe.label, min_agreement=0.0))
-    guard(labels([True] * 3, [0, 1, 2], [False] * 3), loose, "round", NAMES)
+    loose = replace(recipe, label=replace(recipe.label, min_agreement=0.0, max_class_share=1.0, min_coverage=0.0))
+    guard(labels([True] * 3, [1, 1, 1], [False] * 3), loose, "round", NAMES)
+    guard(labels([False] * 3, [1, 1, 1], [False] * 3), loose, "round", NAMES)
+    strict = replace(recipe, label=replace(recipe.label, min_coverage=0.8))
+    with pytest.raises(TrainingError, match=r"coverage 0.750"):
+        guard(GOOD, strict, "round", NAMES)
 
 
 def test_soft_targets_spread_what_was_not_kept():
@@ -60,6 +98,64 @@ def test_soft_targets_spread_what_was_not_kept():
     targets_MK = soft_targets(rows, 4)
     np.testing.assert_allclose(targets_MK, [[0.2, 0.1, 0.1, 0.6], [0, 0.75, 0.25, 0]], atol=1e-6)
     np.testing.assert_allclose(soft_targets([{"top": [1, 0], "top_p": [0.9, 0.1]}], 2), [[0.1, 0.9]], atol=1e-6)
+    assert soft_targets([], 4).shape == (0, 4)
+
+
+@given(st.integers(2, 40), st.integers(0, 10_000), st.floats(0.01, 30))
+def test_soft_targets_sum_to_one_and_keep_the_winner(num_classes, seed, sharpness):
+    logits_K = sharpness * np.random.default_rng(seed).normal(size=num_classes)
+    p_K = (np.exp(logits_K - logits_K.max()) / np.exp(logits_K - logits_K.max()).sum()).astype(np.float32)
+    top = np.argsort(-p_K, kind="stable")[:5]
+    (target_K,) = soft_targets([{"top": top.tolist(), "top_p": p_K[top].tolist()}], num_classes)
+    assert target_K.sum() == pytest.approx(1, abs=1e-5)
+    assert target_K.min() >= 0
+    np.testing.assert_array_equal(target_K[top], p_K[top])
+    assert target_K.max() == p_K[top[0]]
+
+
+def gallery(count, seed=0, equal=False):
+    emb_GTD = torch.randn(count, 4, 6, generator=torch.Generator().manual_seed(seed))
+    emb_GTD = torch.nn.functional.normalize(emb_GTD[:1].expand_as(emb_GTD) if equal else emb_GTD, dim=-1)
+    return Gallery(emb_GTD, torch.arange(count) % 2, [f"v{index}" for index in range(count)], 2)
+
+
+def test_pair_statistics_are_over_pairs_of_two_videos():
+    some = gallery(5)
+    dist_GG = distances(some.emb_GTD, some.emb_GTD, gamma=0.1).double()
+    values = torch.stack([dist_GG[i, j] for i in range(5) for j in range(i + 1, 5)])
+    mean, std = pair_statistics(some, 0.1)
+    assert mean == pytest.approx(float(values.mean()))
+    assert std == pytest.approx(float(values.std()))
+
+
+@pytest.mark.parametrize("few", [gallery(2), gallery(4, equal=True)], ids=["one pair", "equal videos"])
+def test_pair_statistics_of_too_little_are_still_usable(few):
+    """A deviation of 0 would read as no new head, and one that is no number would make every score none."""
+    mean, std = pair_statistics(few, 0.1)
+    assert np.isfinite(mean)
+    assert 0 < std < 0.1
+
+
+def test_methods_that_label_need_something_to_label(tmp_path):
+    recipe, store = find("rehearsal"), Store(str(tmp_path))
+    truth = {f"v{number}": number % 2 for number in range(6)}
+    whole = replace(recipe, split=replace(recipe.split, label_fraction=1.0))
+    with pytest.raises(ManifestError, match=r"no unlabelled video is left for finepseudo: 6 training videos"):
+        ensure_split(whole, store, truth)
+    assert store.list() == []
+    assert ensure_split(replace(whole, methods=("supervised",)), store, truth).unlabelled == ()
+
+
+def test_side_by_side_waits_for_all_before_it_fails():
+    ended = []
+
+    def fails():
+        raise TrainingError("first")
+
+    with pytest.raises(TrainingError, match="first"):
+        side_by_side(fails, lambda: ended.append(1))
+    assert ended == [1]
+    assert side_by_side(lambda: 1, lambda: 2) == [1, 2]
 
 
 def test_comparison_takes_differences_seed_by_seed():
