@@ -82,7 +82,7 @@ class AlignmentPool:
         plan = plan_score(
             videos, align_frames=frames.align, video_frames=frames.video, clips=clips, block_videos=BLOCK_VIDEOS
         )
-        folder = f"plans/score/{name}"
+        folder = f"plans/score/{name}-{plan.fingerprint}"
         lineage = {"plan": plan.fingerprint, "block_rows": plan.block_rows}
         artefacts.ensure(self.run, folder, lineage, plan.parts)
         shared = {key: ray.put(gallery) for key, gallery in galleries.items()}

@@ -13,15 +13,15 @@ ROOT = Path(__file__).parents[2]
 RUN_LIMIT_S = 600
 
 
-def run_command(run, *options, recipe="rehearsal_smoke", env=None):
-    return [sys.executable, str(ROOT / "jobs/run.py"), recipe, "--run", str(run), *map(str, options)], {
+def run_command(run, *options, recipe="rehearsal_smoke", env=None, job="run"):
+    return [sys.executable, str(ROOT / f"jobs/{job}.py"), recipe, "--run", str(run), *map(str, options)], {
         **{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
         **(env or {}),
     }
 
 
-def call(run, *options, recipe="rehearsal_smoke", env=None):
-    command, environment = run_command(run, *options, recipe=recipe, env=env)
+def call(run, *options, recipe="rehearsal_smoke", env=None, job="run"):
+    command, environment = run_command(run, *options, recipe=recipe, env=env, job=job)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S, cwd=ROOT)
 
 

@@ -91,6 +91,20 @@ def test_same_command_again_only_looks_up(smoke):
     assert learned(again.stdout) == learned(smoke.stdout)
 
 
+def test_finished_run_is_evaluated_again_with_more_clips(smoke, tmp_path):
+    before = smoke.results
+    done = call(smoke.folder, "--evaluate.clips", 2, job="evaluate")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "training steps" not in done.stderr
+    assert smoke.results["digests"] == before["digests"]
+    assert len(list((smoke.folder / "results").iterdir())) == 2
+    assert call(smoke.folder).returncode == 0
+    assert smoke.results["finepseudo"] == before["finepseudo"]
+    untrained = call(tmp_path / "new", job="evaluate")
+    assert untrained.returncode == 1
+    assert "is not trained yet; jobs/run.py trains it" in untrained.stderr
+
+
 def test_another_recipe_is_refused_with_the_difference(smoke):
     done = call(smoke.folder, "--align.margin", 0.2)
     assert done.returncode == 1

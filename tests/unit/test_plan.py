@@ -100,7 +100,7 @@ def test_one_more_video_changes_no_other_videos_draws(make):
 
 def test_another_seed_is_another_plan_and_no_draw_comes_twice():
     one, two = gitdl(20), gitdl(20, seed=1)
-    assert not set(row["aug_seed"] for row in one.table.to_pylist()) & {r["aug_seed"] for r in two.table.to_pylist()}
+    assert set(one.table.column("aug_seed").to_pylist()).isdisjoint(two.table.column("aug_seed").to_pylist())
     seeds = one.table.column("aug_seed").to_pylist()
     assert len(set(seeds)) == len(seeds)
 

@@ -1,5 +1,6 @@
 """The split is class-wise, seeded, stable, and written down with its fingerprint."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,7 +55,7 @@ def test_one_more_video_moves_at_most_one_other():
 
 def test_larger_shares_contain_smaller_ones():
     shares = [set(make_split(TRUTH, label_fraction=share, seed=3).labelled) for share in (0.05, 0.1, 0.2, 1)]
-    assert all(small <= large for small, large in zip(shares, shares[1:], strict=False))
+    assert all(small <= large for small, large in itertools.pairwise(shares))
 
 
 def test_lists_survive_json():
