@@ -7,6 +7,7 @@ kept, since DeepSpeed synchronises parameters and not buffers.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -34,7 +35,9 @@ def _import_deepspeed() -> Any:
     """Import DeepSpeed with a compiler cache of our own, free of locks that killed builds left behind."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    default = Path.home() / ".cache/finepseudo" / f"torch-{torch.__version__}"
+    # One for each environment: a build is tied to the headers that it was made with.
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    default = Path.home() / ".cache/finepseudo" / f"torch-{torch.__version__}-{environment}"
     cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
     for lock in cache.glob("**/lock"):
         if time.time() - lock.stat().st_mtime > 600:
