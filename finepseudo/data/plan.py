@@ -143,7 +143,7 @@ def plan_classify(
 
     Without pseudo-labelled videos all are labelled.
     """
-    from_labelled = round(label_share * batch) if pseudo else batch
+    from_labelled = max(1, round(label_share * batch)) if pseudo else batch
     streams = (_epochs(labelled, "labelled", seed), _epochs(pseudo, "pseudo", seed) if pseudo else None)
     samples: list[Sample] = []
     for _ in range(steps * blocks_per_step):
@@ -186,7 +186,7 @@ def plan_align(
             if label not in chosen:
                 chosen.append(label)
         for label in chosen:
-            from_real = round(label_share * align.clips) if label in extra else align.clips
+            from_real = max(1, round(label_share * align.clips)) if label in extra else align.clips
             samples += [next(real[label]) for _ in range(from_real)]
             samples += [next(extra[label]) for _ in range(align.clips - from_real)]
     return _plan(samples, count * align.clips, _whole_action(frames, augment), seed)
