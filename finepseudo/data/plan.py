@@ -143,7 +143,7 @@ def plan_classify(
 
     Without pseudo-labelled videos all are labelled.
     """
-    from_labelled = max(1, round(label_share * batch)) if pseudo else batch
+    from_labelled = _labelled_rows(label_share, batch) if pseudo else batch
     streams = (_epochs(labelled, "labelled", seed), _epochs(pseudo, "pseudo", seed) if pseudo else None)
     samples: list[Sample] = []
     for _ in range(steps * blocks_per_step):
@@ -186,7 +186,7 @@ def plan_align(
             if label not in chosen:
                 chosen.append(label)
         for label in chosen:
-            from_real = max(1, round(label_share * align.clips)) if label in extra else align.clips
+            from_real = _labelled_rows(label_share, align.clips) if label in extra else align.clips
             samples += [next(real[label]) for _ in range(from_real)]
             samples += [next(extra[label]) for _ in range(align.clips - from_real)]
     return _plan(samples, count * align.clips, _whole_action(frames, augment), seed)
@@ -201,6 +201,11 @@ def plan_score(videos: Sequence[Video], *, align_frames: int, video_frames: int,
             frames = [sampling.spread(video.num_frames, count, phase=phase) for count in (align_frames, video_frames)]
             rows.append(_row(len(rows), Sample(video), frames[0], frames[1], 0))
     return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), block_videos * clips)
+
+
+def _labelled_rows(share: float, rows: int) -> int:
+    """How many of some rows are labelled: the share, rounded, but one at least unless it is 0."""
+    return max(1, round(share * rows)) if share else 0
 
 
 def _whole_action(frames: int, augment: Augment) -> Sampler:
