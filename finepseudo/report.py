@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from finepseudo import artefacts
+from finepseudo import artefacts, measures
+from finepseudo.errors import FinePseudoError
 from finepseudo.examples import Example, choose_examples
 from finepseudo.storage import Store
 from finepseudo.train.checkpoint import read_history
@@ -26,18 +31,27 @@ PAIRS = (
     ("dtw", "soft-DTW, pre-trained f_A"),
     ("score", "alignability score, after L_AV"),
 )
-KINDS = ("launch", "setup", "wait", "transfer", "compute", "commit")
+KINDS = {
+    "launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer",
+    "compute": "arithmetic", "commit": "commits",
+}  # fmt: skip
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
+CLEAR = 2.0
+"""Standard errors from which a difference is called one."""
+ROUNDS_PRINTED = 4
+"""More rounds than this are on the page only; the lines give the last one of each method."""
+
+Results = Mapping[str, Any]
+Value = Mapping[str, Any]
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """What was learned, each figure with its standard error, in at most some thirty lines of text."""
-    return "\n".join(
-        [*_pair_lines(results), "", *_round_lines(results), *_method_lines(results), *_time_lines(results)]
-    )
+def summary(results: Results) -> str:
+    """What was learned, each figure with its standard error, in some 25 lines of at most 100 columns."""
+    parts = (_pair_lines(results), _round_lines(results), _method_lines(results), _time_lines(results))
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def write_report(run: Store, results: Mapping[str, Any], base: Store | None = None) -> str:
+def write_report(run: Store, results: Results, base: Store | None = None) -> str:
     """Write report.html into the run; its address.
 
     Args:
@@ -45,18 +59,26 @@ def write_report(run: Store, results: Mapping[str, Any], base: Store | None = No
         results: what results.json holds.
         base: the run directory that holds data and pre-training, where it is another one.
     """
+    base, results = base or run, {"rounds": {}, "timing": {}, **results}
+    try:
+        examples, no_examples = [_drawn(example) for example in choose_examples(run, base, results)], ""
+    except (FinePseudoError, FileNotFoundError) as error:  # videos may have moved since; the figures are still there
+        examples, no_examples = [], str(error)
     template = files("finepseudo").joinpath("report.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     body = page.render(
         results=results,
-        methods=[name for name in ("stage_2", *METHODS) if name in results],
-        pairs=_pair_plot(results),
-        curves=_learning_plot(run, base or run, results),
-        rounds=[round_ for rounds in results["rounds"].values() for round_ in rounds],
+        headline=[_order_sentence(results), *_label_sentence(results), *_gain_sentences(results)],
+        methods=_method_rows(results),
+        pairs=_pair_rows(results),
+        curves=_learning_plot(run, base, results),
+        rounds=[_round_row(found) for found in _rounds(results)],
         quality=_quality_plot(results),
-        classes=_class_rows(results),
-        timing=_timing_plot(results),
-        examples=[_drawn(example) for example in choose_examples(run, base or run, results)],
+        classes=_class_rows(run, results),
+        kinds=[(kind, title, colour) for (kind, title), colour in zip(KINDS.items(), COLOURS, strict=True)],
+        longest=max(map(_whole, _trainings(results)), default=0.0),
+        examples=examples,
+        no_examples=no_examples,
         recipe=json.dumps(json.loads(run.read(artefacts.RECIPE))["recipe"], indent=1),
         summary=summary(results),
     )
@@ -64,76 +86,207 @@ def write_report(run: Store, results: Mapping[str, Any], base: Store | None = No
     return run.uri("report.html")
 
 
-def figure(value: Mapping[str, Any] | None, sign: str = "") -> str:
-    """`.950 +- .009`."""
-    if value is None:
+def figure(value: Value | None, sign: str = "") -> str:
+    """`.950 ±.009`; `-` for what is not known."""
+    if value is None or not _known(value.get("value")):
         return "-"
-    se = "" if value.get("se") is None else f" ±{value['se']:.3f}"
-    return f"{value['value']:{sign}.3f}{se}"
+    se = f" ±{_short(value['se'])}" if _known(value.get("se")) else " ±?"
+    return _short(value["value"], sign) + se
 
 
-def _pair_lines(results: Mapping[str, Any]) -> list[str]:
-    pairs = results["pairs"]
-    if "score" not in pairs:
-        return ["pair test: not possible, the held-out videos do not make pairs of both kinds"]
-    values = [pairs[key]["value"] for key, _ in PAIRS]
-    held = max(values[:2]) < values[2] < values[3]
-    lines = [f"Are two held-out clips the same action? average precision over {pairs['pairs']} pairs, chance .5"]
-    lines += [f"  {name:<34}{figure(pairs[key])}" for key, name in PAIRS]
-    return [*lines, f"  expected order (the cosines < soft-DTW < score): {'holds' if held else 'does NOT hold'}"]
+def gain(results: Results, part: str, other: str) -> dict[str, Any] | None:
+    """Top-1 of finepseudo minus that of another method; unpaired, so with too wide an error, if results lack it."""
+    paired = results.get("gains", {}).get(f"{part}, over {other}")
+    if paired is not None:
+        return {**paired, "paired": True}
+    if other not in results or "finepseudo" not in results or other == "finepseudo":
+        return None
+    mine, theirs = results["finepseudo"][part], results[other][part]
+    se = math.hypot(mine["top1_se"], theirs["top1_se"])
+    return {"value": mine["top1"] - theirs["top1"], "se": se, "paired": False}
 
 
-def _round_lines(results: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for method, rounds in results["rounds"].items():
-        for number, found in enumerate(rounds, 1):
-            every, kept = found["precision_all"], found["precision_accepted"]
-            lines += [
-                f"Pseudo-labels of {method}, round {number}: {found['accepted']} of {found['unlabelled']} accepted "
-                f"(coverage {found['coverage']:.3f}), agreement of p_E and p_A {found['agreement']:.3f}",
-                f"  {'precision':<12}{'p_E':<16}{'p_A':<16}p",
-                f"  {'all':<12}{figure(every['p_E']):<16}{figure(every['p_A']):<16}{figure(every['p'])}",
-                f"  {'accepted':<12}{figure(kept['p_E']):<16}{figure(kept['p_A']):<16}{figure(kept['p'])}",
-                "",
-            ]
+def _known(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)
+
+
+def _short(number: float | None, sign: str = "") -> str:
+    """Three decimals without a leading zero, as shares are written."""
+    if number is None or not math.isfinite(number):
+        return "-"
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{round(number, 3) + 0.0:{sign}.3f}")
+
+
+def _share(share: float, count: int) -> str:
+    """A share of `count` videos."""
+    return figure({"value": share, "se": measures.proportion_standard_error(share, count)}) if _known(share) else "-"
+
+
+def _rounds(results: Results) -> list[Mapping[str, Any]]:
+    return [found for rounds in results.get("rounds", {}).values() for found in rounds]
+
+
+def _pair_rows(results: Results) -> list[dict[str, Any]]:
+    """The four scores of the pair test in the order expected of them; nothing where it was not possible."""
+    found = [(title, results.get("pairs", {}).get(key)) for key, title in PAIRS]
+    if not all(value and _known(value["value"]) for _, value in found):
+        return []
+    return [{"name": title, **value, "text": figure(value)} for title, value in found]
+
+
+def _order_sentence(results: Results) -> str:
+    if not (rows := _pair_rows(results)):
+        return "pair test: not possible, the held-out videos do not make pairs of both kinds"
+    names = [row["name"].partition(",")[0] for row in rows]
+    broken = [f"{names[b]} <= {names[a]}" for a, b in ((0, 2), (1, 2), (2, 3)) if rows[b]["value"] <= rows[a]["value"]]
+    verdict = f"does NOT hold: {'; '.join(broken)}" if broken else "holds"
+    return f"expected order (the cosines < soft-DTW < score) {verdict}"
+
+
+def _label_sentence(results: Results) -> list[str]:
+    last = (results.get("rounds", {}).get("finepseudo") or [None])[-1]
+    if not last:
+        return []
+    right = figure(last["precision_accepted"]["p"])
+    text = f"finepseudo's last round gave {last['accepted']} of {last['unlabelled']} unlabelled videos a label"
+    return [f"{text}; the share of right ones is {right}"]
+
+
+def _gain_sentences(results: Results) -> list[str]:
+    found = []
+    for part in ("f_E", "fused"):
+        value = gain(results, part, "supervised")
+        if value is None or not _known(value["se"]):
+            continue
+        clear = abs(value["value"]) > CLEAR * value["se"]
+        words = ("better than" if value["value"] > 0 else "WORSE than") if clear else "not told apart from"
+        how = "" if value["paired"] else ", unpaired"
+        found.append(f"finepseudo's {part} is {words} supervised of equal steps: {figure(value, '+')}{how}")
+    return found
+
+
+def _pair_lines(results: Results) -> list[str]:
+    order = _order_sentence(results)
+    if not (rows := _pair_rows(results)):
+        return [order]
+    count = results["pairs"]["pairs"]
+    lines = [f"Are two held-out clips the same action? average precision over {count} pairs, chance .5"]
+    lines += [f"  {row['name']:<34}{row['text']}" for row in rows]
+    return lines + textwrap.wrap(order, 98, initial_indent="  ", subsequent_indent="    ")
+
+
+def _round_row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """One round's figures, written out, for lines and page."""
+    every, kept, count = found["precision_all"], found["precision_accepted"], found["unlabelled"]
+    method, _, number = found["name"].partition("/round-")
+    return {
+        "name": f"{method}, round {number}",
+        "unlabelled": count,
+        "accepted": found["accepted"],
+        "coverage": _share(found["coverage"], count),
+        "agreement": _share(found["agreement"], count),
+        "all": [figure(every[key]) for key in ("p_E", "p_A", "p")],
+        "kept": [figure(kept[key]) for key in ("p_E", "p_A", "p")],
+        "calibration_error": _short(found["calibration_error"]),
+    }
+
+
+def _round_lines(results: Results) -> list[str]:
+    rounds = _rounds(results)
+    if len(rounds) > ROUNDS_PRINTED:
+        rounds = [every[-1] for every in results["rounds"].values() if every]
+    lines = [f"{'Precision of pseudo-labels':<63}{'p_E':<13}{'p_A':<13}p"] if rounds else []
+    for row in map(_round_row, rounds):
+        for name, kind, share, figures in (
+            (row["name"], f"all {row['unlabelled']}", f"agreement {row['agreement']}", row["all"]),
+            ("", f"accepted {row['accepted']}", f"coverage  {row['coverage']}", row["kept"]),
+        ):
+            lines.append(f"  {name:<23}{kind:<14} {share:<23}" + "".join(f"{text:<13}" for text in figures).rstrip())
+    return [*lines, "  (earlier rounds are on the page)"] if len(rounds) < len(_rounds(results)) else lines
+
+
+def _method_rows(results: Results) -> list[dict[str, str]]:
+    """One row a method, written out, for lines and page; top-5 of five classes says nothing."""
+    rows = []
+    for name in ("stage_2", *METHODS):
+        if name not in results:
+            continue
+        parts = results[name]
+
+        def of(part: str, kind: str, parts: Results = parts) -> str:
+            return figure({"value": parts[part][kind], "se": parts[part][f"{kind}_se"]})
+
+        compared = name in METHODS
+        rows.append(
+            {
+                "name": "after stage 2" if name == "stage_2" else name,
+                "f_E": of("f_E", "top1"),
+                "fused": of("fused", "top1"),
+                "p_A": of("p_A", "top1"),
+                "top5": of("f_E", "top5") if len(results["classes"]) > 5 else "-",
+                "mean_class": of("f_E", "mean_class"),
+                "calibration_error": _short(parts["f_E"]["calibration_error"]),
+                "gain_f_E": figure(gain(results, "f_E", name), "+") if compared else "-",
+                "gain_fused": figure(gain(results, "fused", name), "+") if compared else "-",
+            }
+        )
+    return rows
+
+
+def _method_lines(results: Results) -> list[str]:
+    rows = _method_rows(results)
+    if not rows:
+        return []
+    count = next(results[name]["f_E"]["videos"] for name in ("stage_2", *METHODS) if name in results)
+    gains = any(row[key] != "-" for row in rows for key in ("gain_f_E", "gain_fused"))
+    keys = ("f_E", "fused", "top5", "mean_class", *(("gain_f_E", "gain_fused") if gains else ()))
+    titles = ("f_E", "fused", "f_E top-5", "f_E by class", "f_E", "fused")
+    head = f"Top-1 on {count} test videos (± is over these), with {results['split']['labelled']} labelled clips"
+    lines = [f"{head:<70} finepseudo gains" if gains else head]
+    lines.append(f"  {'':<15}" + "".join(f"{title:<14}" for title in titles[: len(keys)]))
+    lines += [f"  {row['name']:<15}" + "".join(f"{row[key]:<14}" for key in keys) for row in rows]
+    return [line.rstrip() for line in lines] + [f"  {sentence}" for sentence in _gain_sentences(results)]
+
+
+def _trainings(results: Results) -> list[Value]:
+    return [seconds for seconds in results.get("timing", {}).values() if "compute" in seconds]
+
+
+def _whole(seconds: Value) -> float:
+    return sum(seconds.get(kind, 0.0) for kind in KINDS)
+
+
+def _time_lines(results: Results) -> list[str]:
+    lines, trainings = [], _trainings(results)
+    # The first labels of several methods come from one pass, which each of them reports.
+    passes = {json.dumps(seconds): seconds for seconds in results.get("timing", {}).values() if "predict" in seconds}
+    if trainings:
+        sums = {kind: sum(seconds.get(kind, 0.0) for seconds in trainings) for kind in (*KINDS, "decode")}
+        whole = _whole(sums) or 1.0
+        shares = [f"{title} {sums[kind]:.0f} s ({sums[kind] / whole:.0%})" for kind, title in KINDS.items()]
+        lines += [
+            "Where the time of the trainings went (two run at a time: this adds up to more than the clock)",
+            f"  {', '.join(shares[:4])},",
+            f"  {', '.join(shares[4:])}; decoding, in other processes: {sums['decode']:.0f} s",
+        ]
+    if passes:
+        sums = {
+            kind: sum(seconds.get(kind, 0.0) for seconds in passes.values()) for kind in ("start", "decode", "predict")
+        }
+        pool = f"start {sums['start']:.0f} s, decoding {sums['decode']:.0f} s, arithmetic {sums['predict']:.0f} s"
+        lines.append(f"  the pool's {len(passes)} passes over videos: {pool}")
     return lines
 
 
-def _method_lines(results: Mapping[str, Any]) -> list[str]:
-    names = [name for name in ("stage_2", *METHODS) if name in results]
-    count = results[names[0]]["f_E"]["videos"]
-    lines = [
-        f"Top-1 on {count} test videos, with {results['split']['labelled']} labelled clips",
-        f"  {'':<24}{'f_E':<16}{'fused with p_A':<18}{'top-5':<9}mean class (f_E)",
-    ]
-    for name in names:
-        f_E, fused = results[name]["f_E"], results[name]["fused"]
-        title = {"stage_2": "after stage 2", "supervised": "supervised, equal steps"}.get(name, name)
-        top1 = [figure({"value": part["top1"], "se": part["top1_se"]}) for part in (f_E, fused)]
-        lines.append(f"  {title:<24}{top1[0]:<16}{top1[1]:<18}{f_E['top5']:<9.3f}{f_E['mean_class']:.3f}")
-    gains = results["gains"].items()
-    return [*lines, *[f"  finepseudo's gain in {name}: {figure(gain, '+')}" for name, gain in gains], ""]
-
-
-def _time_lines(results: Mapping[str, Any]) -> list[str]:
-    trainings = [seconds for seconds in results["timing"].values() if "compute" in seconds]
-    passes = [seconds for seconds in results["timing"].values() if "predict" in seconds]
-    sums = {kind: sum(seconds.get(kind, 0.0) for seconds in trainings) for kind in (*KINDS, "decode")}
-    whole = sum(sums[kind] for kind in KINDS) or 1.0
-    shares = ", ".join(f"{kind} {sums[kind]:.0f} s ({sums[kind] / whole:.0%})" for kind in KINDS)
-    pool = ", ".join(f"{kind} {sum(p[kind] for p in passes):.0f} s" for kind in ("start", "decode", "predict"))
-    return [
-        "Where the time of the trainings went (they run two at a time, so this adds up to more than the clock)",
-        f"  {shares}",
-        f"  decoding, in its own processes: {sums['decode']:.0f} s; the pool's {len(passes)} passes: {pool}",
-    ]
-
-
 def _svg(drawn: Figure) -> str:
+    """Inline SVG without a single address in it: HTML needs no name spaces. Equal figures give equal bytes."""
     sink = io.StringIO()
-    drawn.savefig(sink, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "finepseudo"}):
+        drawn.savefig(sink, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = sink.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
+    head, end, rest = text.partition(">")
+    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", head) + end + rest
 
 
 def _axes(width: float, height: float, count: int = 1, columns: int = 1) -> tuple[Figure, Sequence[Any]]:
@@ -143,85 +296,69 @@ def _axes(width: float, height: float, count: int = 1, columns: int = 1) -> tupl
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7)
-    drawn.subplots_adjust(hspace=0.7, wspace=0.3)
+    drawn.subplots_adjust(hspace=0.75, wspace=0.3)
     return drawn, axes
 
 
-def _pair_plot(results: Mapping[str, Any]) -> str:
-    pairs = results["pairs"]
-    if "score" not in pairs:
+def _learning_plot(run: Store, base: Store, results: Results) -> str:
+    curves = {}
+    for name in (name for name in results.get("timing", {}) if name.startswith("train/")):
+        curve = read_history(run if run.list(f"{name}/history") else base, name)[1]
+        if curve:
+            curves[name.removeprefix("train/")] = curve
+    if not curves:
         return ""
-    drawn, (axis,) = _axes(6, 1.8)
-    values = [pairs[key]["value"] for key, _ in PAIRS]
-    errors = [pairs[key]["se"] or 0.0 for key, _ in PAIRS]
-    axis.barh([name for _, name in PAIRS], values, xerr=errors, color=COLOURS[0], height=0.6)
-    axis.invert_yaxis()
-    axis.set_xlim(0.4, 1.0)
-    axis.set_xlabel("average precision (chance .5)", fontsize=8)
-    return _svg(drawn)
-
-
-def _learning_plot(run: Store, base: Store, results: Mapping[str, Any]) -> str:
-    names = [name for name in results["timing"] if name.startswith("train/")]
-    drawn, axes = _axes(10, 1.7 * -(-len(names) // 3), len(names), 3)
-    for axis, name in zip(axes, names, strict=True):
-        store = run if run.list(f"{name}/history") else base
-        curve = read_history(store, name)[1]
+    drawn, axes = _axes(10, 1.8 * -(-len(curves) // 3), len(curves), 3)
+    for axis, (name, curve) in zip(axes, curves.items(), strict=True):
         steps, loss = (np.array([point[key] for point in curve]) for key in ("step", "loss"))
         width = max(1, len(loss) // 40)
         smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
         axis.plot(steps, loss, color="#c9d3de", linewidth=0.6)
         axis.plot(steps[width - 1 :], smooth, color=COLOURS[0], linewidth=1.3)
-        axis.set_title(name.removeprefix("train/"), fontsize=8)
-    return _svg(drawn) if names else ""
+        axis.set_title(name, fontsize=8)
+        axis.set_ylim(min(0.0, float(loss.min())), float(np.quantile(loss, 0.99)) * 1.1 or None)
+    return _svg(drawn)
 
 
-def _quality_plot(results: Mapping[str, Any]) -> str:
-    rounds = [(method, found) for method, every in results["rounds"].items() for found in every]
+def _quality_plot(results: Results) -> str:
+    rounds = [found for found in _rounds(results) if found.get("curves")]
     if not rounds:
         return ""
-    drawn, axes = _axes(10, 2.6 * -(-len(rounds) // 3), len(rounds), 3)
-    for axis, (_, found) in zip(axes, rounds, strict=True):
-        for name, colour in zip(("p_E", "p_A", "p"), COLOURS, strict=False):
-            curve = found["curves"][name]
-            axis.plot(curve["coverage"], curve["precision"], label=name, color=colour, linewidth=1.3)
-        axis.axvline(found["coverage"], color="#bbbbbb", linestyle=":")
-        axis.set_title(found["name"], fontsize=8)
+    drawn, axes = _axes(10, 2.6 * -(-len(rounds) // 3), max(3, len(rounds)), 3)
+    for axis in axes[len(rounds) :]:
+        axis.set_visible(False)
+    for axis, found in zip(axes, rounds, strict=False):
+        for name, colour, width in zip(("p", "p_E", "p_A"), ("#bbd3ba", *COLOURS), (5, 1.3, 1.3), strict=False):
+            curve = found["curves"][name]  # p lies below, and wide: some methods have p = p_E or p = p_A
+            axis.plot(curve["coverage"], curve["precision"], label=name, color=colour, linewidth=width)
+        axis.axvline(found["coverage"], color="#888888", linestyle=":", linewidth=1)
+        axis.set_title(found["name"], fontsize=8, parse_math=False)
         axis.set_xlabel("coverage (dotted: accepted)", fontsize=7)
         axis.set_ylabel("precision", fontsize=7)
         axis.legend(fontsize=7, frameon=False)
     return _svg(drawn)
 
 
-def _timing_plot(results: Mapping[str, Any]) -> str:
-    trainings = {name: seconds for name, seconds in results["timing"].items() if "compute" in seconds}
-    drawn, (axis,) = _axes(8, 0.35 * len(trainings) + 0.8)
-    left = np.zeros(len(trainings))
-    names = [name.removeprefix("train/") for name in trainings]
-    for kind, colour in zip(KINDS, COLOURS[1:] + COLOURS[:1], strict=True):
-        values = np.array([seconds.get(kind, 0.0) for seconds in trainings.values()])
-        axis.barh(names, values, left=left, label=kind, color=colour, height=0.6)
-        left += values
-    axis.invert_yaxis()
-    axis.set_xlabel("seconds", fontsize=8)
-    axis.legend(fontsize=7, frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(drawn)
-
-
-def _class_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _class_rows(run: Store, results: Results) -> list[dict[str, Any]]:
     """One row a class: accuracy by method, and what became of its pseudo-labels in finepseudo's last round."""
-    last = (results["rounds"].get("finepseudo") or [None])[-1]
-    columns = [
-        (f"{name} {part}", results[name][part]["per_class"])
+    last = (results.get("rounds", {}).get("finepseudo") or [None])[-1]
+    columns = {
+        f"{name} {part}": results[name][part]["per_class"]
         for name, part in (("supervised", "f_E"), ("finepseudo", "f_E"), ("finepseudo", "fused"))
         if name in results
-    ]
+    }
+    count_K: Sequence[int | None] = [None] * len(results["classes"])
+    if results.get("predictions"):
+        folder, _, name = results["predictions"].rpartition("/")
+        truth_N = artefacts.read_table(run, folder, name).column("truth").to_numpy()
+        count_K = measures.class_counts(truth_N, len(results["classes"])).tolist()
     rows = []
     for index, name in enumerate(results["classes"]):
-        row: dict[str, Any] = {"class": name} | {title: values[index] for title, values in columns}
+        row: dict[str, Any] = {"class": name, "test videos": count_K[index]}
+        row |= {title: _short(values[index]) for title, values in columns.items()}
         if last:
             accepted, right = last["accepted_per_class"][index], last["right_per_class"][index]
-            row |= {"accepted": accepted, "precision of accepted": right / accepted if accepted else None}
+            row |= {"accepted as it": accepted, "of these right": _short(right / accepted if accepted else None)}
         rows.append(row)
     return rows
 
@@ -229,10 +366,7 @@ def _class_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _drawn(example: Example) -> dict[str, Any]:
     """An example with its two rows of frames as one picture."""
     rows = [np.concatenate(list(frames), axis=1) for frames in (example.frames_THWC, example.aligned_THWC)]
-    return {**vars(example), "picture": _jpeg(np.concatenate(rows, axis=0))}
-
-
-def _jpeg(pixels_HWC: np.ndarray) -> str:
     sink = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(sink, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
+    Image.fromarray(np.concatenate(rows, axis=0)).save(sink, format="JPEG", quality=80)
+    picture = "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
+    return {**vars(example), "picture": picture}

@@ -30,9 +30,8 @@ def job(argv: Sequence[str]) -> None:
 
     with logged_to(run), cluster(options.recipe):
         results = run_rounds(options.recipe, run)
-        page = write_report(run, results)
     print(summary(results))
-    print(f"results: {run.uri('results.json')}\npage: {page}")
+    print(f"results: {run.uri('results.json')}\npage: {write_report(run, results)}")
 
 
 if __name__ == "__main__":

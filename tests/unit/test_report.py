@@ -1,16 +1,28 @@
 """The last lines of a run and its page say what was measured, whatever it is, and need nothing but themselves."""
 
+import hashlib
+import itertools
 import json
+import math
 import re
 
+import pyarrow as pa
 import pytest
+import torch
 
-from finepseudo.recipe import decisive
+from finepseudo import artefacts, rehearsal
+from finepseudo.align.gallery import Gallery
+from finepseudo.data.formats import Annotation
+from finepseudo.data.manifest import FOLDER, build_manifest
+from finepseudo.models import weights
+from finepseudo.recipe import Rehearsal, decisive
 from finepseudo.recipes import find
-from finepseudo.report import summary, write_report
+from finepseudo.report import METHODS, figure, gain, summary, write_report
 from finepseudo.storage import Store
+from finepseudo.train.initial import build_encoder
 
 HOSTILE = "<script>alert('x')</script>"
+FIGURE = r"[+-]?(?:1\.|\.)\d{3} ±(?:\.\d{3}|\?)"
 
 
 def accuracy(top1):
@@ -19,50 +31,235 @@ def accuracy(top1):
     return {**figures, **errors, "calibration_error": 0.05, "per_class": [0.5, None], "videos": 40}
 
 
-def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True):
+def labels(name, accepted=12):
+    shares = {key: {"value": value, "se": 0.01} for key, value in (("p_E", 0.7), ("p_A", 0.8), ("p", 0.85))}
+    curve = {"coverage": [0.5, 1.0], "precision": [1.0, 0.8]}
+    return {
+        "name": name,
+        "unlabelled": 16,
+        "accepted": accepted,
+        "coverage": accepted / 16,
+        "agreement": 0.75,
+        "precision_all": shares,
+        "precision_accepted": shares if accepted else dict.fromkeys(shares),
+        "calibration_error": 0.05 if accepted else math.nan,
+        "accepted_per_class": [accepted, 0, 0, 0, 0, 0],
+        "right_per_class": [accepted // 2, 0, 0, 0, 0, 0],
+        "curves": dict.fromkeys(shares, curve),
+    }
+
+
+def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0, gains=True):
     values = {"pooled_cosine": 0.6, "timestamp_cosine": 0.7, "dtw": dtw, "score": 0.9}
     found = {"pairs": 100, "videos": 20, "same": 10}
     if pairs:
         found |= {name: {"value": value, "se": 0.01} for name, value in values.items()}
+    training = {"wait": 2.0, "transfer": 1.0, "compute": 5.0, "commit": 1.0, "decode": 3.0, "launch": 1.0}
+    passed = {"start": 1.0, "decode": 0.1, "predict": 0.2, "total": 2.0, "rows": 20.0}
     body = {
         "recipe": {"name": HOSTILE, "digest": "abc", "seed": 0},
         "split": {"seed": 0, "fingerprint": "def", "labelled": 4, "unlabelled": 16},
-        "manifest": {"fingerprint": "123", "rejected": 1},
-        "classes": [HOSTILE, "pike"],
+        "manifest": {"fingerprint": "123", "rejected": 1, "reasons": {HOSTILE: 1}},
+        "classes": [HOSTILE, "pike", "twist", "tuck", "fold", "straddle"],
         "pairs": found,
-        "gains": {"f_E, over supervised": {"value": 0.05, "se": 0.02}} if len(methods) > 1 else {},
-        "rounds": {name: [] for name in methods},
-        "timing": {"gallery/aligned": {"start": 1.0, "decode": 0.1, "predict": 0.2, "total": 2.0, "rows": 20.0}},
+        "rounds": {
+            name: [labels(f"{name}/round-{n + 1}") for n in range(0 if name.startswith("supervised") else rounds)]
+            for name in methods
+        },
+        "digests": {"stage_2": {"f_A": "a1", "f_E": HOSTILE}},
+        "timing": {"train/align/frame": training, "gallery/aligned": passed},
     }
-    return body | {name: {part: accuracy(0.7) for part in ("f_E", "p_A", "fused")} for name in ("stage_2", *methods)}
+    if gains and {"supervised", "finepseudo"} <= set(methods):
+        body["gains"] = {f"{part}, over supervised": {"value": 0.05, "se": 0.02} for part in ("f_E", "fused")}
+    whole = accuracy(0.7) | {"per_class": [0.5, None, 1.0, 0.0, 0.25, 0.75]}
+    return body | {name: dict.fromkeys(("f_E", "p_A", "fused"), whole) for name in ("stage_2", *methods)}
 
 
-@pytest.mark.parametrize(
-    "methods",
-    [("supervised",), ("finepseudo", "supervised"), ("pseudo_video", "pseudo_align", "supervised_2x", "finepseudo")],
-)
-def test_summary_gives_every_method_with_its_standard_error(methods):
-    text = summary(results(methods))
+def a_run(folder, recipe="rehearsal_smoke"):
+    run = Store(str(folder))
+    run.write("recipe.json", json.dumps({"recipe": decisive(find(recipe))}).encode())
+    return run
+
+
+def page_of(run, body, base=None):
+    assert write_report(run, body, base) == run.uri("report.html")
+    return run.read("report.html").decode()
+
+
+def check_self_contained(page):
+    """Nothing is fetched and nothing runs; base64 may look like an address, so pictures are taken out first."""
+    page = re.sub(r'src="data:image/jpeg;base64,[A-Za-z0-9+/=]*"', "", page)
+    assert not re.search(r"https?:|//\w|url\((?!#)|@import|<script|<link|<iframe|<object|javascript:", page)
+    assert re.findall(r'\b(?:src|href|data|action)="(?!#)[^"]*"', page) == []
+
+
+@pytest.mark.parametrize("methods", [m for n in range(6) for m in itertools.combinations(METHODS, n)], ids=str)
+def test_summary_gives_every_figure_with_its_standard_error(methods):
+    text = summary(results(methods, rounds=1))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 30
     for name in methods:
-        assert re.search(rf"{name}.*0\.700 ±0\.012 .*0\.700 ±0\.012", text)
-    assert "soft-DTW, pre-trained f_A         0.800 ±0.010" in text
-    assert max(map(len, text.splitlines())) <= 130
+        (row,) = [line for line in lines if line.startswith(f"  {name:<15}")]
+        assert len(re.findall(FIGURE, row)) >= 4, row
+    for name in set(methods) - {"supervised", "supervised_2x"}:
+        (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  {name}, round 1")]
+        assert len(re.findall(FIGURE, lines[at])) == len(re.findall(FIGURE, lines[at + 1])) == 4
+    assert re.search(r"soft-DTW, pre-trained f_A +\.800 ±\.010", text)
 
 
 def test_summary_is_honest_about_the_order():
     assert "holds" in summary(results())
-    assert "does NOT hold" in summary(results(dtw=0.65))
+    assert "does NOT hold: soft-DTW <= cosine per timestamp\n" in summary(results(dtw=0.65))
+    assert "does NOT hold: alignability score <= soft-DTW\n" in summary(results(dtw=0.9))
     assert "not possible" in summary(results(pairs=False))
+    assert "not possible" in summary(results(dtw=math.nan))
 
 
-def test_page_is_self_contained_and_escapes_names(tmp_path):
-    run = Store(str(tmp_path))
-    run.write("recipe.json", json.dumps({"recipe": decisive(find("rehearsal_smoke"))}).encode())
-    assert write_report(run, results()) == run.uri("report.html")
-    page = run.read("report.html").decode()
+@pytest.mark.parametrize(
+    ("value", "se", "words"),
+    [(0.05, 0.02, "better than"), (-0.05, 0.02, "WORSE than"), (0.03, 0.02, "not told apart"), (0.0, 0.0, "not told")],
+)
+def test_a_difference_is_called_one_beyond_two_standard_errors(value, se, words):
+    body = results()
+    body["gains"]["f_E, over supervised"] = {"value": value, "se": se}
+    (line,) = [line for line in summary(body).splitlines() if "finepseudo's f_E" in line]
+    assert words in line
+    assert figure({"value": value, "se": se}, "+") in line
+
+
+def test_a_gain_without_paired_figures_says_so():
+    body = results(gains=False)
+    assert gain(body, "f_E", "supervised") == {"value": 0.0, "se": pytest.approx(0.012 * 2**0.5), "paired": False}
+    assert "+.000 ±.017, unpaired" in summary(body)
+    assert max(map(len, summary(body).splitlines())) <= 100
+    assert gain(body, "f_E", "pseudo_video") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        ({"value": math.nan, "se": math.nan}, "-"),
+        ({"value": 0.95, "se": 0.009}, ".950 ±.009"),
+        ({"value": 1.0, "se": 0.0}, "1.000 ±.000"),
+        ({"value": 0.9996, "se": None}, "1.000 ±?"),
+        ({"value": -0.0601, "se": 0.01}, "-.060 ±.010"),
+        ({"value": -0.0001, "se": 0.01}, ".000 ±.010"),
+    ],
+)
+def test_figures(value, text):
+    assert figure(value) == text
+
+
+def test_many_rounds_are_cut_to_the_last_ones():
+    text = summary(results(rounds=6))
+    assert "finepseudo, round 6" in text
+    assert "round 5" not in text
+    assert "earlier rounds are on the page" in text
+
+
+def test_one_pass_for_several_methods_is_counted_once():
+    body = results()
+    seconds = {"start": 3.0, "decode": 2.0, "predict": 1.0, "total": 6.0, "rows": 16.0}
+    body["timing"] |= {f"labels/{name}/round-1": dict(seconds) for name in ("finepseudo", "pseudo_video")}
+    assert "the pool's 2 passes over videos: start 4 s" in summary(body)
+    assert "arithmetic 5 s (50%)" in summary(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        results(methods=()),
+        results(methods=("supervised",), pairs=False),
+        results(dtw=math.nan),
+        {**results(), "timing": {}, "rounds": {"finepseudo": [labels("finepseudo/round-1", accepted=0)]}},
+        {key: results()[key] for key in ("recipe", "split", "manifest", "classes")},
+    ],
+    ids=("no method", "supervised alone", "pair test without figures", "nothing accepted", "next to nothing"),
+)
+def test_missing_pieces_leave_a_whole_page(tmp_path, body):
+    page = page_of(a_run(tmp_path), body)
+    assert page.rstrip().endswith("</html>")
+    check_self_contained(page)
+
+
+def test_page_of_figures_alone(tmp_path):
+    run = a_run(tmp_path)
+    curve = pa.table({"step": list(range(1, 101)), "loss": [math.exp(-step / 30) for step in range(100)]})
+    parts = {"curve.parquet": artefacts.table_bytes(curve), "timing.json": b"{}"}
+    base = Store(str(tmp_path / "base"))
+    artefacts.commit(base, "train/align/frame/history/00000000-00000100", parts, {})
+    predictions = {"predictions.parquet": artefacts.table_bytes(pa.table({"truth": [0, 0, 0, 2]}))}
+    artefacts.commit(run, "results/1", predictions, {})
+    page = page_of(run, {**results(), "predictions": "results/1/predictions.parquet"}, base)
+    check_self_contained(page)
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
-    assert "<script" not in page
-    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
-    assert "0.700 ±0.012" in page
+    assert ".700 ±.012" in page
+    assert "+.050 ±.020" in page
     assert "No method of this run" in page
+    assert "Learning curves" in page
+    assert re.search(r"<td>&lt;script&gt;alert\(&#39;x&#39;\)&lt;/script&gt;</td><td>3</td><td>\.500</td>", page)
+    assert page_of(run, {**results(), "predictions": "results/1/predictions.parquet"}, base) == page
+
+
+def test_page_without_videos_still_has_the_figures(tmp_path):
+    page = page_of(a_run(tmp_path), results(rounds=1))
+    assert re.search(r"No examples could be shown: \S*/manifest: not committed", page)
+    assert "finepseudo, round 1" in page
+    assert "<th>p_A right</th>" in page
+
+
+@pytest.fixture
+def labelled_run(tmp_path):
+    """A run with four real videos whose names are hostile: two labelled, two with a pseudo-label."""
+    recipe, spec = find("rehearsal_smoke"), Rehearsal(words=("TW-U", "TP-F"), train_per_class=2, test_per_class=1)
+    run, ids = a_run(tmp_path), rehearsal.video_ids(spec, "train") + rehearsal.video_ids(spec, "test")
+    names, annotations, probes, uris = (f"{HOSTILE} tuck", "pike"), [], {}, {}
+    for number, (video_id, label) in enumerate(ids):
+        split, name = "train" if number < 4 else "test", f"{HOSTILE}{number}"
+        data = rehearsal.video(spec, split, video_id)[0]
+        run.write(f"data/{number}.mp4", data)
+        uris[name] = run.uri(f"data/{number}.mp4")
+        probes[name] = {
+            "num_frames": len(rehearsal.truth(spec, split, video_id).phase_F), "fps": 25.0, "height": spec.size,
+            "width": spec.size, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+        }  # fmt: skip
+        annotations.append(Annotation(name, label, split))
+    manifest = build_manifest(annotations, names, probes, uris, min_frames=8)
+    classes = json.dumps(names).encode()
+    parts = {"manifest.parquet": artefacts.table_bytes(manifest.table), "classes.json": classes}
+    artefacts.commit(run, FOLDER, parts, {})
+    state = {f"encoder.{key}": value for key, value in build_encoder(recipe, "frame", 2).state_dict().items()}
+    artefacts.commit(run, "train/align/frame/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})
+    train = manifest.videos("train")
+    labelled, unlabelled = [train[0], train[2]], [train[1], train[3]]
+    emb_GTD = torch.nn.functional.normalize(torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    gallery = Gallery(emb_GTD, torch.tensor([0, 1]), tuple(video.video_id for video in labelled), 2)
+    artefacts.commit(run, "gallery/aligned", {"gallery.safetensors": gallery.to_bytes()}, {})
+    rows = [
+        {"video_id": video.video_id, "label": 0, "confidence": 0.9 - 0.3 * n, "accepted": n == 0, "label_A": 0,
+         "label_E": 1, "confidence_A": 0.9, "confidence_E": 0.5}
+        for n, video in enumerate(unlabelled)
+    ]  # fmt: skip
+    table = artefacts.table_bytes(pa.Table.from_pylist(rows))
+    artefacts.commit(run, "labels/finepseudo/round-1", {"labels.parquet": table}, {})
+    return run
+
+
+def test_examples_show_frames_and_escape_their_names(labelled_run):
+    page = page_of(labelled_run, results(rounds=1))
+    check_self_contained(page)
+    assert HOSTILE not in page
+    assert "No examples" not in page
+    assert page.count('<img src="data:image/jpeg;base64,') == 2
+    assert "<h3>rejected</h3>" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; tuck" in page
+
+
+def test_examples_leave_out_what_no_longer_decodes(labelled_run):
+    labelled_run.delete("data")
+    page = page_of(labelled_run, results(rounds=1))
+    assert "<img" not in page
+    assert "finepseudo, round 1" in page
