@@ -1,5 +1,6 @@
 """The whole small rehearsal, data and run directory, on s3:// against a real server process."""
 
+import json
 import os
 import socket
 import subprocess
@@ -40,21 +41,30 @@ def s3():
         process.kill()
 
 
-@pytest.fixture
-def bucket(s3, monkeypatch):
+def make_bucket(name, environment, monkeypatch):
+    """A new bucket on the server, which this process reaches from now on."""
     import s3fs
 
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("rehearsal-bucket")
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    make_bucket("rehearsal-bucket", s3, monkeypatch)
     return Store("s3://rehearsal-bucket/runs/a")
+
+
+@pytest.fixture
+def bucket_store(s3, monkeypatch):
+    make_bucket("verbs-bucket", s3, monkeypatch)
+    return Store("s3://verbs-bucket/deep/folder")
 
 
 def test_whole_run_on_s3_equals_the_local_one(smoke, s3, bucket):
     done = call(bucket.root, "--scale.cache-gib", 0, env=s3)
     assert done.returncode == 0, done.stderr[-4000:]
-    import json
-
     there, here = json.loads(bucket.read("results.json")), smoke.results
     for part in ("digests", "finepseudo", "supervised", "pairs", "split", "manifest"):
         assert there[part] == here[part], part
@@ -75,13 +85,3 @@ def test_store_verbs_on_s3(bucket_store):
     assert bucket_store.list("x") == []
     with pytest.raises(FileNotFoundError, match="s3://"):
         bucket_store.read("x/one")
-
-
-@pytest.fixture
-def bucket_store(s3, monkeypatch):
-    import s3fs
-
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("verbs-bucket")
-    return Store("s3://verbs-bucket/deep/folder")
