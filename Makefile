@@ -21,11 +21,11 @@ lint: setup-dev  ## style and types
 setup: $(VENV)/ready
 setup-dev: $(VENV)/ready-dev
 
-$(VENV)/ready: requirements.txt pyproject.toml .ci/system
+$(VENV)/ready: requirements.txt pyproject.toml .ci/system $(wildcard finepseudo/align/kernels/*.cpp finepseudo/align/kernels/*.h)
 	bash .ci/system $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c tests/requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools -r requirements.txt -c tests/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -m finepseudo.train.engine
 	touch $@
 
@@ -34,4 +34,4 @@ $(VENV)/ready-dev: $(VENV)/ready tests/requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info finepseudo/align/kernels/_cpu.*

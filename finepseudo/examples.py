@@ -117,7 +117,7 @@ class _Look:
         """Nearest gallery member, distance, shown frames, and the member's frames aligned with them."""
         clip = self._clip(video)
         emb_1TD = torch.from_numpy(self.predict(clip[None], clip[None], 1)["emb/f_A"])
-        dist_G = distances(emb_1TD, gallery.emb_GTD, gamma=self.predict.recipe.align.gamma)[0]
+        dist_G = distances(emb_1TD, gallery.emb_GTD, self.predict.recipe.align.gamma)[0]
         nearest = int(dist_G.argmin())
         path = dict(reversed(dtw_path(cosine_cost(emb_1TD, gallery.emb_GTD[nearest : nearest + 1])[0])))
         shown = np.linspace(0, len(clip) - 1, SHOWN).round().astype(int)

@@ -1,20 +1,24 @@
-"""The alignability head f_S, and scores of many videos against a gallery in tiles of bounded memory.
+"""The alignability head f_S, and scores of many videos against a gallery, of which no more than a tile is ever held.
 
 Axes: N videos, G gallery, T U frames of the two sequences, D embedding, K classes, H hidden units of the head.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finepseudo.align import kernels
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.softdtw import cosine_cost, soft_dtw
+from finepseudo.align.kernels.memory import free_bytes
+from finepseudo.align.softdtw import check_gamma
+
+log = logging.getLogger("finepseudo")
 
 Mean = Literal["log_odds", "score"]
 
@@ -73,92 +77,129 @@ class ScoreHead(nn.Module):
         Raises:
             ValueError: the head is not standardised.
         """
-        if not self._ready and not float(self.std) > 0:  # asked until it holds once: each question waits for a GPU
-            raise ValueError("expected a standardised head; call standardise(dist of the labelled pairs) first")
-        self._ready = True
+        self._check_ready()
         dtype = torch.promote_types(dist.dtype, torch.float32)
         x = (dist.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype)
         slope_H, height_H = F.softplus(self.slope_H.to(dtype)), F.softplus(self.height_H.to(dtype))
         hidden = torch.tanh(x[..., None] * slope_H + self.centre_H.to(dtype))
         return self.bias_1.to(dtype).squeeze(0) - (hidden * height_H).sum(-1)
 
+    def scaling(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """slope_H, centre_H, height_H, bias with f_S(D) = bias - Σ_h height_h tanh(slope_h D + centre_h), in double.
+
+        Raises:
+            ValueError: the head is not standardised.
+        """
+        self._check_ready()
+        slope_H, height_H = (F.softplus(x.detach().double()) for x in (self.slope_H, self.height_H))
+        slope_H = slope_H / self.std.double()
+        centre_H = self.centre_H.detach().double() - slope_H * self.mean.double()
+        return slope_H, centre_H, height_H, self.bias_1.detach().double().squeeze(0)
+
+    def _check_ready(self) -> None:
+        if not self._ready and not float(self.std) > 0:  # asked until it holds once: each question waits for a GPU
+            raise ValueError("expected a standardised head; call standardise(dist of the labelled pairs) first")
+        self._ready = True
+
 
 @torch.no_grad()
-def distances(emb_NTD: Tensor, gallery_GUD: Tensor, *, gamma: float, tile_pairs: int = 4096) -> Tensor:
+def distances(emb_NTD: Tensor, gallery_GUD: Tensor, gamma: float) -> Tensor:
     """Alignment distances of every video with every gallery member, without a gradient.
 
     Args:
         emb_NTD: frame embeddings, L2-normalised over D, finite.
-        gallery_GUD: frame embeddings of the gallery, same D.
+        gallery_GUD: frame embeddings of the gallery, same D and device.
         gamma: γ > 0, in units of the undivided cost.
-        tile_pairs: pairs computed at a time; memory is about 2 x tile_pairs x T x U numbers beside the result.
     Returns:
-        dist_NG, fp32 or the inputs' wider type.
+        dist_NG, fp32 or the inputs' wider type; nothing else of size N x G is held.
     Raises:
-        ValueError: shapes do not fit, a row is not finite (its numbers are named), or `tile_pairs` < 1.
+        ValueError: shapes do not fit, γ is not positive, or a row is not finite (its numbers are named).
     """
-    dtype = torch.promote_types(torch.promote_types(emb_NTD.dtype, gallery_GUD.dtype), torch.float32)
-    dist_NG = torch.empty(len(emb_NTD), len(gallery_GUD), dtype=dtype, device=emb_NTD.device)
-    for rows, cols, tile in _tiles(emb_NTD, gallery_GUD, gamma, tile_pairs):
-        dist_NG[rows, cols] = tile
-    return dist_NG
+    check_gamma(gamma)
+    _check_emb(emb_NTD, tuple(gallery_GUD.shape))
+    check_finite(gallery_GUD, "gallery_GUD")
+    dtype = torch.promote_types(torch.promote_types(gallery_GUD.dtype, emb_NTD.dtype), torch.float32)
+    return kernels.rows(gallery_GUD.to(dtype)).distances(emb_NTD.to(dtype), float(gamma))
 
 
-def class_means(values_NG: Tensor, label_G: Tensor, num_classes: int) -> Tensor:
-    """Mean of the values over the gallery members of each class.
-
-        Sbar_c = mean over gallery members a of class c of value(U, a)                            [P]
-
-    Args:
-        values_NG: scores or log-odds.
-        label_G: int64 classes of the gallery, 0..num_classes-1.
-        num_classes: K.
-    Returns:
-        sbar_NK; -inf for classes without a gallery member.
-    Raises:
-        ValueError: G differs, or a label is out of range.
-    """
-    values, label = tuple(values_NG.shape), tuple(label_G.shape)
-    if len(values) != 2 or label != values[1:]:
-        raise ValueError(f"expected values (N,G) and label (G,), got {values} and {label}")
-    member_GK = _members(label_G.to(values_NG.device), num_classes, values_NG.dtype)
-    return _divide(_sums(values_NG, member_GK), member_GK)
-
-
-@torch.no_grad()
-def class_scores(
-    emb_NTD: Tensor,
-    gallery: Gallery,
-    head: ScoreHead,
-    *,
-    gamma: float,
-    mean: Mean = "log_odds",
-    tile_pairs: int = 4096,
-) -> Tensor:
-    """Class means of the alignability of every video with the gallery; never holds N x G numbers.
+class ClassScorer:
+    """Class means of the alignability of videos with one gallery, which is prepared once: what a scoring actor holds.
 
         log_odds:  Sbar_c = mean of f_S(D(U, a)),  a of class c                                   [C]
         score:     Sbar_c = mean of S(U, a),       a of class c                                   [P]
 
-    Args:
-        emb_NTD: frame embeddings, L2-normalised over D, finite.
-        gallery: the labelled videos; best on the device of `emb_NTD` already.
-        head: the standardised score head.
-        gamma: γ > 0, in units of the undivided cost.
-        mean: what is averaged; the score itself saturates and loses accuracy.
-        tile_pairs: pairs computed at a time.
-    Returns:
-        sbar_NK, fp32 or wider; -inf for classes without a gallery member.
-    Raises:
-        ValueError: as `distances`, or `mean` is neither of the two.
+    A gallery that does not fit a quarter of the device's free memory stays where it is and is brought over in slices,
+    one after the other, at every call; sums are kept in double, so the result is the same within rounding.
     """
-    gallery_GUD = gallery.emb_GTD.to(emb_NTD.device)
-    dtype = torch.promote_types(torch.promote_types(emb_NTD.dtype, gallery_GUD.dtype), torch.float32)
-    member_GK = _members(gallery.label_G.to(emb_NTD.device), gallery.num_classes, dtype)
-    total_NK = torch.zeros(len(emb_NTD), gallery.num_classes, dtype=dtype, device=emb_NTD.device)
-    for rows, cols, tile in _tiles(emb_NTD, gallery_GUD, gamma, tile_pairs):
-        total_NK[rows] += _sums(alignability(tile, head, mean), member_GK[cols])
-    return _divide(total_NK, member_GK)
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        head: ScoreHead,
+        *,
+        gamma: float,
+        mean: Mean = "log_odds",
+        device: torch.device | str = "cpu",
+        slice_rows: int | None = None,
+    ) -> None:
+        """
+        Args:
+            gallery: the labelled videos, on any device.
+            head: the standardised score head, on `device`.
+            gamma: γ > 0, in units of the undivided cost.
+            mean: what is averaged; the score itself saturates and loses accuracy.
+            device: where videos are scored.
+            slice_rows: gallery members at a time; None: by free memory.
+        Raises:
+            ValueError: γ is not positive, `mean` is neither of the two, or `slice_rows` < 1.
+        """
+        check_gamma(gamma)
+        if mean not in ("log_odds", "score"):
+            raise ValueError(f'expected mean "log_odds" or "score", got {mean!r}')
+        self.head, self.gamma, self.mean, self.device = head, gamma, mean, torch.device(device)
+        if slice_rows is None:
+            slice_rows = _slice_rows(gallery.emb_GTD, self.device)
+        elif slice_rows < 1:
+            raise ValueError(f"expected slice_rows >= 1, got {slice_rows}")
+        order = torch.argsort(gallery.label_G, stable=True).tolist()  # by class: what a GPU kernel walks along
+        self._slices = gallery.take(order).slices(-(-len(gallery) // slice_rows))
+        self._count_K = torch.tensor(gallery.counts(), device=self.device)
+        self._resident = None
+        if len(self._slices) == 1:
+            self._resident = self._prepare(self._slices[0])
+        else:
+            log.info("gallery of %d is scored in %d slices: memory of %s", len(gallery), len(self._slices), self.device)
+
+    def _prepare(self, part: Gallery) -> kernels.Rows:
+        return kernels.rows(part.emb_GTD.detach().to(self.device, torch.float32))
+
+    @torch.no_grad()
+    def __call__(self, emb_NTD: Tensor) -> Tensor:
+        """Class means of N videos.
+
+        Args:
+            emb_NTD: frame embeddings on the device, L2-normalised over D, finite.
+        Returns:
+            sbar_NK, fp32; -inf for classes without a gallery member.
+        Raises:
+            ValueError: shapes do not fit, or a row is not finite (its numbers are named).
+        """
+        _check_emb(emb_NTD, tuple(self._slices[0].emb_GTD.shape))
+        K = len(self._count_K)
+        total_NK = torch.zeros(len(emb_NTD), K, dtype=torch.float64, device=self.device)
+        for part in self._slices:
+            rows = self._resident or self._prepare(part)
+            label_G = part.label_G.to(self.device)
+            total_NK += rows.class_sums(emb_NTD.float(), self.gamma, label_G, K, self.head, score=self.mean == "score")
+        sbar_NK = total_NK / self._count_K.clamp_min(1)
+        return torch.where(self._count_K > 0, sbar_NK, -torch.inf).float()
+
+
+def class_scores(
+    emb_NTD: Tensor, gallery: Gallery, head: ScoreHead, *, gamma: float, mean: Mean = "log_odds"
+) -> Tensor:
+    """`ClassScorer` for one call, on the device of `emb_NTD`."""
+    return ClassScorer(gallery, head, gamma=gamma, mean=mean, device=emb_NTD.device)(emb_NTD)
 
 
 def alignability(dist: Tensor, head: ScoreHead, mean: Mean) -> Tensor:
@@ -184,43 +225,17 @@ def check_finite(emb_NTD: Tensor, name: str) -> None:
         )
 
 
-def _tiles(
-    emb_NTD: Tensor, gallery_GUD: Tensor, gamma: float, tile_pairs: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    n, g = tuple(emb_NTD.shape), tuple(gallery_GUD.shape)
-    if len(n) != 3 or len(g) != 3 or n[2] != g[2] or 0 in n[1:] + g[1:]:
-        raise ValueError(f"expected emb (N,T,D) and gallery (G,U,D) with equal D, none empty, got {n} and {g}")
-    if tile_pairs < 1:
-        raise ValueError(f"expected tile_pairs >= 1, got {tile_pairs}")
+def _slice_rows(gallery_GTD: Tensor, device: torch.device) -> int:
+    """Members that fit a quarter of the free memory twice: as they come, and as they are laid out."""
+    each = 2 * 4 * gallery_GTD[0].numel()
+    return max(1, min(len(gallery_GTD), free_bytes(device) // 4 // each))
+
+
+def _check_emb(emb_NTD: Tensor, g: tuple[int, ...]) -> None:
+    n = tuple(emb_NTD.shape)
+    if len(n) != 3 or len(g) != 3 or n[2] != g[2] or 0 in n[1:] + g:
+        raise ValueError(
+            f"expected emb_NTD (N,T,D) and gallery_GUD (G,U,D) with equal D, T and a gallery that is not empty, "
+            f"got {n} and {g}"
+        )
     check_finite(emb_NTD, "emb_NTD")
-    check_finite(gallery_GUD, "gallery_GUD")
-    N, T, _ = n
-    G, U, _ = g
-    width = min(G, tile_pairs)
-    height = max(1, tile_pairs // max(width, 1))
-    for row in range(0, N, height):
-        query = emb_NTD[row : row + height]
-        for col in range(0, G, max(width, 1)):
-            part = gallery_GUD[col : col + width]
-            flat = cosine_cost(query.flatten(0, 1)[None], part.flatten(0, 1)[None])
-            cost = flat.view(len(query), T, len(part), U).transpose(1, 2).reshape(-1, T, U)
-            dist = soft_dtw(cost, gamma) / (T + U)
-            yield slice(row, row + len(query)), slice(col, col + len(part)), dist.view(len(query), len(part))
-
-
-def _members(label_G: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    bad = ((label_G < 0) | (label_G >= num_classes)).nonzero().flatten().tolist()
-    if bad:
-        got = label_G[bad[0]].item()
-        raise ValueError(f"expected labels within 0..{num_classes - 1}, got {got} in row {bad[0]} ({len(bad)} bad)")
-    return F.one_hot(label_G.long(), num_classes).to(dtype)
-
-
-def _sums(values_NG: Tensor, member_GK: Tensor) -> Tensor:
-    with torch.autocast(values_NG.device.type, enabled=False):
-        return values_NG @ member_GK
-
-
-def _divide(total_NK: Tensor, member_GK: Tensor) -> Tensor:
-    count_K = member_GK.sum(0)
-    return torch.where(count_K > 0, total_NK / count_K.clamp_min(1), -torch.inf)

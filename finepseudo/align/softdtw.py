@@ -2,17 +2,19 @@
 
 Axes: B batch, P pairs, T U frames of the two sequences, D embedding. The suffix 2 is (length in T, length in U).
 
-This is the plain reference in the log domain: correct for every gamma > 0 and every finite cost. Faster
-implementations replace `soft_dtw` and are held to its values and gradients.
+What computes it is chosen by device and type (align/kernels), and said in the log.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from finepseudo.align.kernels import reference
+from finepseudo.align import kernels
+from finepseudo.align.kernels import cpu
 
 
 def cosine_cost(u_BTD: Tensor, v_BUD: Tensor) -> Tensor:
@@ -57,13 +59,13 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None = None) -
     shape = tuple(cost_PTU.shape)
     if len(shape) != 3 or 0 in shape[1:]:
         raise ValueError(f"expected cost (P,T,U) with T and U of at least 1, got {shape}")
-    _check_gamma(gamma)
+    check_gamma(gamma)
     cost = cost_PTU.to(torch.promote_types(cost_PTU.dtype, torch.float32))
     if lengths_P2 is not None:
         inside = _inside(lengths_P2, shape)
         lengths_P2 = lengths_P2.to(cost.device)
         cost = cost.masked_fill(~inside.to(cost.device), 0)  # padding may hold anything, NaN included
-    return reference.soft_dtw(cost, float(gamma), lengths_P2)
+    return kernels.choose(cost).soft_dtw(cost, float(gamma), lengths_P2)
 
 
 def alignment_distance(u_BTD: Tensor, v_BUD: Tensor, *, gamma: float = 0.1, lengths_B2: Tensor | None = None) -> Tensor:
@@ -104,14 +106,17 @@ def block_distances(emb_BTD: Tensor, *, gamma: float) -> Tensor:
     """
     if emb_BTD.dim() != 3 or 0 in emb_BTD.shape:
         raise ValueError(f"expected a non-empty emb (B,T,D), got {tuple(emb_BTD.shape)}")
+    check_gamma(gamma)
     B, T, _ = emb_BTD.shape
-    flat = emb_BTD.flatten(0, 1)
-    gram = cosine_cost(flat[None], flat[None]).view(B, T, B, T).transpose(1, 2).reshape(B * B, T, T)
-    row_P, col_P = torch.triu_indices(B, B, device=emb_BTD.device).unbind()
-    dist_P = soft_dtw(gram.index_select(0, row_P * B + col_P), gamma) / (2 * T)
-    where_BB = torch.empty(B, B, dtype=torch.long, device=emb_BTD.device)
-    where_BB[row_P, col_P] = where_BB[col_P, row_P] = torch.arange(len(row_P), device=emb_BTD.device)
-    return dist_P.index_select(0, where_BB.flatten()).view(B, B)
+    emb_BTD = emb_BTD.to(torch.promote_types(emb_BTD.dtype, torch.float32))
+    if kernels.choose(emb_BTD) is cpu:
+        dist_P = cpu.block(emb_BTD, float(gamma)) / (2 * T)
+    else:
+        flat = emb_BTD.flatten(0, 1)
+        gram = cosine_cost(flat[None], flat[None]).view(B, T, B, T).transpose(1, 2).reshape(B * B, T, T)
+        first_P, second_P = torch.triu_indices(B, B, device=emb_BTD.device).unbind()
+        dist_P = soft_dtw(gram.index_select(0, first_P * B + second_P), gamma) / (2 * T)
+    return dist_P.index_select(0, _triangle(B, emb_BTD.device)).view(B, B)
 
 
 def dtw_path(cost_TU: Tensor) -> list[tuple[int, int]]:
@@ -140,6 +145,15 @@ def dtw_path(cost_TU: Tensor) -> list[tuple[int, int]]:
     return path[::-1]
 
 
+@cache
+def _triangle(B: int, device: torch.device) -> Tensor:
+    """Of each cell of B x B the place of its pair i <= j in the upper triangle, row by row."""
+    low, high = torch.triu_indices(B, B).unbind()
+    where_BB = torch.empty(B, B, dtype=torch.long)
+    where_BB[low, high] = where_BB[high, low] = torch.arange(len(low))
+    return where_BB.flatten().to(device)
+
+
 def _inside(lengths_P2: Tensor, shape: tuple[int, ...]) -> Tensor:
     P, T, U = shape
     if tuple(lengths_P2.shape) != (P, 2) or lengths_P2.dtype != torch.int64:
@@ -153,6 +167,7 @@ def _inside(lengths_P2: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (torch.arange(T)[:, None] < lengths[:, :1, None]) & (torch.arange(U) < lengths[:, 1:, None])
 
 
-def _check_gamma(gamma: float) -> None:
+def check_gamma(gamma: float) -> None:
+    """Raise a ValueError unless gamma is a positive, finite number."""
     if not 0 < gamma < float("inf"):
         raise ValueError(f"expected gamma > 0, got {gamma}; for the hard path call dtw_path")

@@ -225,8 +225,8 @@ def _pairs(work: Work, start: Start) -> dict[str, Any]:
     scores: dict[str, Tensor] = {
         "pooled_cosine": mean_ND @ mean_ND.T,
         "timestamp_cosine": emb_NX @ emb_NX.T,
-        "dtw": -distances(pretrained.emb_GTD, pretrained.emb_GTD, gamma=gamma),
-        "score": -distances(aligned.emb_GTD, aligned.emb_GTD, gamma=gamma),
+        "dtw": -distances(pretrained.emb_GTD, pretrained.emb_GTD, gamma),
+        "score": -distances(aligned.emb_GTD, aligned.emb_GTD, gamma),
     }
     label_N = np.array([truth[video_id] for video_id in pretrained.video_ids])
     if pretrained.video_ids != aligned.video_ids:

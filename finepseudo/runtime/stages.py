@@ -254,7 +254,7 @@ def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -
 
 def leave_one_out(gallery: Gallery, gamma: float) -> float | None:
     """Accuracy of a gallery's members under the pre-trained f_A, which has no score head yet."""
-    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma=gamma)
+    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma)
     return collaborate.leave_one_out_accuracy(gallery, dist_GG)
 
 
@@ -263,7 +263,7 @@ def pair_statistics(gallery: Gallery, gamma: float) -> tuple[float, float]:
 
     A single pair has no deviation: a small one stands in, so that the head stays finite.
     """
-    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma=gamma).double()
+    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma).double()
     above = torch.triu_indices(len(dist_GG), len(dist_GG), offset=1)
     values = dist_GG[above[0], above[1]]
     std = float(values.std()) if len(values) > 1 else 0.0

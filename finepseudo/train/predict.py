@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import ScoreHead, class_scores
+from finepseudo.align.score import ClassScorer, ScoreHead
 from finepseudo.data.transforms import centre
 from finepseudo.models import weights
 from finepseudo.models.encoders import build
@@ -43,7 +43,7 @@ class Predictor:
         self.recipe, self.device = recipe, device
         self.frame = {name: _load(uri, "frame", recipe, num_classes, device) for name, uri in frame.items()}
         self.video = {name: _load(uri, "video", recipe, num_classes, device)[0] for name, uri in video.items()}
-        self.galleries = {name: gallery.to(device) for name, gallery in galleries.items()}
+        self.scorers = {name: self._scorer(name, gallery) for name, gallery in galleries.items()}
 
     @torch.inference_mode()
     def __call__(self, clip_0: np.ndarray, clip_1: np.ndarray, views: int) -> dict[str, np.ndarray]:
@@ -59,21 +59,24 @@ class Predictor:
         found: dict[str, Tensor] = {}
         if self.frame:
             clips = self._clips(clip_0)
-            for name, (encoder, score) in self.frame.items():
+            for name, (encoder, _) in self.frame.items():
                 emb_BTD = encoder(clips).float()
-                if name not in self.galleries:
+                if name not in self.scorers:
                     found[f"emb/{name}"] = emb_BTD[::views]
                     continue
-                assert score is not None, f"{name} has a gallery, but no score head: it is not trained by L_AV"
-                sbar_BK = class_scores(
-                    emb_BTD, self.galleries[name], score, gamma=self.recipe.align.gamma, mean=self.recipe.label.mean
-                )
+                sbar_BK = self.scorers[name](emb_BTD)
                 found[f"sbar/{name}"] = sbar_BK.unflatten(0, (-1, views)).mean(1)
         if self.video:
             clips = self._clips(clip_1)
             for name, encoder in self.video.items():
                 found[f"logits/{name}"] = encoder(clips).float().unflatten(0, (-1, views)).mean(1)
         return {name: value.cpu().numpy() for name, value in found.items()}
+
+    def _scorer(self, name: str, gallery: Gallery) -> ClassScorer:
+        head = self.frame[name][1]
+        assert head is not None, f"{name} has a gallery, but no score head: it is not trained by L_AV"
+        gamma, mean = self.recipe.align.gamma, self.recipe.label.mean
+        return ClassScorer(gallery, head, gamma=gamma, mean=mean, device=self.device)
 
     def _clips(self, clip_BTHWC: np.ndarray) -> Tensor:
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)

@@ -17,11 +17,13 @@ ONLY_IN = {
     "decord": ("data/decode.py",),
     "deepspeed": ("train/engine.py",),
     "av": ("rehearsal.py",),
+    "triton": ("align/kernels/cuda.py",),
+    "setuptools": ("align/kernels/build.py",),
     "tyro": ("cli.py",),
 }
 # room -> libraries that it may import; rooms that are not here may import any
 LIBRARIES = {
-    "align": {"torch", "numpy", "safetensors"},
+    "align": {"torch", "numpy", "safetensors", "triton", "setuptools"},
     "models": {"torch", "numpy", "safetensors"},
     "recipe": set(),
     "errors": set(),

@@ -121,7 +121,7 @@ def gallery(count, seed=0, equal=False):
 
 def test_pair_statistics_are_over_pairs_of_two_videos():
     some = gallery(5)
-    dist_GG = distances(some.emb_GTD, some.emb_GTD, gamma=0.1).double()
+    dist_GG = distances(some.emb_GTD, some.emb_GTD, 0.1).double()
     values = torch.stack([dist_GG[i, j] for i in range(5) for j in range(i + 1, 5)])
     mean, std = pair_statistics(some, 0.1)
     assert mean == pytest.approx(float(values.mean()))

@@ -1,0 +1,147 @@
+"""The C++ kernel: pairs, the training block and gallery scoring on the CPU.
+
+Axes: B block, P pairs (of a block: its upper triangle, row by row), N videos, G gallery, T U frames of the two
+sequences, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from finepseudo.align.kernels.gradient import Pairs
+
+if TYPE_CHECKING:
+    from finepseudo.align.score import ScoreHead
+
+MISSING = (
+    "slower: the C++ kernel was not built; with a C++ compiler and torch installed, run "
+    "pip install --no-build-isolation --no-deps --force-reinstall ."
+)
+LANES = 16
+PANEL_COLUMNS = 1024  # of a matrix product: its result stays in the second-level cache until it is used
+
+
+@cache
+def available() -> bool:
+    """Whether the extension was built; loads it.
+
+    Raises:
+        OSError: it was built against another torch than the one that runs.
+    """
+    spec = importlib.util.find_spec("finepseudo.align.kernels._cpu")
+    if spec is None or spec.origin is None:
+        return False
+    torch.ops.load_library(spec.origin)
+    return True
+
+
+def describe() -> str:
+    """What the kernel runs on, for the log."""
+    return f"C++, {torch.ops.finepseudo.instructions()}, {torch.get_num_threads()} threads"
+
+
+def solved() -> tuple[int, int, int]:
+    """Pairs of this process so far: proven by one comparison, proven by the two-sided run, in the log domain."""
+    first, second, third = torch.ops.finepseudo.solved()
+    return first, second, third
+
+
+@contextmanager
+def limited(instructions: str) -> Iterator[None]:
+    """Within it, use no more than "baseline", "avx2" or "avx512": for tests and benchmarks."""
+    before = torch.ops.finepseudo.instructions()
+    torch.ops.finepseudo.limit(instructions)
+    try:
+        yield
+    finally:
+        torch.ops.finepseudo.limit(before)
+
+
+def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tensor:
+    """`softdtw.soft_dtw` of checked arguments."""
+    return Pairs.apply(cost_PTU, gamma, lengths_P2, _solve)
+
+
+def _solve(
+    cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    lengths = torch.empty(0, 2, dtype=torch.int64) if lengths_P2 is None else lengths_P2
+    dist_P, shares_PTU = torch.ops.finepseudo.soft_dtw(cost_PTU, gamma, lengths, gradient)
+    return dist_P, shares_PTU if gradient else None
+
+
+def block(emb_BTD: Tensor, gamma: float) -> Tensor:
+    """R of the pairs i <= j of a block, from embeddings; differentiable once."""
+    return _Block.apply(emb_BTD, gamma)
+
+
+class _Block(torch.autograd.Function):
+    """The costs live only in the cache; E of the pairs is kept, and becomes one matrix product in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, emb_BTD: Tensor, gamma: float) -> Tensor:
+        gradient = ctx.needs_input_grad[0]
+        dist_P, shares_PTT = torch.ops.finepseudo.block(emb_BTD, gamma, gradient)
+        if gradient:
+            ctx.save_for_backward(shares_PTT, emb_BTD)
+        return dist_P
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        shares_PTT, emb_BTD = ctx.saved_tensors
+        return torch.ops.finepseudo.block_gradient(shares_PTT, grad_P, emb_BTD), None
+
+
+class Rows:
+    """A gallery laid out for the matrix product: [block][D][panel, U, 16 videos], padded with zeros.
+
+    The product of a query's frames with a block is then the cost tile [T][U][16] of each of its panels as it stands.
+    """
+
+    def __init__(self, gallery_GUD: Tensor) -> None:
+        """`gallery_GUD` in fp32."""
+        self.G, self.U, D = gallery_GUD.shape
+        count = max(1, -(-self.G // LANES))
+        block = max(1, min(count, PANEL_COLUMNS // (LANES * self.U)))
+        blocks = -(-count // block)
+        padded = gallery_GUD.new_zeros(blocks * block * LANES, self.U, D)
+        padded[: self.G] = gallery_GUD
+        rows = padded.view(blocks, block, LANES, self.U, D)
+        self.panels = rows.permute(0, 4, 1, 3, 2).reshape(blocks, D, block * self.U * LANES).contiguous()
+        self.norm = _largest_norm(gallery_GUD)
+
+    def distances(self, emb_NTD: Tensor, gamma: float) -> Tensor:
+        """`score.distances` of checked arguments, fp32."""
+        nothing = torch.empty(0, dtype=torch.int64)
+        return self._run(emb_NTD, gamma, nothing, 0, torch.empty(3, 0, dtype=torch.float64), 0.0, score=False)
+
+    def class_sums(
+        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, score: bool
+    ) -> Tensor:
+        """Sums over each class's members of f_S(D), or of its sigmoid; [N, K] in double."""
+        slope_H, centre_H, height_H, bias = head.scaling()
+        head_3H = torch.stack([slope_H, centre_H, height_H])
+        return self._run(emb_NTD, gamma, label_G, num_classes, head_3H, float(bias), score=score)
+
+    def _run(
+        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, K: int, head_3H: Tensor, bias: float, *, score: bool
+    ) -> Tensor:
+        # costs go below 0 by what norms exceed 1, or by rounding of the product
+        below = max(0.0, _largest_norm(emb_NTD) * self.norm * (1 + 1e-6) - 1)
+        slack = (emb_NTD.shape[1] + self.U) * below / gamma
+        return torch.ops.finepseudo.gallery(
+            emb_NTD, self.panels, self.U, self.G, gamma, slack, label_G, K, head_3H, bias, score
+        )
+
+
+def _largest_norm(emb: Tensor) -> float:
+    return float(torch.linalg.vector_norm(emb, dim=-1).max()) if emb.numel() else 0.0
