@@ -85,31 +85,29 @@ void gather(const PairJob<Real>& job, const Pair<Real>* const* pairs, Group& g, 
 }
 
 // Lanes with NaN or an infinity inside their lengths, and how far below 0 the costs of the others go.
-template <class Real>
+template <int B, class Real>
 INLINE void inspect(const Group& g, const Real* tile, Mask* odd, double* below) {
-  Real least[LANES], poison[LANES];
-  for (int l = 0; l < LANES; ++l) least[l] = poison[l] = 0;
-  if (g.n.equal) {
-    for (int64_t at = 0; at < int64_t(g.n.T) * g.n.U * LANES; at += LANES)
-      for (int l = 0; l < LANES; ++l) {
-        const Real c = tile[at + l];
-        least[l] = c < least[l] ? c : least[l];
-        poison[l] += c * 0;
+  typedef typename Isa<B>::d d;
+  double least[LANES], poison[LANES];
+  for (int l = 0; l < LANES; l += Isa<B>::W) {
+    d low{}, nothing{};
+    for (int i = 0; i < g.n.T; ++i)
+      for (int j = 0; j < g.n.U; ++j) {
+        d c = load<B>(tile + (int64_t(i) * g.n.U + j) * LANES + l);
+        if (!g.n.equal)
+          for (int k = 0; k < Isa<B>::W; ++k)
+            if (i >= g.n.t[l + k] || j >= g.n.u[l + k]) c[k] = 0;
+        low = c < low ? c : low;
+        nothing += c * 0.0;  // NaN for NaN and for an infinity
       }
-  } else {
-    for (int l = 0; l < LANES; ++l)
-      for (int t = 0; t < g.n.t[l]; ++t)
-        for (int u = 0; u < g.n.u[l]; ++u) {
-          const Real c = tile[(int64_t(t) * g.n.U + u) * LANES + l];
-          least[l] = c < least[l] ? c : least[l];
-          poison[l] += c * 0;
-        }
+    store<B>(least + l, low);
+    store<B>(poison + l, nothing);
   }
   *odd = 0;
   *below = 0;
   for (int l = 0; l < LANES; ++l) {
-    if (poison[l] != 0) *odd |= Mask(1) << l;  // NaN != 0
-    else *below = std::max(*below, -double(least[l]));
+    if (poison[l] != 0) *odd |= Mask(1) << l;
+    else *below = std::max(*below, -least[l]);
   }
 }
 
@@ -135,7 +133,7 @@ INLINE void run_pairs(const PairJob<Real>& job, int64_t begin, int64_t end) {
     for (int l = 0; l < LANES; ++l) g.n.equal &= g.n.t[l] == g.n.T && g.n.u[l] == g.n.U;
     double below;
     gather(job, pairs, g, costs.data());
-    inspect(g, costs.data(), &g.forced, &below);
+    inspect<B>(g, costs.data(), &g.forced, &below);
     g.open = (Mask(1) << g.n.used) - 1;
     g.slack = (g.n.T + g.n.U) * below / job.gamma;
     if (++tried % 16 == 0) unlikely = false;

@@ -62,6 +62,14 @@ INLINE typename Isa<B>::d all(double x) {
   return typename Isa<B>::d{} + x;
 }
 
+// Element by element: compilers make one instruction of it, and of __builtin_convertvector two halves.
+template <int B>
+INLINE typename Isa<B>::d widen(typename Isa<B>::f x) {
+  typename Isa<B>::d wide;
+  for (int k = 0; k < Isa<B>::W; ++k) wide[k] = x[k];
+  return wide;
+}
+
 template <int B>
 INLINE typename Isa<B>::d load(const double* p) {
   return *reinterpret_cast<const typename Isa<B>::d*>(p);
@@ -69,7 +77,7 @@ INLINE typename Isa<B>::d load(const double* p) {
 
 template <int B>
 INLINE typename Isa<B>::d load(const float* p) {
-  return __builtin_convertvector(*reinterpret_cast<const typename Isa<B>::f*>(p), typename Isa<B>::d);
+  return widen<B>(*reinterpret_cast<const typename Isa<B>::f*>(p));
 }
 
 template <int B>
@@ -93,7 +101,6 @@ INLINE typename Isa<B>::d power_of_two(typename Isa<B>::d n) {
 // 2^x from fp32, relative error 2e-7; 0 below 2^-1021, NaN for NaN.
 template <int B>
 INLINE typename Isa<B>::d exp2_single(typename Isa<B>::f x) {
-  typedef typename Isa<B>::d d;
   typedef typename Isa<B>::f f;
   const f low = f{} - 1021.0f;
   const f kept = x < low ? low : x;
@@ -106,7 +113,7 @@ INLINE typename Isa<B>::d exp2_single(typename Isa<B>::f x) {
   p = p * r + 6.93147206703e-1f;
   p = p * r + 1.0f;
   p = x < low ? f{} : p;
-  return __builtin_convertvector(p, d) * power_of_two<B>(__builtin_convertvector(n, d));
+  return widen<B>(p) * power_of_two<B>(widen<B>(n));
 }
 
 // exp(x) in double, about one rounding; 0 below exp(-707), NaN for NaN.
@@ -220,15 +227,15 @@ INLINE void row_between(const double* k, const double* low_before, double* low_n
 }
 
 // One row of b, from the row after it. `w` is [U + 2][16] and holds K b of the row after; cell j + 1 is column j.
-// Writes E = a b factor of the row, and leaves K b of this row in `w`.
+// Writes E = a b factor of the row, leaves K b of this row in `w`, and its largest in `most` (unless null).
 template <int B, class Real>
 INLINE void row_backward(const double* k, const double* a, double* w, const double* seed, int U, const double* scale,
-                         const double* factor, Real* out) {
+                         const double* factor, Real* out, double* most) {
   typedef typename Isa<B>::d d;
   constexpr int W = Isa<B>::W;
   for (int l = 0; l < LANES; l += W) {
     const d times = load<B>(scale + l), norm = load<B>(factor + l);
-    d diag = load<B>(w + (U + 1) * LANES + l), right{};
+    d diag = load<B>(w + (U + 1) * LANES + l), right{}, largest{};
     for (int j = U - 1; j >= 0; --j) {
       const int at = j * LANES + l, to = at + LANES;
       const d down = load<B>(w + to);
@@ -236,9 +243,11 @@ INLINE void row_backward(const double* k, const double* a, double* w, const doub
       if (seed) b += load<B>(seed + at);
       right = load<B>(k + at) * b;
       diag = down;
+      if (most) largest = right > largest ? right : largest;
       store<B>(w + to, right);
       store<B>(out + at, load<B>(a + to) * b * norm);
     }
+    if (most) store<B>(most + l, largest);
   }
 }
 

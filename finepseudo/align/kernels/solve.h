@@ -176,7 +176,7 @@ INLINE void backward_one(const Lanes& n, const double* z, Work& w, Real* out) {
   fill(after, 0, wide);
   for (int i = n.T - 1; i >= 0; --i)
     row_backward<B>(w.k.data() + int64_t(i) * n.U * LANES, w.low.data() + int64_t(i + 1) * row, after,
-                    seed_row(n, i, seed), n.U, one, factor, out + int64_t(i) * n.U * LANES);
+                    seed_row(n, i, seed), n.U, one, factor, out + int64_t(i) * n.U * LANES, nullptr);
 }
 
 // The same with rescaled rows. Returns the lanes for which the end of b agrees with the upper run of a.
@@ -184,7 +184,7 @@ template <int B, class Real>
 INLINE Mask backward_two(const Lanes& n, const double* z, const double* z_high, const double* ends, Work& w,
                          Real* out) {
   const int row = (n.U + 1) * LANES, wide = (n.U + 2) * LANES;
-  double scale[LANES], factor[LANES], exponent[LANES];
+  double scale[LANES], factor[LANES], exponent[LANES], most[LANES];
   fill(scale, 1, LANES);
   fill(exponent, 0, LANES);
   double *after = w.edge.data(), *seed = after + wide;
@@ -199,10 +199,7 @@ INLINE Mask backward_two(const Lanes& n, const double* z, const double* z_high, 
       last[l] = exponent[l];
     }
     row_backward<B>(w.k.data() + int64_t(i) * n.U * LANES, w.low.data() + int64_t(i + 1) * row, after,
-                    seed_row(n, i, seed), n.U, scale, factor, out + int64_t(i) * n.U * LANES);
-    double most[LANES] = {};
-    for (int at = LANES; at < wide - LANES; ++at)
-      if (after[at] > most[at % LANES]) most[at % LANES] = after[at];
+                    seed_row(n, i, seed), n.U, scale, factor, out + int64_t(i) * n.U * LANES, most);
     for (int l = 0; l < LANES; ++l) {
       const int e = most[l] > 0 && most[l] < 0x1p1000 ? std::ilogb(most[l]) : 0;
       scale[l] = std::ldexp(1.0, -e);
