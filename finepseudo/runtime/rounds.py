@@ -28,8 +28,7 @@ from finepseudo.runtime.stages import (
     Start,
     Trained,
     Work,
-    leave_one_out,
-    pair_statistics,
+    compare,
     side_by_side,
 )
 from finepseudo.storage import Store
@@ -66,13 +65,11 @@ def run_rounds(recipe: Recipe, run: Store, base: Store | None = None, *, train: 
 def stage_2(work: Work, shared: Work) -> Start:
     """Both encoders, pre-trained without labels and then trained on D_l, side by side."""
     recipe = work.recipe
-    gamma = recipe.align.gamma
 
     def frame_side() -> tuple[Trained, Gallery, Gallery, float | None]:
         pretrained = pretrain(shared, "frame", recipe.gitdl.frame_steps)
         before = work.embed("pretrained", pretrained, results.pair_videos(work))
-        members = work.members(before)
-        mean, std = pair_statistics(members, gamma)
+        compared = compare(work.members(before), recipe.align.gamma, work.seed("compare"))
         make = functools.partial(
             plan_align, work.labelled(), [], recipe.align, frames=recipe.frames.align, augment=recipe.augment,
             steps=recipe.align.steps, label_share=1.0, blocks_per_step=recipe.optimiser.blocks_per_step,
@@ -80,10 +77,10 @@ def stage_2(work: Work, shared: Work) -> Start:
         )  # fmt: skip
         aligned = work.train(
             "align/frame", "frame", "align", make, steps=recipe.align.steps, lr=recipe.align.lr, init=pretrained.uri,
-            init_digest=pretrained.digest, score_mean=mean, score_std=std,
+            init_digest=pretrained.digest, score_mean=compared.mean, score_std=compared.std,
         )  # fmt: skip
         after = work.embed("aligned", aligned, results.pair_videos(work))
-        return aligned, before, after, leave_one_out(members, gamma)
+        return aligned, before, after, compared.accuracy
 
     def video_side() -> Trained:
         pretrained = pretrain(shared, "video", recipe.gitdl.video_steps)

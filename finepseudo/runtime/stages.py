@@ -36,6 +36,8 @@ from finepseudo.train.objectives import ObjectiveName
 
 log = logging.getLogger("finepseudo")
 
+COMPARED = 2048
+"""Labelled videos that the driver compares with each other, about: a matrix of 32 MiB."""
 SECONDS = "seconds.json"
 TOP = 5
 """Classes whose probability a committed label keeps; the rest of the mass is spread over the others."""
@@ -252,22 +254,31 @@ def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -
     )
 
 
-def leave_one_out(gallery: Gallery, gamma: float) -> float | None:
-    """Accuracy of a gallery's members under the pre-trained f_A, which has no score head yet."""
-    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma)
-    return collaborate.leave_one_out_accuracy(gallery, dist_GG)
+@dataclass(frozen=True)
+class Compared:
+    """What the labelled videos say of a pre-trained f_A when they are compared with each other."""
+
+    mean: float
+    std: float
+    """Of D over the pairs: what a new score head standardises by."""
+    accuracy: float | None
+    """Of each video against the others, leave-one-out; None where every class has one video."""
 
 
-def pair_statistics(gallery: Gallery, gamma: float) -> tuple[float, float]:
-    """Mean and deviation of D over the pairs of labelled videos: what a new score head standardises by.
+def compare(gallery: Gallery, gamma: float, seed: int) -> Compared:
+    """Compare the labelled videos with each other; of more than COMPARED a balanced sample.                 [C]
 
-    A single pair has no deviation: a small one stands in, so that the head stays finite.
+    The driver holds their G x G distances while all workers wait, hence the bound. A single pair has no deviation: a
+    small one stands in, so that the head stays finite.
     """
+    if len(gallery) > COMPARED:
+        gallery = gallery.balanced(max(2, COMPARED // gallery.num_classes), seed)
     dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma).double()
     above = torch.triu_indices(len(dist_GG), len(dist_GG), offset=1)
     values = dist_GG[above[0], above[1]]
     std = float(values.std()) if len(values) > 1 else 0.0
-    return float(values.mean()), max(std, SMALLEST_STD)
+    accuracy = collaborate.leave_one_out_accuracy(gallery, dist_GG)
+    return Compared(float(values.mean()), max(std, SMALLEST_STD), accuracy)
 
 
 def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]) -> None:

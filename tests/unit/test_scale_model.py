@@ -200,6 +200,8 @@ def test_what_cannot_be_is_refused(tmp_path):
         scale.what_if(scale.kinetics(), options())
     with pytest.raises(RecipeError, match="has no unit costs of tiny_vtn .* use --measure first"):
         scale.units_for(recipe(), options(units=tmp_path / "none.json"))
+    with pytest.raises(RecipeError, match="pretrain/video: the unit costs have no gitdl/video; measure them"):
+        predict(costs=replace(COSTS, train_frame_s={"gitdl/frame": 1e-4, "align/frame": 1e-4}))
     with pytest.raises(RecipeError, match="must divide"):
         predict(cluster=scale.Cluster(train_workers=2))
 
