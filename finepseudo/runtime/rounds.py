@@ -28,7 +28,7 @@ from finepseudo.runtime.stages import (
     Start,
     Trained,
     Work,
-    compare,
+    compare_labelled,
     side_by_side,
 )
 from finepseudo.storage import Store
@@ -69,7 +69,7 @@ def stage_2(work: Work, shared: Work) -> Start:
     def frame_side() -> tuple[Trained, Gallery, Gallery, float | None]:
         pretrained = pretrain(shared, "frame", recipe.gitdl.frame_steps)
         before = work.embed("pretrained", pretrained, results.pair_videos(work))
-        compared = compare(work.members(before), recipe.align.gamma, work.seed("compare"))
+        compared = compare_labelled(work.members(before), recipe.align.gamma, work.seed("compare"))
         make = functools.partial(
             plan_align, work.labelled(), [], recipe.align, frames=recipe.frames.align, augment=recipe.augment,
             steps=recipe.align.steps, label_share=1.0, blocks_per_step=recipe.optimiser.blocks_per_step,

@@ -265,7 +265,7 @@ class Compared:
     """Of each video against the others, leave-one-out; None where every class has one video."""
 
 
-def compare(gallery: Gallery, gamma: float, seed: int) -> Compared:
+def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
     """Compare the labelled videos with each other; of more than COMPARED a balanced sample.                 [C]
 
     The driver holds their G x G distances while all workers wait, hence the bound. A single pair has no deviation: a

@@ -16,7 +16,7 @@ from finepseudo.comparison import compare, table
 from finepseudo.errors import ManifestError, TrainingError
 from finepseudo.recipes import find
 from finepseudo.runtime.rounds import ensure_split
-from finepseudo.runtime.stages import COMPARED, compare, guard, side_by_side, soft_targets, temperatures
+from finepseudo.runtime.stages import COMPARED, compare_labelled, guard, side_by_side, soft_targets, temperatures
 from finepseudo.storage import Store
 
 NAMES = ("tuck", "pike", "twist")
@@ -123,7 +123,7 @@ def test_statistics_are_over_pairs_of_two_videos():
     some = gallery(5)
     dist_GG = distances(some.emb_GTD, some.emb_GTD, 0.1).double()
     values = torch.stack([dist_GG[i, j] for i in range(5) for j in range(i + 1, 5)])
-    found = compare(some, 0.1, 0)
+    found = compare_labelled(some, 0.1, 0)
     assert found.mean == pytest.approx(float(values.mean()))
     assert found.std == pytest.approx(float(values.std()))
 
@@ -131,15 +131,15 @@ def test_statistics_are_over_pairs_of_two_videos():
 def test_many_labelled_videos_are_compared_by_a_balanced_sample(monkeypatch):
     monkeypatch.setattr("finepseudo.runtime.stages.COMPARED", 8)
     some = gallery(30)
-    assert compare(some, 0.1, 3) == compare(some.balanced(4, 3), 0.1, 0)
-    assert compare(some, 0.1, 3) != compare(some, 0.1, 4)
+    assert compare_labelled(some, 0.1, 3) == compare_labelled(some.balanced(4, 3), 0.1, 0)
+    assert compare_labelled(some, 0.1, 3) != compare_labelled(some, 0.1, 4)
     assert COMPARED >= 1000
 
 
 @pytest.mark.parametrize("few", [gallery(2), gallery(4, equal=True)], ids=["one pair", "equal videos"])
 def test_statistics_of_too_little_are_still_usable(few):
     """A deviation of 0 would read as no new head, and one that is no number would make every score none."""
-    found = compare(few, 0.1, 0)
+    found = compare_labelled(few, 0.1, 0)
     assert np.isfinite(found.mean)
     assert 0 < found.std < 0.1
 

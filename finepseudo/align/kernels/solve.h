@@ -9,6 +9,8 @@ namespace finepseudo {
 
 typedef uint32_t Mask;  // one bit a lane
 
+constexpr int WIDEST = 1 << 15;  // columns up to which TINY covers what a cell of the upper run can lose
+
 // Memory of one thread, made once for all groups of one size.
 struct Work {
   std::vector<double> k, low, high, edge;
@@ -139,7 +141,7 @@ INLINE void values(const Real* cost, int64_t stride, Group& g, double gamma, Wor
     step_one<B, Real, DOT>(cost, stride, g, gamma, w, false, z);
     *g.unlikely = g.open != 0;
   }
-  if (g.open && g.slack <= 1) step_two<B, Real, DOT>(cost, stride, g, gamma, w, false, z, z_high, ends);
+  if (g.open && g.slack <= 1 && g.n.U < WIDEST) step_two<B, Real, DOT>(cost, stride, g, gamma, w, false, z, z_high, ends);
   g.open |= forced;
   if (!g.open) return;
   double dist[LANES] = {};
@@ -227,7 +229,7 @@ INLINE void gradients(const Real* cost, int64_t stride, Group& g, double gamma, 
     }
     *g.unlikely = g.open != 0;
   }
-  if (g.open && g.slack <= 1) {
+  if (g.open && g.slack <= 1 && g.n.U < WIDEST) {
     const Mask solved = step_two<B, Real, false>(cost, stride, g, gamma, w, true, z, z_high, ends);
     if (solved) {
       const Mask good = solved & backward_two<B, Real>(g.n, z, z_high, ends, w, tile);
