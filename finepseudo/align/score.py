@@ -20,6 +20,9 @@ from finepseudo.align.softdtw import check_gamma
 
 log = logging.getLogger("finepseudo")
 
+SLICE_NUMBERS = 2**22
+"""Of a gallery, laid out at a time by `distances`: 16 MiB."""
+
 Mean = Literal["log_odds", "score"]
 
 
@@ -119,7 +122,13 @@ def distances(emb_NTD: Tensor, gallery_GUD: Tensor, gamma: float) -> Tensor:
     _check_emb(emb_NTD, tuple(gallery_GUD.shape))
     check_finite(gallery_GUD, "gallery_GUD")
     dtype = torch.promote_types(torch.promote_types(gallery_GUD.dtype, emb_NTD.dtype), torch.float32)
-    return kernels.rows(gallery_GUD.to(dtype)).distances(emb_NTD.to(dtype), float(gamma))
+    emb_NTD = emb_NTD.to(dtype)
+    dist_NG = emb_NTD.new_empty(len(emb_NTD), len(gallery_GUD))
+    members = max(1, SLICE_NUMBERS // gallery_GUD[0].numel())
+    for first in range(0, len(gallery_GUD), members):  # each slice is laid out for the kernel, and forgotten
+        part = kernels.rows(gallery_GUD[first : first + members].to(dtype))
+        dist_NG[:, first : first + members] = part.distances(emb_NTD, float(gamma))
+    return dist_NG
 
 
 class ClassScorer:
@@ -217,7 +226,10 @@ def alignability(dist: Tensor, head: ScoreHead, mean: Mean) -> Tensor:
 
 def check_finite(emb_NTD: Tensor, name: str) -> None:
     """Raise a ValueError that names the rows of an embedding which hold NaN or infinity."""
-    bad = (~emb_NTD.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if not len(emb_NTD):
+        return
+    low_N, high_N = emb_NTD.flatten(1).aminmax(dim=1)  # NaN passes through both; no copy of the embeddings is made
+    bad = (~(low_N.isfinite() & high_N.isfinite())).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"expected finite {name} {tuple(emb_NTD.shape)}, got {len(bad)} non-finite rows: {bad[:8]}; "

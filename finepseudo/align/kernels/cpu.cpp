@@ -48,40 +48,78 @@ struct PairJob {
   bool gradient;
 };
 
+// Rows of four numbers each, turned: row r becomes column r of `to`. Lanes are turned into and out of tiles by it.
+template <class Real>
+INLINE void turn(const Real* a, const Real* b, const Real* c, const Real* d, Real* to, int64_t stride) {
+  const Real* const from[] = {a, b, c, d};
+  for (int r = 0; r < 4; ++r)
+    for (int k = 0; k < 4; ++k) to[k * stride + r] = from[r][k];
+}
+
+#if defined(__SSE__)
+template <>
+INLINE void turn<float>(const float* a, const float* b, const float* c, const float* d, float* to, int64_t stride) {
+  __m128 w = _mm_loadu_ps(a), x = _mm_loadu_ps(b), y = _mm_loadu_ps(c), z = _mm_loadu_ps(d);
+  _MM_TRANSPOSE4_PS(w, x, y, z);
+  _mm_storeu_ps(to, w);
+  _mm_storeu_ps(to + stride, x);
+  _mm_storeu_ps(to + 2 * stride, y);
+  _mm_storeu_ps(to + 3 * stride, z);
+}
+#endif
+
 template <class Real>
 struct Emit {
   const Pair<Real>* const* pairs;
   const Real* tile;
-  int T, U;
+  const Lanes& n;
 
   // Cells outside a pair's lengths keep the zeros that they were made with.
   void lanes(Mask which) const {
-    for (int t = 0; t < T; ++t)
-      for (int l = 0; l < LANES; ++l) {
-        if (!(which >> l & 1) || t >= pairs[l]->t) continue;
-        const Real* from = tile + int64_t(t) * U * LANES + l;
-        Real* to = pairs[l]->gradient + t * pairs[l]->gradient_stride;
-        for (int u = 0; u < pairs[l]->u; ++u) to[u] = from[u * LANES];
+    for (int t = 0; t < n.T; ++t) {
+      const Real* row = tile + int64_t(t) * n.U * LANES;
+      for (int l = 0; l < LANES; l += 4) {
+        int u = 0;
+        if (n.equal && (which >> l & 15) == 15)
+          for (; u + 4 <= n.U; u += 4) {
+            const Real* from = row + u * LANES + l;
+            Real block[16];
+            turn(from, from + LANES, from + 2 * LANES, from + 3 * LANES, block, 4);
+            for (int k = 0; k < 4; ++k) std::memcpy(target(l + k, t) + u, block + 4 * k, 4 * sizeof(Real));
+          }
+        for (int k = l; k < l + 4; ++k)
+          if (which >> k & 1 && t < n.t[k])
+            for (int v = u; v < n.u[k]; ++v) target(k, t)[v] = row[v * LANES + k];
       }
+    }
   }
+
+  Real* target(int l, int t) const { return pairs[l]->gradient + t * pairs[l]->gradient_stride; }
 };
 
 // Bring sixteen pairs side by side: cells outside the lengths cost infinity, so that no path goes there.
 template <class Real>
-void gather(const PairJob<Real>& job, const Pair<Real>* const* pairs, Group& g, Real* tile) {
-  const int T = g.n.T, U = g.n.U;
-  for (int t = 0; t < T; ++t)
-    for (int l = 0; l < LANES; ++l) {
-      Real* to = tile + int64_t(t) * U * LANES + l;
-      const Pair<Real>& pair = *pairs[l];
-      const Real* from = pair.source + t * pair.stride;
-      const int inside = t < pair.t ? pair.u : 0;
-      if (job.dot)
-        for (int u = 0; u < inside; ++u) to[u * LANES] = 1 - from[u];
-      else
-        for (int u = 0; u < inside; ++u) to[u * LANES] = from[u];
-      for (int u = inside; u < U; ++u) to[u * LANES] = std::numeric_limits<Real>::infinity();
+void gather(const PairJob<Real>& job, const Pair<Real>* const* pairs, const Lanes& n, Real* tile) {
+  for (int t = 0; t < n.T; ++t) {
+    Real* row = tile + int64_t(t) * n.U * LANES;
+    for (int l = 0; l < LANES; l += 4) {
+      const Real* from[4];
+      for (int k = 0; k < 4; ++k) from[k] = pairs[l + k]->source + t * pairs[l + k]->stride;
+      int u = 0;
+      if (n.equal)
+        for (; u + 4 <= n.U; u += 4)
+          turn(from[0] + u, from[1] + u, from[2] + u, from[3] + u, row + u * LANES + l, LANES);
+      for (int k = 0; k < 4; ++k) {
+        const int inside = t < n.t[l + k] ? n.u[l + k] : 0;
+        for (int v = u; v < n.U; ++v)
+          row[v * LANES + l + k] = v < inside                 ? from[k][v]
+                                   : job.dot /* 1 - that */ ? -std::numeric_limits<Real>::infinity()
+                                                            : std::numeric_limits<Real>::infinity();
+      }
     }
+    if (job.dot)
+      for (int at = 0; at < n.U * LANES; ++at) row[at] = 1 - row[at];
+  }
 }
 
 // Lanes with NaN or an infinity inside their lengths, and how far below 0 the costs of the others go.
@@ -132,7 +170,7 @@ INLINE void run_pairs(const PairJob<Real>& job, int64_t begin, int64_t end) {
     g.n.equal = true;
     for (int l = 0; l < LANES; ++l) g.n.equal &= g.n.t[l] == g.n.T && g.n.u[l] == g.n.U;
     double below;
-    gather(job, pairs, g, costs.data());
+    gather(job, pairs, g.n, costs.data());
     inspect<B>(g, costs.data(), &g.forced, &below);
     g.open = (Mask(1) << g.n.used) - 1;
     g.slack = (g.n.T + g.n.U) * below / job.gamma;
@@ -141,7 +179,7 @@ INLINE void run_pairs(const PairJob<Real>& job, int64_t begin, int64_t end) {
     const int64_t stride = int64_t(g.n.U) * LANES;
     const FlushDenormals flush;
     if (job.gradient) {
-      Emit<Real> emit{pairs, shares.data(), g.n.T, g.n.U};
+      Emit<Real> emit{pairs, shares.data(), g.n};
       gradients<B, Real>(costs.data(), stride, g, job.gamma, work, shares.data(), emit);
     } else {
       values<B, Real, false>(costs.data(), stride, g, job.gamma, work);
@@ -383,13 +421,18 @@ void block_gradient_of(const Real* shares, const Real* weight, const at::Tensor&
           const Real w = -weight[p];
           const Real* from = shares + p * T * T;
           Real* to = mixed.data_ptr<Real>() + (i - top) * T * wide + j * T;
+          for (int64_t u = 0; u < T && i >= j; u += 4)  // E of (j, i), turned
+            for (int64_t t = 0; t < T; t += 4)
+              if (u + 4 <= T && t + 4 <= T) {
+                const Real* block = from + u * T + t;
+                turn(block, block + T, block + 2 * T, block + 3 * T, to + t * wide + u, wide);
+              } else {
+                for (int64_t v = u; v < std::min(u + 4, T); ++v)
+                  for (int64_t s = t; s < std::min(t + 4, T); ++s) to[s * wide + v] = from[v * T + s];
+              }
           for (int64_t t = 0; t < T; ++t)
-            if (i < j)
-              for (int64_t u = 0; u < T; ++u) to[t * wide + u] = w * from[t * T + u];
-            else if (i > j)
-              for (int64_t u = 0; u < T; ++u) to[t * wide + u] = w * from[u * T + t];
-            else
-              for (int64_t u = 0; u < T; ++u) to[t * wide + u] = w * (from[t * T + u] + from[u * T + t]);
+            for (int64_t u = 0; u < T; ++u)
+              to[t * wide + u] = w * ((i >= j ? to[t * wide + u] : 0) + (i <= j ? from[t * T + u] : 0));
         }
       at::Tensor part = out.narrow(0, top * T, rows * T);
       at::cpu::mm_out(part, mixed, flat);

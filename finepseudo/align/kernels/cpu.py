@@ -113,10 +113,12 @@ class Rows:
         count = max(1, -(-self.G // LANES))
         block = max(1, min(count, PANEL_COLUMNS // (LANES * self.U)))
         blocks = -(-count // block)
-        padded = gallery_GUD.new_zeros(blocks * block * LANES, self.U, D)
-        padded[: self.G] = gallery_GUD
-        rows = padded.view(blocks, block, LANES, self.U, D)
-        self.panels = rows.permute(0, 4, 1, 3, 2).reshape(blocks, D, block * self.U * LANES).contiguous()
+        self.panels = gallery_GUD.new_zeros(blocks, D, block * self.U * LANES)
+        for k, part in enumerate(gallery_GUD.split(block * LANES)):  # block by block: no second copy of the gallery
+            padded = part.new_zeros(block * LANES, self.U, D)
+            padded[: len(part)] = part
+            panels = padded.view(block, LANES, self.U, D).permute(3, 0, 2, 1)
+            self.panels[k] = panels.reshape(D, -1)
         self.norm = _largest_norm(gallery_GUD)
 
     def distances(self, emb_NTD: Tensor, gamma: float) -> Tensor:
@@ -144,4 +146,4 @@ class Rows:
 
 
 def _largest_norm(emb: Tensor) -> float:
-    return float(torch.linalg.vector_norm(emb, dim=-1).max()) if emb.numel() else 0.0
+    return float(torch.linalg.vector_norm(emb, dim=-1).max()) if len(emb) else 0.0

@@ -82,7 +82,7 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tenso
 class _SoftDTW(torch.autograd.Function):
     """R of each pair; where a gradient is wanted x of every cell is kept, diagonal by diagonal, and E follows from it.
 
-    E(i,j) = Σ over successors E(succ) 2^(x(succ) - c(succ) - x(i,j)), since x - c is the softmin of the predecessors.
+    E(i,j) = Σ over successors E(succ) 2^-x(i,j) / Σ over the successor's predecessors 2^-x,   E(T,U) = 1
     """
 
     @staticmethod
@@ -104,22 +104,21 @@ class _SoftDTW(torch.autograd.Function):
                 num_warps=warps,
             )
         if keep:
-            ctx.save_for_backward(cost_PTU, cells, *(() if lengths_P2 is None else (lengths_P2,)))
-            ctx.gamma = gamma
+            ctx.save_for_backward(cells, *(() if lengths_P2 is None else (lengths_P2,)))
+            ctx.shape = (P, T, U)
         return dist_P
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        cost_PTU, cells, *rest = ctx.saved_tensors
-        P, T, U = cost_PTU.shape
-        grad_PTU = (cost_PTU.new_zeros if rest else cost_PTU.new_empty)(P, T, U)  # cells outside keep their 0
+        cells, *rest = ctx.saved_tensors
+        P, T, U = ctx.shape
+        grad_PTU = (grad_P.new_zeros if rest else grad_P.new_empty)(P, T, U)  # cells outside keep their 0
         lanes, warps = _lanes(T)
-        shape = (rest[0] if rest else grad_P, cells, T, U, *cost_PTU.stride(), *_units(ctx.gamma))
-        with torch.cuda.device_of(cost_PTU):
+        with torch.cuda.device_of(cells):
             run: Any = _shares[(P,)]
             run(
-                *(cost_PTU, grad_P.contiguous(), grad_PTU, *shape),
+                *(grad_P.contiguous(), grad_PTU, rest[0] if rest else grad_P, cells, T, U),
                 RAGGED=bool(rest),
                 LANES=lanes,
                 num_warps=warps,
@@ -239,7 +238,7 @@ def _launch(
     U = gallery.shape[1]
     if not fits(T, U, D):
         raise ValueError(f"expected videos that `fits` admits, got T {T}, U {U}, D {D}")
-    short = min(triton.next_power_of_2(T), ROWS.value)
+    short = min(max(8, triton.next_power_of_2(T)), ROWS.value)  # 8: with more videos a tile, registers spill
     videos = ROWS.value // short  # of a tile
     processors = torch.cuda.get_device_properties(emb.device).multi_processor_count if emb.is_cuda else 1
     most = processors * 512 // lanes
@@ -256,16 +255,15 @@ def _launch(
             kernel[(blocks,)](
                 *(part, gallery, edge, *own, len(part), T, U, D, down, down * across, scale, unit / (T + U)),
                 **rest,
-                **_shape(emb.dtype, short, lanes),
+                **_shape(short, lanes),
                 LONG=is_long,
                 DEVICE=emb.is_cuda,
             )
 
 
-def _shape(dtype: torch.dtype, short: int, lanes: int) -> dict[str, int]:
-    """Block sizes: no register is spilled with them on sm_80 and sm_90 (tests/unit/test_kernel_cuda.py)."""
-    depth = 16 if dtype == torch.float32 else 32
-    return {"SHORT": short, "LANES": lanes, "DEPTH": depth, "num_warps": lanes // 32, "num_stages": 3}
+def _shape(short: int, lanes: int) -> dict[str, int]:
+    """Block sizes with which no register is spilled on sm_80 and sm_90 (tests/unit/test_kernel_cuda.py)."""
+    return {"SHORT": short, "LANES": lanes, "DEPTH": 16, "num_warps": lanes // 32, "num_stages": 3}
 
 
 def _gallery_lanes(members: int) -> int:
@@ -331,6 +329,7 @@ def _costs(
     scale: tl.tensor,
     LANES: tl.constexpr,
     DEPTH: tl.constexpr,
+    DEVICE: tl.constexpr,
 ) -> tl.tensor:
     """c of one frame of every lane's gallery member with ROWS frames of the videos, [LANES, ROWS]."""
     depth = tl.arange(0, DEPTH)
@@ -339,6 +338,9 @@ def _costs(
         inside = d + depth < D
         v = tl.load(v_ptr[:, None] + d + depth[None, :], mask=is_v[:, None] & inside[None, :], other=0.0)
         u = tl.load(u_ptr[None, :] + d + depth[:, None], mask=is_u[None, :] & inside[:, None], other=0.0)
+        if not DEVICE:  # the interpreter takes the bits of bf16 for integers; the products are exact either way
+            v = v.to(tl.float32)
+            u = u.to(tl.float32)
         product = tl.dot(v, u, product, input_precision="tf32x3")
     c = (1 - product) * scale
     return tl.where(tl.abs(c) < MOST, c, float("nan"))
@@ -420,7 +422,7 @@ def _align(
             state = state + (tl.full((LANES,), FAR, tl.float32),)  # noqa: RUF005
         corner = tl.full((LANES,), 0.0, tl.float32) + tl.where(start == 0, 0.0, FAR)  # R(0, 0) = 0
         for j in range(U):
-            costs = _unstack(_costs(u_row, v_row + j * D, is_u, is_v, D, scale, LANES, DEPTH), LANES)
+            costs = _unstack(_costs(u_row, v_row + j * D, is_u, is_v, D, scale, LANES, DEPTH, DEVICE), LANES)
             top = tl.full((LANES,), FAR, tl.float32)
             if LONG:
                 top = tl.load(
@@ -611,27 +613,21 @@ def _values(
     tl.store(dist_ptr + p + i * 0, (last * unit).to(tl.float32), mask=i == t - 1)
 
 
-@triton.jit(do_not_specialize=["T", "U", "stride_P", "stride_T", "stride_U"])
+@triton.jit(do_not_specialize=["T", "U"])
 def _shares(
-    cost_ptr: tl.tensor,
     dist_grad_ptr: tl.tensor,
     grad_ptr: tl.tensor,
     lengths_ptr: tl.tensor,
     cells_ptr: tl.tensor,
     T: tl.tensor,
     U: tl.tensor,
-    stride_P: tl.tensor,
-    stride_T: tl.tensor,
-    stride_U: tl.tensor,
-    scale: tl.tensor,
-    unit: tl.tensor,
     RAGGED: tl.constexpr,
     LANES: tl.constexpr,
 ) -> None:
     """E of one pair times the gradient of its R, from the last anti-diagonal to the first.
 
     A cell hands its E on to its predecessors, by their weights in its softmin; what goes up waits one diagonal and
-    what goes up and left waits two.
+    what goes up and left waits two. What the first cell hands on leaves the matrix.
     """
     p = tl.program_id(0).to(tl.int64)
     t = T
@@ -653,12 +649,13 @@ def _shares(
         share = tl.where(is_inside, share, 0.0)
         waiting = diagonal
         tl.store(grad_ptr + (p * T + i) * U + j, share, mask=is_inside)
-        c = _cells(cost_ptr + p * stride_P, i, j, stride_T, stride_U, scale, is_inside)
         at = cells_ptr + (p * (T + U - 1) + d) * T + i
-        softmin = tl.load(at, mask=is_inside, other=0.0) - c
         x_up = tl.load(at - T - 1, mask=is_inside & (i > 0), other=FAR_DOUBLE)
         x_left = tl.load(at - T, mask=is_inside & (j > 0), other=FAR_DOUBLE)
         x_diagonal = tl.load(at - 2 * T - 1, mask=is_inside & (i > 0) & (j > 0), other=FAR_DOUBLE)
-        up = share * tl.exp2((softmin - x_up).to(tl.float32))
-        left = share * tl.exp2((softmin - x_left).to(tl.float32))
-        diagonal = share * tl.exp2((softmin - x_diagonal).to(tl.float32))
+        least = tl.minimum(tl.minimum(x_up, x_left), x_diagonal)
+        up = tl.exp2((least - x_up).to(tl.float32))
+        left = tl.exp2((least - x_left).to(tl.float32))
+        diagonal = tl.exp2((least - x_diagonal).to(tl.float32))
+        share = share / (up + left + diagonal)
+        up, left, diagonal = up * share, left * share, diagonal * share

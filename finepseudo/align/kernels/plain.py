@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from finepseudo.align.kernels import reference
-from finepseudo.align.kernels.gradient import Pairs
+from finepseudo.align.kernels.gradient import Pairs, Solved
 from finepseudo.align.kernels.memory import free_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 LOG_SMALLEST = math.log(2.0**-1021)
 TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-13}
+WIDEST = 4096  # R/γ up to which single precision keeps the weights of the log domain to 1e-3
 TILE_PAIRS = 2048  # more pairs at a time are no faster on a CPU: their diagonals leave the cache
 
 
@@ -37,7 +37,7 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tenso
 def log_bound(T: int, U: int, slack: float, tolerance: float) -> float:
     """What log a(T,U) must exceed for one comparison to prove it.
 
-        log(2^-1021) - log tolerance + log 3TU + (T + U - 2) log(1 + √2) + slack                  [A]
+        log(2^-1021) - log tolerance + log 3TU + (T + U - 2) log(1 + √2) + slack                  [C]
 
     Args:
         T: frames of the one sequence.
@@ -49,36 +49,73 @@ def log_bound(T: int, U: int, slack: float, tolerance: float) -> float:
     return LOG_SMALLEST - math.log(tolerance) + math.log(3 * T * U) + paths + slack
 
 
-def _solve(
-    cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradient: bool
-) -> tuple[Tensor, Tensor | None]:
+def _solve(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradient: bool) -> Solved:
     P, T, U = cost_PTU.shape
+    dist_P = cost_PTU.new_empty(P)
+    shares_PTU = torch.zeros_like(cost_PTU) if gradient else None
     if P == 0:
-        return cost_PTU.new_empty(0), torch.zeros_like(cost_PTU) if gradient else None
-    ends_2P = lengths_P2.T if lengths_P2 is not None else torch.tensor([[T], [U]], device=cost_PTU.device).expand(2, P)
-    K = _kernel(cost_PTU, gamma, lengths_P2)
-    a = _forward(K, T, U, ends_2P if lengths_P2 is not None else None, keep=gradient)
-    z_P = a.end_P
-    slack_P = (-cost_PTU.flatten(1).min(1).values).clamp_min(0).double() * ((T + U) / gamma)
-    bound = log_bound(T, U, 0, TOLERANCE[cost_PTU.dtype])
-    proven_P = z_P.isfinite() & (z_P.log() > bound + slack_P)  # NaN and an infinite cost's NaN are not
-    dist_P = (-gamma * z_P.log()).to(cost_PTU.dtype)
-    shares_PTU = _shares(K, a, z_P, ends_2P, T, U).to(cost_PTU.dtype) if gradient else None
+        return dist_P, shares_PTU
+    slack_P = (-cost_PTU.flatten(1).amin(1)).clamp_min(0).double() * ((T + U) / gamma)
+    bound_P = log_bound(T, U, 0, TOLERANCE[cost_PTU.dtype]) + slack_P
+    # the straight path alone, and a little for all others: a guess, it decides who is tried, not who is right
+    guess_P = (T + U) / 2 - _straight(cost_PTU, lengths_P2).double() / gamma
+    tried = (guess_P > bound_P).nonzero().flatten()
+    proven_P = torch.zeros(P, dtype=torch.bool, device=cost_PTU.device)
+    if len(tried):
+        one, proven_P[tried] = _step_one(*_take(cost_PTU, lengths_P2, tried), gamma, bound_P[tried], gradient=gradient)
+        _put(one, tried, dist_P, shares_PTU)
     rest = (~proven_P).nonzero().flatten()
     if len(rest):
-        with torch.enable_grad():
-            cost = cost_PTU.detach()[rest].double().requires_grad_(gradient)  # R/γ may need more than 24 bits
-            dist = reference.soft_dtw(cost, gamma, None if lengths_P2 is None else lengths_P2[rest])
-            if shares_PTU is not None:
-                shares_PTU[rest] = torch.autograd.grad(dist.sum(), cost)[0].to(shares_PTU.dtype)
-        dist_P[rest] = dist.detach().to(dist_P.dtype)
+        _put(_log_domain(*_take(cost_PTU, lengths_P2, rest), gamma, gradient=gradient), rest, dist_P, shares_PTU)
     return dist_P, shares_PTU
 
 
-@dataclass(frozen=True)
-class _Forward:
-    diagonals: Tensor | None  # [T + U + 1, T + 1, P]: a(i, d - i), borders included
-    end_P: Tensor
+def _take(cost_PTU: Tensor, lengths_P2: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    if len(rows) == len(cost_PTU):
+        return cost_PTU.detach(), lengths_P2
+    return cost_PTU.detach()[rows], None if lengths_P2 is None else lengths_P2[rows]
+
+
+def _put(solved: Solved, rows: Tensor, dist_P: Tensor, shares_PTU: Tensor | None) -> None:
+    dist_P[rows] = solved[0].to(dist_P.dtype)
+    if shares_PTU is not None and solved[1] is not None:
+        shares_PTU[rows] = solved[1].to(shares_PTU.dtype)
+
+
+def _straight(cost_PTU: Tensor, lengths_P2: Tensor | None) -> Tensor:
+    """Cost of the path nearest to the diagonal."""
+    P, T, U = cost_PTU.shape
+    steps = torch.linspace(0, 1, max(T, U), device=cost_PTU.device)
+    if lengths_P2 is None:
+        return cost_PTU[:, (steps * (T - 1)).round().long(), (steps * (U - 1)).round().long()].sum(1)
+    i_PL, j_PL = ((steps * (lengths_P2[:, k, None] - 1)).round().long() for k in (0, 1))
+    return cost_PTU[torch.arange(P, device=cost_PTU.device)[:, None], i_PL, j_PL].sum(1)
+
+
+def _step_one(
+    cost_PTU: Tensor, lengths_P2: Tensor | None, gamma: float, bound_P: Tensor, *, gradient: bool
+) -> tuple[Solved, Tensor]:
+    """R, E, and which pairs are proven."""
+    P, T, U = cost_PTU.shape
+    K = _kernel(cost_PTU, gamma, lengths_P2)
+    diagonals, end_P = _forward(K, T, U, None if lengths_P2 is None else lengths_P2.T, keep=gradient)
+    log_P = end_P.log()
+    proven_P = log_P.isfinite() & (log_P > bound_P)  # NaN is not, nor what an infinite cost makes of the bound
+    if diagonals is None:
+        return (-gamma * log_P, None), proven_P
+    ends_2P = torch.tensor([[T], [U]], device=K.device).expand(2, P) if lengths_P2 is None else lengths_P2.T
+    return (-gamma * log_P, _shares(K, diagonals, end_P, ends_2P, T, U)), proven_P
+
+
+def _log_domain(cost_PTU: Tensor, lengths_P2: Tensor | None, gamma: float, *, gradient: bool) -> Solved:
+    """The reference; in double where R/γ leaves single precision too few digits for the weights."""
+    _, T, U = cost_PTU.shape
+    if not float(cost_PTU.abs().amax()) * (T + U) < WIDEST * gamma:
+        cost_PTU = cost_PTU.double()
+    with torch.enable_grad():
+        cost = cost_PTU.detach().requires_grad_(gradient)
+        dist = reference.soft_dtw(cost, gamma, lengths_P2)
+        return dist.detach(), torch.autograd.grad(dist.sum(), cost)[0] if gradient else None
 
 
 def _kernel(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tensor:
@@ -96,7 +133,8 @@ def _kernel(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tensor
     return K
 
 
-def _forward(K: Tensor, T: int, U: int, ends_2P: Tensor | None, *, keep: bool) -> _Forward:
+def _forward(K: Tensor, T: int, U: int, ends_2P: Tensor | None, *, keep: bool) -> tuple[Tensor | None, Tensor]:
+    """a of every cell by anti-diagonals, [T + U + 1, T + 1, P] with borders, if kept; and a at the end of each pair."""
     P = K.shape[2]
     a = K.new_zeros(T + U + 1 if keep else 3, T + 1, P)
     a[0, 0] = 1
@@ -113,13 +151,12 @@ def _forward(K: Tensor, T: int, U: int, ends_2P: Tensor | None, *, keep: bool) -
             end_P[here] = now[ends_2P[0, here], here]
     if ends_2P is None:
         end_P = a[T + U if keep else (T + U) % 3, T].clone()
-    return _Forward(a if keep else None, end_P)
+    return a if keep else None, end_P
 
 
-def _shares(K: Tensor, forward: _Forward, z_P: Tensor, ends_2P: Tensor, T: int, U: int) -> Tensor:
+def _shares(K: Tensor, diagonals: Tensor, z_P: Tensor, ends_2P: Tensor, T: int, U: int) -> Tensor:
     """E(i,j) = a(i,j) b(i,j) / a(T,U), b the same recursion from the other end; dense, [P, T, U]."""
     P = K.shape[2]
-    assert forward.diagonals is not None
     kb = K.new_zeros(T + U + 3, T + 2, P)  # K b of every cell; two borders after the last row and column
     shares = K.new_zeros(T + U + 1, T + 1, P)
     for d in range(T + U, 1, -1):
@@ -129,7 +166,7 @@ def _shares(K: Tensor, forward: _Forward, z_P: Tensor, ends_2P: Tensor, T: int, 
         here = (ends_2P.sum(0) == d).nonzero().flatten()
         b[ends_2P[0, here] - lo, here] += 1
         torch.mul(b, K[d - 2, lo - 1 : hi], out=kb[d, lo : hi + 1])
-        torch.mul(b, forward.diagonals[d, lo : hi + 1], out=shares[d, lo : hi + 1])
+        torch.mul(b, diagonals[d, lo : hi + 1], out=shares[d, lo : hi + 1])
     shares /= z_P
     row = (T + 1) * P
     cells_TUP = shares.as_strided((T, U, P), (row + P, row, 1), storage_offset=2 * row + P)
@@ -138,6 +175,8 @@ def _shares(K: Tensor, forward: _Forward, z_P: Tensor, ends_2P: Tensor, T: int, 
 
 class Rows:
     """A gallery as it is, scored in tiles of pairs that fit the free memory."""
+
+    solve = staticmethod(soft_dtw)
 
     def __init__(self, gallery_GUD: Tensor) -> None:
         self.gallery_GUD = gallery_GUD
@@ -172,7 +211,7 @@ class Rows:
                 with torch.autocast(query.device.type, enabled=False):  # it would take the product in half precision
                     cost = 1 - query.reshape(-1, D) @ part.reshape(-1, D).T
                 cost_PTU = cost.view(len(query), T, len(part), U).transpose(1, 2).reshape(-1, T, U)
-                dist = soft_dtw(cost_PTU, gamma, None) / (T + U)
+                dist = self.solve(cost_PTU, gamma, None) / (T + U)
                 yield slice(row, row + len(query)), slice(col, col + len(part)), dist.view(len(query), len(part))
 
 
