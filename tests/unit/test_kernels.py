@@ -1,6 +1,8 @@
 """Every kernel of this machine against the log-domain reference in double, on costs made to break it."""
 
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -336,25 +338,41 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert abs(peaks[1] - peaks[0]) < 8 * 1024  # KiB; the distances alone would be 2 MiB, the costs 512 MiB
 
 
-def test_without_the_extension_plain_torch_runs_and_says_so():
-    code = """
+CHILD = """
 import logging, torch
 logging.basicConfig(level=logging.INFO)
 from finepseudo.align.kernels import cpu
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name.endswith("_cpu") else real(name)
+{change}
 from finepseudo.align.softdtw import soft_dtw
 print(float(soft_dtw(torch.ones(1, 3, 3), .1)))
 print(float(soft_dtw(torch.ones(1, 3, 3), .1)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert (
-        done.stderr.count("WARNING:finepseudo:alignment on cpu: plain kernel (slower: the C++ kernel was not built")
-        == 1
-    )
+
+
+def run_child(change="", path=None):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.format(change=change)],
+        capture_output=True, text=True, check=True, timeout=120,
+        env={**os.environ, **({"PYTHONPATH": str(path)} if path else {})}, cwd=path,
+    )  # fmt: skip
     want = float(soft_dtw(torch.ones(1, 3, 3), 0.1))
     assert [float(line) for line in done.stdout.split()] == pytest.approx([want, want], abs=1e-6)
+    return done.stderr
+
+
+def test_without_the_extension_plain_torch_runs_and_says_so():
+    said = run_child("cpu._folders = lambda: ()")
+    assert said.count("WARNING:finepseudo:alignment on cpu: plain kernel (slower: the C++ kernel was not built") == 1
+
+
+def test_a_copy_without_the_extension_finds_the_installed_one_if_its_sources_are_the_same(tmp_path):
+    """What the upload of a job's working directory is: git ignores the extension, so it does not travel."""
+    shutil.copytree(cpu.HERE.parents[1], tmp_path / "finepseudo", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    assert "INFO:finepseudo:alignment on cpu: cpu kernel (C++" in run_child(path=tmp_path)
+    source = tmp_path / "finepseudo/align/kernels/solve.h"
+    source.write_text(source.read_text() + "// changed\n")
+    assert "plain kernel (slower: " in (said := run_child(path=tmp_path))
+    assert "was built from other sources" in said
 
 
 def test_an_unknown_instruction_set_is_refused():

@@ -5,9 +5,9 @@
     plain      torch alone, exponential domain                                        everything else
     reference  torch alone, log domain                                                what the others are held to
 
-Every one gives the values and gradients of `reference` within 1e-6 + 1e-5 |D|. All but the last work in the
-exponential domain and prove for each pair that its range suffices (docs/alignment.md); where that fails, they compute
-the pair in the log domain.
+Every one gives the distances of `reference` in double within 1e-6 + 1e-5 |D|, and its gradients within 1e-3. cpu and
+plain work in the exponential domain and prove for each pair that its range suffices (docs/alignment.md); where that
+fails they compute the pair in the log domain. cuda works in the log domain throughout.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def choose(tensor: Tensor) -> ModuleType:
 def _choose(device: str, dtype: torch.dtype) -> ModuleType:
     kernel, why = plain, f"no kernel takes {dtype} on {device}"
     if device == "cpu":
-        kernel, why = (cpu, cpu.describe()) if cpu.available() else (plain, cpu.MISSING)
+        kernel, why = (cpu, cpu.describe()) if cpu.available() else (plain, cpu.missing())
     elif device == "cuda" and dtype == torch.float32:
         try:
             from finepseudo.align.kernels import cuda

@@ -7,6 +7,9 @@ torch or a compiler the package still installs, and alignment runs in plain torc
 from __future__ import annotations
 
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -14,6 +17,17 @@ from setuptools.command.build_ext import build_ext
 # No -ffast-math: NaN must stay NaN, and the rounding of an added constant is what 2^n is made with.
 COMPILE = ("-O3", "-g0", "-std=c++17", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-fno-math-errno", "-fno-trapping-math")
 QUIET = ("-Wno-psabi", "-Wno-ignored-attributes")
+HERE = Path(__file__).parent
+
+
+def _beside(name: str) -> Any:
+    """A module of this folder by its file: the package cannot be imported while it is being built."""
+    spec = spec_from_file_location(f"finepseudo_build_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class BuildKernel(build_ext):
@@ -27,6 +41,8 @@ class BuildKernel(build_ext):
             raise RuntimeError(
                 "torch is not importable during the build: install with --no-build-isolation to have the CPU kernel"
             ) from error
+        digest = _beside("sources").source_digest(HERE)
+        ext.define_macros.append(("FINEPSEUDO_SOURCE", f'"{digest}"'))
         ext.include_dirs += cpp_extension.include_paths()
         ext.library_dirs += cpp_extension.library_paths()
         ext.libraries += ["c10", "torch_cpu"]

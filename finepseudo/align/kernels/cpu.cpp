@@ -524,6 +524,7 @@ TORCH_LIBRARY(finepseudo, m) {
       "gallery(Tensor emb_NTD, Tensor panels, int U, int G, float gamma, float slack, Tensor label_G, int K, "
       "Tensor head_3H, float bias, bool score) -> Tensor");
   m.def("solved() -> int[]", finepseudo::solved);
+  m.def("source() -> str", [] { return std::string(FINEPSEUDO_SOURCE); });
   m.def("instructions() -> str", finepseudo::instructions);
   m.def("limit(str name) -> ()", finepseudo::limit);
 }

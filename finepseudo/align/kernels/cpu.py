@@ -6,41 +6,68 @@ sequences, D embedding, K classes.
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import url2pathname
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from finepseudo.align.kernels.gradient import Pairs
+from finepseudo.align.kernels.sources import source_digest
 
 if TYPE_CHECKING:
     from finepseudo.align.score import ScoreHead
 
-MISSING = (
-    "slower: the C++ kernel was not built; with a C++ compiler and torch installed, run "
-    "pip install --no-build-isolation --no-deps --force-reinstall ."
+HERE = Path(__file__).parent
+BUILD = (
+    "with a C++ compiler and torch installed, run "
+    "pip install --no-build-isolation --no-deps --force-reinstall -e . in the source tree"
 )
 LANES = 16
 PANEL_COLUMNS = 1024  # of a matrix product: its result stays in the second-level cache until it is used
 
 
-@cache
 def available() -> bool:
-    """Whether the extension was built; loads it.
+    """Whether the extension was built from the sources beside this module; loads it when first asked.
 
     Raises:
         OSError: it was built against another torch than the one that runs.
     """
-    spec = importlib.util.find_spec("finepseudo.align.kernels._cpu")
-    if spec is None or spec.origin is None:
-        return False
-    torch.ops.load_library(spec.origin)
-    return True
+    return not missing()
+
+
+@cache
+def missing() -> str:
+    """Why the kernel cannot run, and what to do; empty if it can. Loads it."""
+    for folder in _folders():
+        for library in sorted(folder.glob("_cpu.*.so")):
+            torch.ops.load_library(str(library))
+            if torch.ops.finepseudo.source() == source_digest(HERE):
+                return ""
+            return f"slower: {library} was built from other sources; {BUILD}"
+    return f"slower: the C++ kernel was not built; {BUILD}"
+
+
+def _folders() -> Iterator[Path]:
+    """Where the extension may lie: here, or where the package is installed, if this is a copy without it (the working
+    directory of a job, whose upload leaves out what git ignores).
+    """
+    yield HERE
+    try:
+        installed = distribution("finepseudo")
+    except PackageNotFoundError:
+        return
+    yield Path(str(installed.locate_file(""))) / "finepseudo/align/kernels"
+    url = json.loads(installed.read_text("direct_url.json") or "{}").get("url", "")
+    if url.startswith("file://"):
+        yield Path(url2pathname(url.removeprefix("file://"))) / "finepseudo/align/kernels"
 
 
 def describe() -> str:

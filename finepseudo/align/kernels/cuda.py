@@ -68,7 +68,7 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tenso
     """
     P, T, U = cost_PTU.shape
     if min(T, U) > MAX_LANES:
-        raise ValueError(f"expected at most {MAX_LANES} frames in the shorter sequence, got {T} and {U}; ask `fits`")
+        raise ValueError(f"expected at most {MAX_LANES} frames in the shorter sequence, got {T} and {U}; sample fewer")
     if P == 0:
         return cost_PTU.sum((1, 2))
     if T > U:  # the lanes go along the shorter sequence: soft-DTW is symmetric

@@ -1,0 +1,328 @@
+"""What a run of any size costs on any cluster: unit costs measured here, the arithmetic of scale_model.py, tables.
+
+    python benchmarks/scale.py rehearsal --measure                    # unit costs of this machine, to runs/units.json
+    python benchmarks/scale.py rehearsal --cluster.cores 2            # every stage, who waits, money, growth
+    python benchmarks/scale.py benchmarks/scale.py:kinetics --sizes.videos 240000 --sizes.classes 400
+    python benchmarks/scale.py --check RUN --cluster.cores 2          # prediction against a finished run
+
+Cores at work slow each other: measure with as many of these at once as a run keeps busy, each with its own --units.
+
+Axes: N videos, G gallery, K classes, T frames of a clip, B rows of a block. All times are seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import timeit
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import tyro
+from scale_model import GROUPS, Cluster, Model, Sizes, UnitCosts, changed, growth, make_plan, row_frames
+
+from finepseudo import artefacts, rehearsal
+from finepseudo.align import collaborate
+from finepseudo.align.gallery import Gallery
+from finepseudo.align.score import ScoreHead, class_scores
+from finepseudo.data.batch import make_batch
+from finepseudo.data.manifest import Video
+from finepseudo.data.plan import Plan, Sample, plan_score
+from finepseudo.data.probe import examine
+from finepseudo.data.transforms import centre
+from finepseudo.errors import FinePseudoError, RecipeError
+from finepseudo.recipe import Recipe, Rehearsal, recipe_from
+from finepseudo.recipes import RECIPES, find
+from finepseudo.runtime.ingest import DecodeBlocks
+from finepseudo.runtime.scorers import BLOCK_VIDEOS
+from finepseudo.runtime.stages import temperatures
+from finepseudo.storage import Store
+from finepseudo.train.engine import Engine
+from finepseudo.train.initial import build_encoder
+from finepseudo.train.loop import Stage, build_objective
+from finepseudo.train.session import Session
+
+FILE_FRAMES, FILE_SIZE = 300, 256
+"""Of the files on which a recipe is measured that does not generate its own."""
+
+
+def kinetics() -> Recipe:
+    """Kinetics-400 at 10 % with the full-size encoders, f_E from given weights: a what-if that nothing has run."""
+    return changed(
+        Recipe(name="kinetics"), split={"label_fraction": 0.1}, optimiser={"blocks_per_step": 8},
+        frames={"height": 128, "width": 128, "crop": 112, "align": 16, "video": 16},
+        models={"frame": "vtn_resnet18", "video": "r2plus1d_18"},
+        gitdl={"frame_steps": 9000, "video_steps": 0},  # 5 passes over all videos
+        align={"steps": 2000}, supervise={"steps": 3000},  # 21 and 32 passes over the labelled ones
+        rounds={"video_steps": 6000},  # 5 passes over the others
+        scale={"cache_gib": 0.0},  # all videos, decoded, are terabytes
+    )  # fmt: skip
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """The parts of a run, one after the other, on generated files in a folder of its own."""
+
+    def __init__(self, folder: str, recipe: Recipe, classes: int, device: str, rows: int) -> None:
+        most = min(recipe.align.classes, classes, max(2, rows // recipe.align.clips))
+        self.recipe = changed(
+            recipe, scale={"cache_dir": f"{folder}/cache", "cache_gib": 4.0, "train_workers": 1},
+            optimiser={"blocks_per_step": 1}, gitdl={"videos": min(rows, recipe.gitdl.videos)},
+            align={"classes": most}, supervise={"batch": min(rows, recipe.supervise.batch)},
+        )  # fmt: skip
+        self.store, self.classes, self.device = Store(folder), classes, torch.device(device)
+
+    def costs(self) -> UnitCosts:
+        """All unit costs."""
+        recipe, T = self.recipe, self.recipe.frames.align
+        videos = [self.file(index) for index in range(8)]
+        samples = [Sample(video, video.index % self.classes) for video in videos]
+        view = plan_score(videos, align_frames=T, video_frames=recipe.frames.video, clips=1, block_videos=len(videos))
+        off = changed(recipe, scale={"cache_gib": 0.0})
+        # The first pass brings decoder and files into memory.
+        clips = [self.decoded("view", view, how) for how in (off, off, recipe, recipe)]
+        _, once_s, kept_s, hit_s = (float(found["decode_s"].mean()) for found in clips)
+        kinds = ["gitdl/frame", "align/frame", "classify/video"] + ["gitdl/video"] * bool(recipe.gitdl.video_steps)
+        plan_s = typical(lambda: make_plan(recipe, "classify/video", samples, [], steps=20).parts())
+        return UnitCosts(
+            machine=f"{self.device.type} of {platform.machine()} with {os.cpu_count()} cores",
+            video_frames=statistics.mean(video.num_frames for video in videos),
+            decode_once_s=once_s, decode_kept_s=kept_s, decode_hit_s=hit_s,
+            embed_frame_s={part: self.embed(part, clips[-1]) for part in ("frame", "video")},
+            train_frame_s={kind: self.step(kind, samples) for kind in kinds}, cell_s=self.pair(T) / T**2,
+            plan_row_s=plan_s / (20 * recipe.supervise.batch), label_class_s=self.labels(),
+        )  # fmt: skip
+
+    def file(self, index: int) -> Video:
+        """A generated file; as long as others are where the recipe does not generate its own."""
+        spec, uri = self.recipe.data.rehearsal or Rehearsal(size=FILE_SIZE), self.store.uri(f"{index}.mp4")
+        video_id, _ = rehearsal.video_ids(spec, "train")[index]
+        frames_FHWC = rehearsal.clip(spec, "train", video_id).frames
+        if self.recipe.data.rehearsal is None:
+            frames_FHWC = np.resize(frames_FHWC, (FILE_FRAMES, *frames_FHWC.shape[1:]))
+        self.store.write(f"{index}.mp4", rehearsal.encode_mp4(frames_FHWC, spec.fps))
+        found = examine(uri)
+        return Video(index, video_id, uri, *(found[name] for name in ("sha256", "num_frames", "height", "width")))
+
+    def decoded(self, name: str, plan: Plan, recipe: Recipe) -> dict[str, Any]:
+        """The first block of a plan, by the actor of a stream."""
+        artefacts.ensure(self.store, name, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
+        found = DecodeBlocks(self.store.root, name, recipe, lambda number: iter([number]))({"id": np.array([0])})
+        assert not any(found["error"]), found["error"]
+        return found
+
+    def step(self, kind: str, samples: list[Sample]) -> float:
+        """Seconds of a frame in one optimiser step of one block."""
+        objective, part = kind.split("/")
+        plan = make_plan(self.recipe, kind, samples, [], steps=8)
+        columns, common = self.decoded(kind, plan, self.recipe), {"steps": 8, "lr": 1e-4}
+        stage: Any = Stage(
+            folder=kind, part=part, objective=objective, plan=kind, plan_fingerprint=plan.fingerprint,
+            num_classes=self.classes, score_std=1.0 * (objective == "align"), **common,
+        )  # fmt: skip
+        engine: Any = Engine(
+            build_objective(stage, self.recipe), Session(self.device, print), self.recipe.optimiser,
+            block_rows=plan.block_rows, zero_stage=self.recipe.scale.zero_stage, **common,
+        )  # fmt: skip
+
+        def step() -> None:
+            loss, _ = engine.forward(make_batch(plan, self.classes, columns).to(self.device))
+            float(loss.detach())
+            engine.step(loss)
+
+        return typical(step) / (plan.block_rows * row_frames(plan))
+
+    def embed(self, part: Any, columns: Mapping[str, Any]) -> float:
+        """Seconds of a frame: from decoded clips to embeddings or logits."""
+        encoder = build_encoder(self.recipe, part, self.classes).to(self.device).eval()
+        clip_BTHWC = columns["clip_0" if part == "frame" else "clip_1"]
+
+        def forward() -> None:
+            raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
+            encoder(centre(raw, self.recipe.augment, self.recipe.frames.crop)).cpu()
+
+        with torch.inference_mode():
+            return typical(forward) / math.prod(clip_BTHWC.shape[:2])
+
+    def pair(self, T: int, N: int = 4 * BLOCK_VIDEOS, G: int = 256) -> float:
+        """Seconds of a video with a gallery member, from (unrelated) embeddings to class means."""
+        recipe, dim = self.recipe, build_encoder(self.recipe, "frame", self.classes).dim
+        emb_NTD, emb_GTD = F.normalize(torch.randn(N + G, T, dim), dim=-1).to(self.device).split([N, G])
+        gallery = Gallery(emb_GTD, torch.arange(G) % self.classes, tuple(map(str, range(G))), self.classes)
+        head, how = ScoreHead().to(self.device), {"gamma": recipe.align.gamma, "mean": recipe.label.mean}
+        head.std.fill_(1.0)
+        gallery = gallery.to(self.device)
+        return typical(lambda: class_scores(emb_NTD, gallery, head, **how).cpu()) / (N * G)
+
+    def labels(self, N: int = 2000) -> float:
+        """Seconds of a video and class: from scores to labels."""
+        sbar_NK, logits_NK = torch.randn(2, N, self.classes)
+        ids = [str(index) for index in range(N)]
+
+        def decide() -> None:
+            heat = temperatures(sbar_NK, logits_NK, 0.9)
+            p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
+            collaborate.decide(p_A_NK, p_E_NK, ids, threshold=0.5, method="finepseudo")
+
+        return typical(decide) / (N * self.classes)
+
+
+def typical(work: Callable[[], Any]) -> float:
+    """Median seconds of five runs, after one that is not counted."""
+    return statistics.median(timeit.repeat(work, number=1, repeat=6)[1:])
+
+
+def measure(recipe: Recipe, classes: int, device: str, rows: int) -> UnitCosts:
+    """Unit costs of this machine."""
+    torch.set_num_threads(1)
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
+    with tempfile.TemporaryDirectory() as folder:
+        return Bench(folder, recipe, classes, device, rows).costs()
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to predict, from which unit costs."""
+
+    recipe: tyro.conf.Positional[str] = "all"  # a name of finepseudo/recipes, file.py:function, or all
+    sizes: Sizes = field(default_factory=Sizes)
+    cluster: Cluster = field(default_factory=Cluster)
+    units: Path = Path("runs/units.json")  # unit costs, by what they fit
+    measure: bool = False  # first measure the unit costs of the recipe, and keep them in the file of units
+    device: str = "cpu"  # where they are measured: one core, or cuda
+    rows: int = 32  # largest block to measure; full-size encoders need smaller ones on a small machine
+    check: str = ""  # run directory: compare what is predicted for it with what it measured
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, predict or check."""
+    options = tyro.cli(Options, args=list(argv), description=__doc__)
+    if options.check:
+        recipe, sizes, measured = finished(Path(options.check))
+        print(described(recipe, sizes, units_for(recipe, options.units), options.cluster, measured))
+        return
+    for name in RECIPES if options.recipe == "all" else [options.recipe]:
+        recipe = find(name)
+        sizes = options.sizes.of(recipe)
+        if options.measure:
+            known = json.loads(options.units.read_text()) if options.units.exists() else {}
+            known[fits(recipe)] = asdict(measure(recipe, sizes.classes, options.device, options.rows))
+            options.units.parent.mkdir(parents=True, exist_ok=True)
+            options.units.write_text(json.dumps(known, indent=1))
+        print(described(recipe, sizes, units_for(recipe, options.units), options.cluster))
+
+
+def fits(recipe: Recipe) -> str:
+    """What unit costs are tied to: encoders, pixels, and the kind of the files."""
+    spec, frames = recipe.data.rehearsal, recipe.frames
+    files = f"generated files of {spec.size} px" if spec else "other files"
+    sides = f"{frames.crop} px of {frames.height}x{frames.width}"
+    return f"{recipe.models.frame} and {recipe.models.video}, {sides}, {files}, {recipe.optimiser.precision}"
+
+
+def units_for(recipe: Recipe, path: Path) -> UnitCosts:
+    """Unit costs that were measured for the recipe's encoders and sizes.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if fits(recipe) not in known:
+        raise RecipeError(f"{path} has no unit costs of {fits(recipe)}; add them with --measure")
+    return UnitCosts(**known[fits(recipe)])
+
+
+def described(
+    recipe: Recipe, sizes: Sizes, costs: UnitCosts, cluster: Cluster, measured: Mapping[str, float] | None = None
+) -> str:
+    """Every stage, beside what a finished run measured; the groups; and what doubling does."""
+    found, measured, stages = Model(recipe, sizes, costs, cluster), measured or {}, []
+    for phase, chains in found.phases.items():
+        for stage in (stage for chain in chains for stage in chain):
+            waiting = ", ".join(f"{group} {share:.0%}" for group, share in stage.idle.items() if group != stage.bound)
+            seconds = [stage.start, stage.driver, *map(stage.busy.get, GROUPS), stage.seconds, measured.get(stage.name)]
+            stages.append([stage.name, stage.rows, *seconds, stage.bound, waiting])
+        stages.append([f"= {phase}", *[None] * 6, found.phase_seconds(phase), None, "", ""])
+    stages.append(["= run", *[None] * 6, found.seconds, measured.get("run"), "", ""])
+    work, money, hours = found.work, found.money, found.seconds / 3600
+    groups = [
+        [group, held, work[group], f"{1 - work[group] / held / found.seconds:.1%}", money[group]]
+        for group, held in found.held.items()
+    ]
+    doubled, made = growth(recipe, sizes, costs, cluster), found.sizes
+    return f"""
+{recipe.name}: N = {made.videos} (G = {found.gallery}), {made.tests} test videos, K = {made.classes}, T = {made.frames}
+unit costs of {costs.machine}; videos are taken to be prepared
+
+{table(["stage", "rows", "start", "driver", *GROUPS, "seconds", "measured", "bound by", "waiting meanwhile"], stages)}
+
+{table(["group", "workers", "worker-seconds", "idle", "money"], groups)}
+{hours:.2f} h, money {sum(money.values()):.2f}
+
+Doubling multiplies by 2^e (steps stay, unless they are doubled too):
+{table(["e", *doubled["N"]], [[name, *row.values()] for name, row in doubled.items()])}"""
+
+
+def finished(run: Path) -> tuple[Recipe, Sizes, dict[str, float]]:
+    """Recipe and sizes of a finished run, and the seconds of its stages and, from the split on, of all."""
+    results = json.loads((run / "results.json").read_text())
+    folder = Path(results["predictions"]).parent
+    evaluated = json.loads((run / folder / artefacts.MARKER).read_text())["lineage"]["evaluate"]
+    recipe = recipe_from(json.loads((run / artefacts.RECIPE).read_text())["recipe"])
+    recipe = changed(replace(recipe, methods=tuple(results["rounds"])), evaluate=evaluated)
+    usable, parts = results["manifest"]["usable"], ("launch", "setup", "wait", "transfer", "compute", "commit")
+    timing = {**results["timing"], "results": results["timing"][f"{folder}"]}
+    measured = {
+        name: seconds.get("total", sum(seconds.get(part, 0.0) for part in parts)) for name, seconds in timing.items()
+    }
+    measured["run"] = sum(_after_split(path.read_text()) for path in (run / "logs").glob("*.log"))
+    return recipe, Sizes(usable["train"], usable["test"], len(results["classes"])), measured
+
+
+def _after_split(log: str) -> float:
+    """Seconds from the line of the split to the last."""
+    lines = [line for line in log.splitlines() if line[:2] == "20"]
+    first = next((line for line in lines if " INFO split " in line), lines[-1])
+    return (datetime.fromisoformat(lines[-1][:23]) - datetime.fromisoformat(first[:23])).total_seconds()
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned columns, all but the first to the right."""
+    cells = [[_cell(value) for value in row] for row in [titles, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [[f"{text:>{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
+    return "\n".join("  ".join([f"{row[0].strip():<{widths[0]}}", *row[1:]]).rstrip() for row in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{round(value, 2) + 0.0:.2f}"
+    return "" if value is None else f"{value}"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except FinePseudoError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

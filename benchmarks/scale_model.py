@@ -1,0 +1,337 @@
+"""What a run of any size costs on any cluster, by arithmetic over unit costs; benchmarks/scale.py measures and prints.
+
+A group of workers (decode, train, score) takes rows x unit cost / workers; a stage takes as long as its slowest group,
+after its start and what the driver does alone; the chains of a phase run side by side. Rows are counted by the
+functions that plan a run. Left out: preparing the videos, starting Ray, the network, exchange of gradients,
+checkpoints, first and last blocks of a stream, failures, memory, caches of several nodes (one is assumed), and that
+the alignment in L_AV grows with T x T.
+
+Axes: N videos, G gallery, K classes, T frames of a clip. All times are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from finepseudo.data.manifest import Video
+from finepseudo.data.plan import Plan, Sample, plan_align, plan_classify, plan_gitdl, plan_score
+from finepseudo.errors import RecipeError
+from finepseudo.recipe import Recipe
+from finepseudo.runtime.ingest import Layout
+from finepseudo.runtime.results import CALIBRATION
+from finepseudo.runtime.scorers import BLOCK_VIDEOS
+from finepseudo.runtime.stages import COMPARED
+
+GROUPS = ("decode", "train", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCosts:
+    """Seconds of one worker for one piece of work, with one recipe's encoders and sizes."""
+
+    machine: str  # a worker is one core of it, or its accelerator
+    video_frames: float  # of a video: what the cache of decoded videos keeps
+    decode_kept_s: float  # decode a whole video and keep it in the cache
+    decode_once_s: float  # decode the frames of one row; the cache is off
+    decode_hit_s: float  # take one row from the cache
+    embed_frame_s: Mapping[str, float]  # by part, `frame` (f_A) or `video` (f_E): forward, a frame of a clip
+    cell_s: float  # score a video with a gallery member: a cell of the T x T cost matrix
+    train_frame_s: Mapping[str, float]  # by kind: batch, forward, backward, optimiser, a frame of a clip
+    plan_row_s: float  # the driver's, a row of a plan
+    label_class_s: float  # the driver's, a video and class: temperatures, probabilities, decision
+    launch_s: float = 26.0  # start a training's workers, set them up, end them; not measured, typical of two cores
+    pool_s: float = 7.0  # start a pass of the pool; the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Workers as in `scale.*`: of each of the two trainings, of each of the three streams, of the pool."""
+
+    decode_workers: int = 1
+    train_workers: int = 1
+    score_workers: int = 1
+    cores: int = 0  # real cores that all share; 0: every worker has its own
+    decode_price: float = 0.05  # money per worker and hour, busy or not; the defaults are for a rented core
+    train_price: float = 0.05
+    score_price: float = 0.05
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run grows with. Sizes that are not given, 0, are the recipe's."""
+
+    videos: int = 0  # N, training videos
+    tests: int = 0  # test videos; N / 10 where the recipe does not say
+    classes: int = 0  # K
+    labelled: int = 0  # labelled videos, from which the gallery G is balanced
+    frames: int = 0  # T of f_A; the clips of f_E and of pre-training grow in proportion
+    steps: float = 1.0  # times the recipe's, of every training
+
+    def of(self, recipe: Recipe) -> Sizes:
+        """With those of the recipe.
+
+        Raises:
+            RecipeError: neither says how many videos there are.
+        """
+        spec, videos, tests, classes = recipe.data.rehearsal, self.videos, self.tests, self.classes
+        if spec is not None:
+            classes = classes or len(spec.words)
+            videos, tests = videos or classes * spec.train_per_class, tests or classes * spec.test_per_class
+        if not (videos and classes):
+            raise RecipeError(f"recipe {recipe.name!r} has no sizes of its own: give --sizes.videos, --sizes.classes")
+        each, more = divmod(videos, classes)  # so many classes have one video more; the split is class by class
+        kept, kept_more = (max(1, round(recipe.split.label_fraction * count)) for count in (each, each + 1))
+        labelled = min(videos, self.labelled or (classes - more) * kept + more * kept_more)
+        return Sizes(videos, tests or videos // 10, classes, labelled, self.frames or recipe.frames.align, self.steps)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage: a constant for its start, what the driver does alone, and rows that stream through the groups."""
+
+    name: str
+    rows: int = 0
+    start: float = 0.0
+    driver: float = 0.0
+    work: Mapping[str, float] = field(default_factory=dict)  # worker-seconds of each group that takes part
+    workers: Mapping[str, int] = field(default_factory=dict)  # that find something to do in it: at most one a block
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Seconds that each group needs, all its workers at work."""
+        return {group: work / self.workers[group] for group, work in self.work.items()}
+
+    @property
+    def seconds(self) -> float:
+        """From its beginning to its end."""
+        return self.start + self.driver + max(self.busy.values(), default=0.0)
+
+    @property
+    def bound(self) -> str:
+        """What it waits for most."""
+        parts = {"start": self.start, "driver": self.driver, **self.busy}
+        return max(parts, key=parts.__getitem__)
+
+    @property
+    def idle(self) -> dict[str, float]:
+        """Share of the stage in which each of its groups waits, for its start, the driver or the slower group."""
+        return {group: 1 - busy / self.seconds for group, busy in self.busy.items()}
+
+
+class Model:
+    """runtime/rounds.py in seconds. Every pseudo-label is accepted; between rounds the methods wait for each other."""
+
+    def __init__(self, recipe: Recipe, sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> None:
+        sizes, frames, gitdl = sizes.of(recipe), recipe.frames, recipe.gitdl
+        longer = sizes.frames / frames.align
+        workers = {f"{group}_workers": getattr(cluster, f"{group}_workers") for group in GROUPS}
+        self.recipe = recipe = changed(
+            recipe, frames={"align": sizes.frames, "video": round(longer * frames.video)},
+            gitdl={"frames": round(longer * gitdl.frames)}, scale=workers,
+        )  # fmt: skip
+        self.sizes, self.costs, self.cluster = sizes, costs, cluster
+        self.sets = {"labelled": sizes.labelled, "other": sizes.videos - sizes.labelled, "test": sizes.tests}
+        members = Counter(index % sizes.classes for index in range(sizes.labelled))
+        most = recipe.label.per_class_max or sizes.labelled
+        self.gallery = sum(min(most, count) for count in members.values())
+        self.pair_s = recipe.frames.align**2 * costs.cell_s
+        cache_bytes = recipe.scale.cache_gib * (1 << 30)
+        video_bytes = costs.video_frames * recipe.frames.height * recipe.frames.width * 3
+        # A video of more than a tenth of the cache is not kept: see ClipCache.put.
+        kept = min(1.0, cache_bytes / (sum(self.sets.values()) * video_bytes))
+        self.kept = kept if video_bytes <= cache_bytes / 10 else 0.0
+        self.seen = dict.fromkeys(self.sets, 0.0)  # share of each set that has been decoded before
+        self.alignment = 0.0  # worker-seconds of scoring that are alignment
+        self.pseudo = [method for method in recipe.methods if not method.startswith("supervised")]
+        self.phases = {"stage 2": self.stage_2()}  # chains of stages that run side by side
+        for number in range(1, recipe.rounds.count + 1):
+            self.phases[f"label {number}"] = [[*self.galleries(number - 1), *self.label(number)]]
+            self.phases[f"train {number}"] = self.train(number)
+        self.phases["evaluate"] = [[*self.galleries(recipe.rounds.count), self.evaluate()]]
+        self.stages = [stage for chains in self.phases.values() for chain in chains for stage in chain]
+        # Workers that the run holds from beginning to end, as runtime/cluster.py asks for them.
+        copies = {"decode": 3, "train": 2, "score": 1}
+        self.held = {group: copies[group] * workers[f"{group}_workers"] for group in GROUPS}
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(map(self.phase_seconds, self.phases))
+
+    @property
+    def money(self) -> dict[str, float]:
+        """Of all workers of each group, busy or not."""
+        hours = self.seconds / 3600
+        return {group: held * hours * getattr(self.cluster, f"{group}_price") for group, held in self.held.items()}
+
+    @property
+    def work(self) -> dict[str, float]:
+        """Worker-seconds of each group, and seconds of the driver."""
+        found = {group: sum(stage.work.get(group, 0.0) for stage in self.stages) for group in GROUPS}
+        return {**found, "driver": sum(stage.driver for stage in self.stages)}
+
+    def phase_seconds(self, name: str) -> float:
+        """The longest chain; longer where trainings (two at a time) or real cores are short."""
+        chains = self.phases[name]
+        longest = max(sum(stage.seconds for stage in chain) for chain in chains)
+        stages = [stage for chain in chains for stage in chain]
+        trainings = sum(stage.seconds for stage in stages if "train" in stage.work) / 2
+        shared = sum(sum(stage.work.values()) for stage in stages)
+        return max(longest, trainings, shared / self.cluster.cores if self.cluster.cores else 0.0)
+
+    def stage_2(self) -> list[list[StageCost]]:
+        """f_A: pre-train, embed, compare, align, embed; f_E: pre-train, supervise."""
+        recipe = self.recipe
+        sets = {"labelled": self.sets["labelled"], "test": min(recipe.evaluate.pair_videos, self.sizes.tests)}
+        frame = [
+            *self.pretrain("frame", recipe.gitdl.frame_steps),
+            self.scoring("gallery/pretrained", sets, frames=1),
+            StageCost("driver/compare", driver=min(self.gallery, COMPARED) ** 2 * self.pair_s),
+            self.training("train/align/frame", "align/frame", recipe.align.steps),
+            self.scoring("gallery/aligned", sets, frames=1),
+        ]
+        video = self.pretrain("video", recipe.gitdl.video_steps)
+        return [frame, [*video, self.training("train/supervise/video", "classify/video", recipe.supervise.steps)]]
+
+    def pretrain(self, part: str, steps: int) -> list[StageCost]:
+        """GITDL, unless weights are given."""
+        given = getattr(self.recipe.models, f"{part}_weights") or not steps
+        return [] if given else [self.training(f"train/pretrain/{part}", f"gitdl/{part}", steps)]
+
+    def label(self, number: int) -> list[StageCost]:
+        """Passes over the unlabelled videos through both encoders and the gallery; the first serves all methods."""
+        N, clips = self.sets["other"], self.recipe.label.clips
+        names = [f"labels/{method}/round-{number}" for method in self.pseudo[: 1 if number == 1 else None]]
+        found = [self.scoring(name, {"other": N}, frames=1, galleries=1, videos=1, clips=clips) for name in names]
+        deciding = N * self.sizes.classes * self.costs.label_class_s
+        return [replace(stage, driver=stage.driver + deciding) for stage in found]
+
+    def train(self, number: int) -> list[list[StageCost]]:
+        """Every method's f_E, and f_A where the recipe says so."""
+        recipe, rounds, chains = self.recipe, self.recipe.rounds, []
+        for method in self.pseudo:
+            name = f"train/{method}/round-{number}"
+            chains.append([self.training(f"{name}/video", "classify/video", rounds.video_steps, pseudo=True)])
+            if self.trains_frame(method, number):
+                chains.append([self.training(f"{name}/frame", "align/frame", rounds.frame_steps, pseudo=True)])
+        if len(self.pseudo) < len(recipe.methods):
+            name = f"train/supervised/round-{number}/video"
+            chains.append([self.training(name, "classify/video", rounds.video_steps)])
+            if number == rounds.count and "supervised_2x" in recipe.methods:
+                steps = recipe.supervise.steps + rounds.count * rounds.video_steps
+                chains[-1].append(self.training("train/supervised_2x/video", "classify/video", steps))
+        return chains
+
+    def trains_frame(self, method: str, number: int) -> bool:
+        """Whether this round trains f_A again."""
+        return 1 <= number <= self.recipe.rounds.frame_rounds and method != "pseudo_video"
+
+    def galleries(self, number: int) -> list[StageCost]:
+        """Embedding D_l by each f_A that this round has trained."""
+        names = [f"gallery/{method}/round-{number}" for method in self.pseudo if self.trains_frame(method, number)]
+        return [self.scoring(name, {"labelled": self.sets["labelled"]}, frames=1) for name in names]
+
+    def evaluate(self) -> StageCost:
+        """One pass over the test videos through all encoders; the pair test is small."""
+        sets = {"test": self.sizes.tests, "other": min(CALIBRATION, self.sets["other"])}
+        frames = 1 + sum(self.trains_frame(method, 1) for method in self.pseudo)
+        videos, clips = 1 + len(self.recipe.methods), self.recipe.evaluate.clips
+        return self.scoring("results", sets, frames=frames, galleries=frames, videos=videos, clips=clips)
+
+    def training(self, name: str, kind: str, steps: int, *, pseudo: bool = False) -> StageCost:
+        """One training: launches, and steps x blocks of the plan's rows.
+
+        Raises:
+            RecipeError: the unit costs have none of this kind.
+        """
+        recipe, scale, costs, K = self.recipe, self.recipe.scale, self.costs, self.sizes.classes
+        if kind not in costs.train_frame_s:
+            raise RecipeError(f"{name}: the unit costs have no {kind}; measure them with a recipe that trains it")
+        samples = [Sample(_stand_in(index), index % K) for index in range(2 * K)]
+        plan = make_plan(recipe, kind, samples[:K], samples[K:] if pseudo else [], steps=1)
+        mine = sum(index < K for index in plan.table.column("video").to_pylist())
+        if kind.startswith("gitdl"):  # over all training videos, whatever their labels
+            mine = len(plan) * self.sets["labelled"] / self.sizes.videos
+        steps, per_step = round(steps * self.sizes.steps), recipe.optimiser.blocks_per_step
+        rows = steps * len(plan)
+        decode_s = self.decoding({"labelled": steps * mine, "other": steps * (len(plan) - mine)})
+        layout = Layout.of(0, min(steps, scale.segment_steps), scale.train_workers, per_step, scale.steps_per_block)
+        work = {"train": rows * row_frames(plan) * costs.train_frame_s[kind], "decode": decode_s}
+        workers = {"train": scale.train_workers, "decode": min(scale.decode_workers, len(layout))}
+        start = math.ceil(steps / scale.segment_steps) * costs.launch_s
+        return StageCost(name, rows, start, rows * costs.plan_row_s, work, workers)
+
+    def scoring(
+        self, name: str, sets: Mapping[str, int], *, frames: int, galleries: int = 0, videos: int = 0, clips: int = 1
+    ) -> StageCost:
+        """One pass of the pool through so many f_A, galleries and f_E."""
+        scale, costs, T = self.recipe.scale, self.costs, self.recipe.frames
+        count = sum(sets.values())
+        rows = count * len(plan_score([_stand_in(0)], align_frames=1, video_frames=1, clips=clips, block_videos=1))
+        row_s = frames * T.align * costs.embed_frame_s["frame"] + videos * T.video * costs.embed_frame_s["video"]
+        row_s += (align_s := galleries * self.gallery * self.pair_s)
+        self.alignment += rows * align_s
+        decode_s = self.decoding({key: value * clips for key, value in sets.items()})
+        blocks = math.ceil(count / BLOCK_VIDEOS)
+        workers = {"decode": min(scale.decode_workers, blocks), "score": min(scale.score_workers, blocks)}
+        work = {"decode": decode_s, "score": rows * row_s}
+        return StageCost(name, rows, costs.pool_s, rows * costs.plan_row_s, work, workers)
+
+    def decoding(self, rows: Mapping[str, float]) -> float:
+        """Worker-seconds of decoding so many rows of each set; the sets count as seen from then on."""
+        total, costs = 0.0, self.costs
+        miss_s = costs.decode_kept_s if self.recipe.scale.cache_gib else costs.decode_once_s
+        for name, count in rows.items():
+            fresh = min(count, self.sets[name]) * (1 - self.seen[name])
+            hits = self.kept * (count - fresh)
+            total += (count - hits) * miss_s + hits * costs.decode_hit_s
+            self.seen[name] += fresh / max(1, self.sets[name])
+        return total
+
+
+def growth(recipe: Recipe, sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> dict[str, dict[str, float | None]]:
+    """log2 of what doubling each size does to the work of each group, the alignment in it, and time."""
+
+    def totals(**doubled: Any) -> dict[str, float]:
+        found = Model(recipe, replace(whole, **doubled), costs, cluster)
+        return {**found.work, "alignment": found.alignment, "time": found.seconds}
+
+    whole = sizes.of(recipe)
+    named = {"N": "videos", "G": "labelled", "T": "frames", "K": "classes", "N, G and steps": "videos labelled steps"}
+    before, found = totals(), {}
+    for name, keys in named.items():
+        after = totals(**{key: 2 * getattr(whole, key) for key in keys.split()})
+        found[name] = {key: math.log2(after[key] / value) if value else None for key, value in before.items()}
+    return found
+
+
+def make_plan(recipe: Recipe, kind: str, labelled: Sequence[Sample], pseudo: Sequence[Sample], steps: int) -> Plan:
+    """The plan of a training, by the functions that the run uses."""
+    common: dict[str, Any] = {"steps": steps, "blocks_per_step": recipe.optimiser.blocks_per_step, "seed": 0}
+    if kind.startswith("gitdl"):
+        return plan_gitdl([sample.video for sample in labelled], recipe.gitdl, **common)
+    common["augment"], rounds = recipe.augment, recipe.rounds
+    if kind.startswith("align"):
+        share = rounds.frame_label_share if pseudo else 1.0
+        return plan_align(labelled, pseudo, recipe.align, frames=recipe.frames.align, label_share=share, **common)
+    share, batch = rounds.video_label_share, recipe.supervise.batch
+    return plan_classify(labelled, pseudo, frames=recipe.frames.video, batch=batch, label_share=share, **common)
+
+
+def row_frames(plan: Plan) -> int:
+    """Frames that one row of a plan brings to the encoder."""
+    row = plan.rows(0, 1)[0]
+    return len(row["frames_0"]) + len(row["frames_1"] or ())
+
+
+def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values in some of its parts."""
+    return replace(recipe, **{part: replace(getattr(recipe, part), **values) for part, values in parts.items()})
+
+
+def _stand_in(index: int) -> Video:
+    return Video(index, f"{index}", "", "", 64, 64, 64)
