@@ -37,7 +37,8 @@ from scale_model import GROUPS, Cluster, Model, Sizes, UnitCosts, changed, growt
 from finepseudo import artefacts, rehearsal
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import ScoreHead, class_scores
+from finepseudo.align.head import ScoreHead
+from finepseudo.align.score import class_scores
 from finepseudo.data.batch import make_batch
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, plan_score

@@ -11,7 +11,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from finepseudo.align.score import ScoreHead
+from finepseudo.align.head import ScoreHead
 from finepseudo.models.encoders import build
 from finepseudo.recipe import Align, Augment, Optimiser
 from finepseudo.train.engine import Engine

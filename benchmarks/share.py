@@ -21,9 +21,10 @@ from torch.nn.functional import normalize
 
 from finepseudo.align import kernels
 from finepseudo.align.gallery import Gallery
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.kernels import plain, reference
 from finepseudo.align.losses import score_loss, triplet_loss
-from finepseudo.align.score import ClassScorer, ScoreHead
+from finepseudo.align.score import ClassScorer
 from finepseudo.align.softdtw import block_distances
 from finepseudo.models.encoders import build
 from finepseudo.recipes import find

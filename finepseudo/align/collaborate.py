@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import Mean, ScoreHead, alignability
+from finepseudo.align.head import Mean, ScoreHead, alignability
 
 Method = Literal["finepseudo", "pseudo_video", "pseudo_align"]
 

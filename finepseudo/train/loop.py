@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from finepseudo import artefacts
-from finepseudo.align.score import ScoreHead
+from finepseudo.align.head import ScoreHead
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.plan import Plan, derive
 from finepseudo.errors import StreamError, TrainingError

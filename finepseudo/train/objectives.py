@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.losses import gitdl_loss, score_loss, triplet_loss
-from finepseudo.align.score import ScoreHead
 from finepseudo.align.softdtw import block_distances
 from finepseudo.data.batch import ClipBatch
 from finepseudo.data.transforms import augment

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import ClassScorer, ScoreHead
+from finepseudo.align.head import ScoreHead
+from finepseudo.align.score import ClassScorer
 from finepseudo.data.transforms import centre
 from finepseudo.models import weights
 from finepseudo.models.encoders import build

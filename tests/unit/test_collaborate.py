@@ -18,7 +18,7 @@ from finepseudo.align.collaborate import (
     p_video,
 )
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import ScoreHead
+from finepseudo.align.head import ScoreHead
 
 torch.set_num_threads(1)
 INF = math.inf

@@ -156,7 +156,7 @@ def at_the_top(source):
         ("align/score.py", "from finepseudo.models import vtn"),
         ("align/score.py", "from finepseudo.recipe import Align"),
         ("align/score.py", "import pandas"),
-        ("models/vtn.py", "from finepseudo.align.score import ScoreHead"),
+        ("models/vtn.py", "from finepseudo.align.head import ScoreHead"),
         ("models/vtn.py", "from finepseudo.data.plan import Plan"),
         ("models/vtn.py", "import torchvision"),
         # the direction
@@ -203,7 +203,7 @@ def test_the_law_can_be_broken(path, line):
     ("path", "line"),
     [
         ("runtime/ingest.py", "import ray.data"),
-        ("train/loop.py", "from finepseudo.align.score import ScoreHead"),
+        ("train/loop.py", "from finepseudo.align.head import ScoreHead"),
         ("align/score.py", "import math, torch"),
         ("data/cache.py", "np.load('x', allow_pickle=False)"),
     ],

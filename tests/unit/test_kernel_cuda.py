@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.kernels import reference
-from finepseudo.align.score import ScoreHead
 from finepseudo.align.softdtw import cosine_cost
 
 torch.set_num_threads(1)

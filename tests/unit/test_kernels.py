@@ -11,8 +11,9 @@ import torch
 from torch.nn.functional import normalize
 
 from finepseudo.align import kernels
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.kernels import cpu, plain, reference
-from finepseudo.align.score import ClassScorer, ScoreHead, distances
+from finepseudo.align.score import ClassScorer, distances
 from finepseudo.align.softdtw import alignment_distance, block_distances, cosine_cost, soft_dtw
 
 torch.set_num_threads(1)
@@ -312,7 +313,7 @@ def test_memory_does_not_follow_the_gallery():
     code = """
 import resource, sys, torch
 from finepseudo.align.kernels import cpu
-from finepseudo.align.score import ScoreHead
+from finepseudo.align.head import ScoreHead
 cpu.available()
 torch.set_num_threads(1)
 head = ScoreHead()

@@ -15,15 +15,13 @@ from __future__ import annotations
 import logging
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.kernels import cpu, plain
-
-if TYPE_CHECKING:
-    from finepseudo.align.score import ScoreHead
 
 log = logging.getLogger("finepseudo")
 

@@ -12,18 +12,16 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.request import url2pathname
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.kernels.gradient import Pairs
 from finepseudo.align.kernels.sources import source_digest
-
-if TYPE_CHECKING:
-    from finepseudo.align.score import ScoreHead
 
 HERE = Path(__file__).parent
 BUILD = (

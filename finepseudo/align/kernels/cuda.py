@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -30,8 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from finepseudo.align.score import ScoreHead
+from finepseudo.align.head import ScoreHead
 
 ROWS = tl.constexpr(32)  # frames of u whose state a thread keeps in registers; longer videos are worked in stripes
 LEVELS = tl.constexpr(5)  # log2 of it

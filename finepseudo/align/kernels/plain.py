@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.kernels import reference
 from finepseudo.align.kernels.gradient import Pairs, Solved
 from finepseudo.align.kernels.memory import free_bytes
-
-if TYPE_CHECKING:
-    from finepseudo.align.score import ScoreHead
 
 LOG_SMALLEST = math.log(2.0**-1021)
 TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-13}
