@@ -7,8 +7,6 @@ What computes it is chosen by device and type (align/kernels), and said in the l
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -110,13 +108,14 @@ def block_distances(emb_BTD: Tensor, *, gamma: float) -> Tensor:
     B, T, _ = emb_BTD.shape
     emb_BTD = emb_BTD.to(torch.promote_types(emb_BTD.dtype, torch.float32))
     if kernels.choose(emb_BTD) is cpu:
-        dist_P = cpu.block(emb_BTD, float(gamma)) / (2 * T)
-    else:
-        flat = emb_BTD.flatten(0, 1)
-        gram = cosine_cost(flat[None], flat[None]).view(B, T, B, T).transpose(1, 2).reshape(B * B, T, T)
-        first_P, second_P = torch.triu_indices(B, B, device=emb_BTD.device).unbind()
-        dist_P = soft_dtw(gram.index_select(0, first_P * B + second_P), gamma) / (2 * T)
-    return dist_P.index_select(0, _triangle(B, emb_BTD.device)).view(B, B)
+        return cpu.block_distances(emb_BTD, float(gamma))
+    flat = emb_BTD.flatten(0, 1)
+    gram = cosine_cost(flat[None], flat[None]).view(B, T, B, T).transpose(1, 2).reshape(B * B, T, T)
+    first_P, second_P = torch.triu_indices(B, B, device=emb_BTD.device).unbind()
+    dist_P = soft_dtw(gram.index_select(0, first_P * B + second_P), gamma) / (2 * T)
+    where_BB = torch.empty(B, B, dtype=torch.long, device=emb_BTD.device)
+    where_BB[first_P, second_P] = where_BB[second_P, first_P] = torch.arange(len(first_P), device=emb_BTD.device)
+    return dist_P.index_select(0, where_BB.flatten()).view(B, B)
 
 
 def dtw_path(cost_TU: Tensor) -> list[tuple[int, int]]:
@@ -143,15 +142,6 @@ def dtw_path(cost_TU: Tensor) -> list[tuple[int, int]]:
         i, j = min(((i - 1, j - 1), (i - 1, j), (i, j - 1)), key=lambda cell: total[cell])
         path.append((i - 1, j - 1))
     return path[::-1]
-
-
-@cache
-def _triangle(B: int, device: torch.device) -> Tensor:
-    """Of each cell of B x B the place of its pair i <= j in the upper triangle, row by row."""
-    low, high = torch.triu_indices(B, B).unbind()
-    where_BB = torch.empty(B, B, dtype=torch.long)
-    where_BB[low, high] = where_BB[high, low] = torch.arange(len(low))
-    return where_BB.flatten().to(device)
 
 
 def _inside(lengths_P2: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -393,7 +393,14 @@ void block_of(const at::Tensor& emb, double gamma, at::Tensor& dist, Real* gradi
   });
 }
 
-// R of the pairs i <= j of a block, in the order of the upper triangle, and E where a gradient is wanted.
+// The upper triangle as a symmetric square, divided by the length of both.
+template <class Real>
+void unfold(const Real* dist, Real* square, int64_t B, int64_t T) {
+  for (int64_t i = 0; i < B; ++i)
+    for (int64_t j = i; j < B; ++j) square[i * B + j] = square[j * B + i] = dist[triangle(i, j, B)] / Real(2 * T);
+}
+
+// D = R / 2T of a block, and where a gradient is wanted E of the pairs i <= j, in the order of the upper triangle.
 std::tuple<at::Tensor, at::Tensor> block(const at::Tensor& emb_BTD, double gamma, bool gradient) {
   const at::Tensor emb = emb_BTD.contiguous();
   const int64_t P = emb.size(0) * (emb.size(0) + 1) / 2, T = emb.size(1);
@@ -403,7 +410,13 @@ std::tuple<at::Tensor, at::Tensor> block(const at::Tensor& emb_BTD, double gamma
     block_of<double>(emb, gamma, dist, gradient ? shares.data_ptr<double>() : nullptr);
   else
     block_of<float>(emb, gamma, dist, gradient ? shares.data_ptr<float>() : nullptr);
-  return {dist, shares};
+  const int64_t B = emb.size(0);
+  at::Tensor square = at::empty({B, B}, emb.options());
+  if (emb.scalar_type() == at::kDouble)
+    unfold(dist.data_ptr<double>(), square.data_ptr<double>(), B, T);
+  else
+    unfold(dist.data_ptr<float>(), square.data_ptr<float>(), B, T);
+  return {square, shares};
 }
 
 template <class Real>
@@ -418,7 +431,7 @@ void block_gradient_of(const Real* shares, const Real* weight, const at::Tensor&
       for (int64_t i = top; i < top + rows; ++i)
         for (int64_t j = 0; j < B; ++j) {
           const int64_t p = triangle(std::min(i, j), std::max(i, j), B);
-          const Real w = -weight[p];
+          const Real w = (i == j ? weight[i * B + i] : weight[i * B + j] + weight[j * B + i]) / Real(-2 * T);
           const Real* from = shares + p * T * T;
           Real* to = mixed.data_ptr<Real>() + (i - top) * T * wide + j * T;
           for (int64_t u = 0; u < T && i >= j; u += 4)  // E of (j, i), turned
@@ -440,15 +453,41 @@ void block_gradient_of(const Real* shares, const Real* weight, const at::Tensor&
   });
 }
 
-// d/d emb of sum_p weight_p R_p, from the E of `block`.
-at::Tensor block_gradient(const at::Tensor& shares_PTT, const at::Tensor& weight_P, const at::Tensor& emb_BTD) {
-  const at::Tensor emb = emb_BTD.contiguous(), weight = weight_P.contiguous();
+// d/d emb of the sum of weight x D over the square, from the E of `block`.
+at::Tensor block_gradient(const at::Tensor& shares_PTT, const at::Tensor& weight_BB, const at::Tensor& emb_BTD) {
+  const at::Tensor emb = emb_BTD.contiguous(), weight = weight_BB.contiguous();
   at::Tensor out = at::empty({emb.size(0) * emb.size(1), emb.size(2)}, emb.options());
   if (emb.scalar_type() == at::kDouble)
     block_gradient_of<double>(shares_PTT.data_ptr<double>(), weight.data_ptr<double>(), emb, out);
   else
     block_gradient_of<float>(shares_PTT.data_ptr<float>(), weight.data_ptr<float>(), emb, out);
   return out.view(emb.sizes());
+}
+
+// A gallery as [blocks][D][panels of a block][U][16]: what `gallery` takes. The last block is filled up with zeros.
+at::Tensor panels(const at::Tensor& gallery_GUD, int64_t block_panels) {
+  const at::Tensor from = gallery_GUD.contiguous();
+  const int64_t G = from.size(0), U = from.size(1), D = from.size(2), count = (G + LANES - 1) / LANES;
+  const int64_t blocks = (count + block_panels - 1) / block_panels, columns = block_panels * U * LANES;
+  at::Tensor out = at::empty({blocks, D, columns}, from.options());
+  if (G < blocks * block_panels * LANES) out.select(0, blocks - 1).zero_();
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      float* to = out.data_ptr<float>() + panel / block_panels * D * columns + panel % block_panels * U * LANES;
+      for (int64_t l = 0; l < LANES; l += 4)
+        for (int64_t u = 0; u < U; ++u) {
+          const float* lane[4];
+          for (int64_t k = 0; k < 4; ++k)  // beyond the gallery: its last member, which no one looks at
+            lane[k] = from.data_ptr<float>() + (std::min(panel * LANES + l + k, G - 1) * U + u) * D;
+          int64_t d = 0;
+          for (; d + 4 <= D; d += 4)
+            turn(lane[0] + d, lane[1] + d, lane[2] + d, lane[3] + d, to + d * columns + u * LANES + l, columns);
+          for (; d < D; ++d)
+            for (int64_t k = 0; k < 4; ++k) to[d * columns + u * LANES + l + k] = lane[k][d];
+        }
+    }
+  });
+  return out;
 }
 
 // D of N videos with a gallery in panels [blocks][D][block_panels U 16], as [N][G], or the sums of alignability over
@@ -519,7 +558,8 @@ void limit(const std::string& name) {
 TORCH_LIBRARY(finepseudo, m) {
   m.def("soft_dtw(Tensor cost_PTU, float gamma, Tensor lengths_P2, bool gradient) -> (Tensor, Tensor)");
   m.def("block(Tensor emb_BTD, float gamma, bool gradient) -> (Tensor, Tensor)");
-  m.def("block_gradient(Tensor shares_PTT, Tensor weight_P, Tensor emb_BTD) -> Tensor");
+  m.def("block_gradient(Tensor shares_PTT, Tensor weight_BB, Tensor emb_BTD) -> Tensor");
+  m.def("panels(Tensor gallery_GUD, int block_panels) -> Tensor");
   m.def(
       "gallery(Tensor emb_NTD, Tensor panels, int U, int G, float gamma, float slack, Tensor label_G, int K, "
       "Tensor head_3H, float bias, bool score) -> Tensor");
@@ -533,5 +573,6 @@ TORCH_LIBRARY_IMPL(finepseudo, CPU, m) {
   m.impl("soft_dtw", finepseudo::soft_dtw);
   m.impl("block", finepseudo::block);
   m.impl("block_gradient", finepseudo::block_gradient);
+  m.impl("panels", finepseudo::panels);
   m.impl("gallery", finepseudo::gallery);
 }

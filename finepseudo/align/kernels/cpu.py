@@ -1,6 +1,6 @@
 """The C++ kernel: pairs, the training block and gallery scoring on the CPU.
 
-Axes: B block, P pairs (of a block: its upper triangle, row by row), N videos, G gallery, T U frames of the two
+Axes: B block, P pairs (of a block: i <= j, its upper triangle row by row), N videos, G gallery, T U frames of the two
 sequences, D embedding, K classes.
 """
 
@@ -103,8 +103,8 @@ def _solve(
     return dist_P, shares_PTU if gradient else None
 
 
-def block(emb_BTD: Tensor, gamma: float) -> Tensor:
-    """R of the pairs i <= j of a block, from embeddings; differentiable once."""
+def block_distances(emb_BTD: Tensor, gamma: float) -> Tensor:
+    """`softdtw.block_distances` of checked arguments, fp32 or double."""
     return _Block.apply(emb_BTD, gamma)
 
 
@@ -114,16 +114,16 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, emb_BTD: Tensor, gamma: float) -> Tensor:
         gradient = ctx.needs_input_grad[0]
-        dist_P, shares_PTT = torch.ops.finepseudo.block(emb_BTD, gamma, gradient)
+        dist_BB, shares_PTT = torch.ops.finepseudo.block(emb_BTD, gamma, gradient)
         if gradient:
             ctx.save_for_backward(shares_PTT, emb_BTD)
-        return dist_P
+        return dist_BB
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad_BB: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         shares_PTT, emb_BTD = ctx.saved_tensors
-        return torch.ops.finepseudo.block_gradient(shares_PTT, grad_P, emb_BTD), None
+        return torch.ops.finepseudo.block_gradient(shares_PTT, grad_BB, emb_BTD), None
 
 
 class Rows:
@@ -134,16 +134,9 @@ class Rows:
 
     def __init__(self, gallery_GUD: Tensor) -> None:
         """`gallery_GUD` in fp32."""
-        self.G, self.U, D = gallery_GUD.shape
-        count = max(1, -(-self.G // LANES))
-        block = max(1, min(count, PANEL_COLUMNS // (LANES * self.U)))
-        blocks = -(-count // block)
-        self.panels = gallery_GUD.new_zeros(blocks, D, block * self.U * LANES)
-        for k, part in enumerate(gallery_GUD.split(block * LANES)):  # block by block: no second copy of the gallery
-            padded = part.new_zeros(block * LANES, self.U, D)
-            padded[: len(part)] = part
-            panels = padded.view(block, LANES, self.U, D).permute(3, 0, 2, 1)
-            self.panels[k] = panels.reshape(D, -1)
+        self.G, self.U, _ = gallery_GUD.shape
+        count = -(-self.G // LANES)
+        self.panels = torch.ops.finepseudo.panels(gallery_GUD, max(1, min(count, PANEL_COLUMNS // (LANES * self.U))))
         self.norm = _largest_norm(gallery_GUD)
 
     def distances(self, emb_NTD: Tensor, gamma: float) -> Tensor:

@@ -55,7 +55,7 @@ def _solve(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradien
     slack_P = (-cost_PTU.flatten(1).amin(1)).clamp_min(0).double() * ((T + U) / gamma)
     bound_P = log_bound(T, U, 0, TOLERANCE[cost_PTU.dtype]) + slack_P
     # the straight path alone, and a little for all others: a guess, it decides who is tried, not who is right
-    guess_P = (T + U) / 2 - _straight(cost_PTU, lengths_P2).double() / gamma
+    guess_P = (T + U) / 8 - _straight(cost_PTU, lengths_P2).double() / gamma
     tried = (guess_P > bound_P).nonzero().flatten()
     proven_P = torch.zeros(P, dtype=torch.bool, device=cost_PTU.device)
     if len(tried):
