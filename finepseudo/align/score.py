@@ -20,6 +20,8 @@ log = logging.getLogger("finepseudo")
 
 SLICE_NUMBERS = 2**20
 """Of a gallery, laid out at a time by `distances`: 4 MiB."""
+WHOLE = 128
+"""Members of which a slice is a multiple: fewer than a kernel's block would cost as much as a whole one."""
 
 
 @torch.no_grad()
@@ -41,7 +43,7 @@ def distances(emb_NTD: Tensor, gallery_GUD: Tensor, gamma: float) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(gallery_GUD.dtype, emb_NTD.dtype), torch.float32)
     emb_NTD = emb_NTD.to(dtype)
     dist_NG = emb_NTD.new_empty(len(emb_NTD), len(gallery_GUD))
-    members = max(1, SLICE_NUMBERS // gallery_GUD[0].numel())
+    members = max(1, SLICE_NUMBERS // gallery_GUD[0].numel() // WHOLE) * WHOLE
     for first in range(0, len(gallery_GUD), members):  # each slice is laid out for the kernel, and forgotten
         part = kernels.rows(gallery_GUD[first : first + members].to(dtype))
         dist_NG[:, first : first + members] = part.distances(emb_NTD, float(gamma))
@@ -129,7 +131,9 @@ def class_scores(
 
 
 def check_finite(emb_NTD: Tensor, name: str) -> None:
-    """Raise a ValueError that names the rows of an embedding which hold NaN or infinity."""
+    """Raise a ValueError if an embedding is no floating-point one, or holds NaN or infinity; the rows are named."""
+    if not emb_NTD.is_floating_point():
+        raise ValueError(f"expected floating-point {name} {tuple(emb_NTD.shape)}, got {emb_NTD.dtype}")
     # the norm is not finite if a number is not: one pass and no copy; it may also overflow, hence the second look
     if bool(torch.linalg.vector_norm(emb_NTD, dtype=torch.promote_types(emb_NTD.dtype, torch.float32)).isfinite()):
         return
@@ -144,7 +148,7 @@ def check_finite(emb_NTD: Tensor, name: str) -> None:
 def _slice_rows(gallery_GTD: Tensor, device: torch.device) -> int:
     """Members that fit a quarter of the free memory twice: as they come, and as they are laid out."""
     each = 2 * 4 * gallery_GTD[0].numel()
-    return max(1, min(len(gallery_GTD), free_bytes(device) // 4 // each))
+    return max(WHOLE, min(len(gallery_GTD), free_bytes(device) // 4 // each))
 
 
 def _check_emb(emb_NTD: Tensor, g: tuple[int, ...]) -> None:

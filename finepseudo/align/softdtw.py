@@ -49,8 +49,8 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None = None) -
         lengths_P2: int64, lengths (T_p, U_p) of each pair in the padded batch; None: all are (T, U). Cells outside
             are neither read nor given a gradient, whatever they hold. The result equals that of each pair alone.
     Returns:
-        dist_P, fp32 or the cost's wider type; may be negative. Differentiable once. A non-finite cost gives a
-        non-finite value.
+        dist_P, fp32 or the cost's wider type; may be negative. Differentiable once. NaN gives NaN; an
+        infinite cost forbids its cell (on a GPU it gives NaN).
     Raises:
         ValueError: the rank is not 3, a sequence is empty, γ is not a positive number, or lengths do not fit.
     """

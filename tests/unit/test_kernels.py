@@ -166,6 +166,52 @@ def test_what_is_not_finite_stays_where_it_is(kernel, bad):
     assert not got[4].isfinite()
     if math.isnan(bad):
         assert got[2].isnan()
+    if bad == math.inf:  # the way around it
+        cost[2, 3, 4] = 50
+        torch.testing.assert_close(got[2], kernel.soft_dtw(cost[2:3], 0.1, None)[0], rtol=1e-6, atol=0)
+
+
+def test_an_infinite_cost_forbids_its_cell(kernel):
+    cost = torch.ones(3, 4, 4)
+    cost[0, 0, 1] = cost[1, 0, 1:] = cost[2, 1, 1] = cost[2, 2, 2] = math.inf
+    dear = cost.clone()
+    dear[dear == math.inf] = 60
+    cost.requires_grad_()
+    dear.requires_grad_()
+    got, want = kernel.soft_dtw(cost, 0.1, None), kernel.soft_dtw(dear, 0.1, None)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    got.sum().backward()
+    want.sum().backward()
+    torch.testing.assert_close(cost.grad, dear.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_very_long_still_clips_is_finite(kernel, monkeypatch):
+    """b outgrows double where a(T,U) does not."""
+    monkeypatch.setattr(kernels, "choose", lambda tensor: kernel)
+    emb = torch.zeros(2, 430, 4)
+    emb[..., 0] = 1
+    emb[0, :10] = torch.tensor([0, 1.0, 0, 0])
+    emb[1, :10] = torch.tensor([0, 0, 1.0, 0])
+    want = emb.double().requires_grad_()
+    reference.soft_dtw(cosine_cost(want[:1], want[1:]), 0.1, None).sum().backward()
+    emb.requires_grad_()
+    (alignment_distance(emb[:1], emb[1:], gamma=0.1) * 860).sum().backward()
+    torch.testing.assert_close(emb.grad.double(), want.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.005, 0.01])
+def test_ways_of_equal_cost_share_alike_however_long(gamma):
+    """Two disjoint ways; a rounding of the exponent would add up along them."""
+    T = 300
+    cost = torch.full((1, T, T), 2.0)
+    for k in range(T - 1):
+        cost[0, k, k + 1] = cost[0, k + 1, k] = 0.9 if gamma == 0.005 else 1.95
+    cost[0, range(T), range(T)] = 2.0
+    cost[0, 0, 0] = cost[0, -1, -1] = 0
+    cost[0, range(1, T // 2), range(2, T // 2 + 1)] += 1e-7
+    leaf = cost.clone().requires_grad_()
+    cpu.soft_dtw(leaf, gamma, None).sum().backward()
+    torch.testing.assert_close(leaf.grad.double(), truth(cost, gamma)[1], rtol=0, atol=2e-5)
 
 
 def test_every_step_is_taken_and_counted():
@@ -371,6 +417,8 @@ def test_a_copy_without_the_extension_finds_the_installed_one_if_its_sources_are
     shutil.copytree(cpu.HERE.parents[1], tmp_path / "finepseudo", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     assert "INFO:finepseudo:alignment on cpu: cpu kernel (C++" in run_child(path=tmp_path)
     source = tmp_path / "finepseudo/align/kernels/solve.h"
+    (tmp_path / "finepseudo/align/kernels/_cpu.cpython-39-x86_64-linux-gnu.so").write_bytes(b"of another Python")
+    assert "cpu kernel (C++" in run_child(path=tmp_path)
     source.write_text(source.read_text() + "// changed\n")
     assert "plain kernel (slower: " in (said := run_child(path=tmp_path))
     assert "was built from other sources" in said
@@ -390,3 +438,44 @@ def test_which_kernel_runs_is_said_once(caplog):
         kernels.choose(torch.zeros(1))
         kernels.choose(torch.zeros(2))
     assert [record.message for record in caplog.records] == [f"alignment on cpu: cpu kernel ({cpu.describe()})"]
+
+
+def test_labels_beyond_the_classes_are_refused():
+    head = ScoreHead()
+    head.standardise(torch.tensor([0.3, 0.5]))
+    rows, emb = cpu.Rows(frames(3, 4, 8).float()), frames(2, 4, 8).float()
+    with pytest.raises(ValueError, match=r"labels within 0..1, got 2 in row 1"):
+        rows.class_sums(emb, 0.1, torch.tensor([0, 2, 1]), 2, head, score=False)
+    with pytest.raises(ValueError, match=r"expected 3 labels, got 2"):
+        rows.class_sums(emb, 0.1, torch.tensor([0, 1]), 2, head, score=False)
+
+
+def test_norms_beyond_single_precision_are_not_taken_for_zero():
+    emb, other = (frames(2, 6, 8) * 1e24).float(), (frames(3, 6, 8, seed=1) * 1e-23).float()
+    cost = (1 - emb.reshape(-1, 8) @ other.reshape(-1, 8).T).view(2, 6, 3, 6).transpose(1, 2).reshape(-1, 6, 6)
+    want, _ = truth(cost, 0.01)
+    torch.testing.assert_close(distances(emb, other, 0.01).double().flatten(), want / 12, rtol=1e-5, atol=1e-5)
+
+
+def test_the_package_builds_without_torch_in_reach(tmp_path):
+    """Build isolation hides torch: the extension is left out, the build goes on."""
+    code = """
+import sys
+sys.modules["torch"] = None  # import fails
+from setuptools import Distribution, Extension
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("build_kernel", sys.argv[1])
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+ext = Extension("_cpu", ["cpu.cpp"], optional=True)
+command = module.BuildKernel(Distribution({"ext_modules": [ext]}))
+command.ensure_finalized()
+command.run()
+print("went on")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(cpu.HERE / "build.py")],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert "went on" in done.stdout, done.stderr
+    assert "install with --no-build-isolation" in done.stdout + done.stderr

@@ -93,6 +93,7 @@ def test_a_gallery_beyond_the_free_memory_is_scored_in_slices(kernel, monkeypatc
     members, head, emb = gallery([0, 1, 2] * 30, 3), ready_head(), frames(6, 5, 8)
     whole = class_scores(emb, members, head, gamma=0.1)
     monkeypatch.setattr("finepseudo.align.score.free_bytes", lambda device: 4 * 2 * 4 * 40 * 20)
+    monkeypatch.setattr("finepseudo.align.score.WHOLE", 10)
     with caplog.at_level("INFO", "finepseudo"):
         sliced = class_scores(emb, members, head, gamma=0.1)
     assert "gallery of 90 is scored in 5 slices" in caplog.text
@@ -142,7 +143,15 @@ def test_broken_rows_are_named():
         distances(frames(2, 5, 8), emb, 0.1)
 
 
+def test_a_score_far_below_any_range_is_zero(kernel):
+    members, head = gallery([0, 0], 1), ready_head()
+    head.bias_1.data.fill_(-5000.0)
+    assert (class_scores(frames(2, 5, 8), members, head, gamma=0.1, mean="score") == 0).all()
+
+
 def test_misfits_are_named():
+    with pytest.raises(ValueError, match=r"floating-point emb_NTD \(2, 5, 8\), got torch.int32"):
+        distances(frames(2, 5, 8).int(), frames(2, 5, 8), 0.1)
     with pytest.raises(ValueError, match=r"equal D.*, got \(2, 5, 8\) and \(2, 5, 7\)"):
         distances(frames(2, 5, 8), frames(2, 5, 7), 0.1)
     with pytest.raises(ValueError, match=r"gallery that is not empty, got \(2, 5, 8\) and \(0, 5, 8\)"):

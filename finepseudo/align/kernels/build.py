@@ -13,6 +13,7 @@ from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # No -ffast-math: NaN must stay NaN, and the rounding of an added constant is what 2^n is made with.
 COMPILE = ("-O3", "-g0", "-std=c++17", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-fno-math-errno", "-fno-trapping-math")
@@ -36,12 +37,13 @@ class BuildKernel(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Raises what the compiler raises; setuptools reports it and goes on, since the extension is optional."""
         try:
+            import torch
             from torch.utils import cpp_extension
         except ModuleNotFoundError as error:
-            raise RuntimeError(
+            raise CompileError(
                 "torch is not importable during the build: install with --no-build-isolation to have the CPU kernel"
             ) from error
-        digest = _beside("sources").source_digest(HERE)
+        digest = _beside("sources").source_digest(HERE, torch.__version__)
         ext.define_macros.append(("FINEPSEUDO_SOURCE", f'"{digest}"'))
         ext.include_dirs += cpp_extension.include_paths()
         ext.library_dirs += cpp_extension.library_paths()

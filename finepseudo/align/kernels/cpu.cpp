@@ -216,16 +216,18 @@ struct GalleryJob {
 template <int B>
 INLINE void alignability(const Head& head, const double* dist, double* value) {
   typedef typename Isa<B>::d d;
-  typedef typename Isa<B>::f f;
   for (int l = 0; l < LANES; l += Isa<B>::W) {
     const d x = load<B>(dist + l);
     d sum = all<B>(head.bias);
     for (int h = 0; h < head.hidden; ++h) {
-      f y = __builtin_convertvector((x * head.slope[h] + head.centre[h]) * (2 * LOG2E), f);
-      y = y > 60.0f ? f{} + 60.0f : y;  // tanh is 1 there
+      d y = (x * head.slope[h] + head.centre[h]) * (2 * LOG2E);
+      y = y > 60.0 ? all<B>(60.0) : y;  // tanh is 1 there
       sum -= head.height[h] * (1.0 - 2.0 / (exp2_single<B>(y) + 1.0));
     }
-    if (head.score) sum = 1.0 / (1.0 + exp_double<B>(-sum));
+    if (head.score) {
+      sum = sum < -700.0 ? all<B>(-700.0) : sum;  // exp ends at 709
+      sum = 1.0 / (1.0 + exp_double<B>(-sum));
+    }
     store<B>(value + l, sum);
   }
 }
@@ -513,6 +515,10 @@ at::Tensor gallery(const at::Tensor& emb_NTD, const at::Tensor& panels, int64_t 
     totals = at::zeros({parts, job.N, K}, emb.options().dtype(at::kDouble));
     job.totals = totals.data_ptr<double>();
     job.label = label.data_ptr<int64_t>();
+    for (int64_t g = 0; g < label.numel(); ++g)
+      TORCH_CHECK_VALUE(job.label[g] >= 0 && job.label[g] < K, "expected labels within 0..", K - 1, ", got ",
+                        job.label[g], " in row ", g);
+    TORCH_CHECK_VALUE(label.numel() == G, "expected ", G, " labels, got ", label.numel());
     job.K = K;
     const double* values = head.data_ptr<double>();
     const int hidden = int(head.size(1));

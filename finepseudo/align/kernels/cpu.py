@@ -7,6 +7,8 @@ sequences, D embedding, K classes.
 from __future__ import annotations
 
 import json
+import math
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +26,7 @@ from finepseudo.align.kernels.gradient import Pairs
 from finepseudo.align.kernels.sources import source_digest
 
 HERE = Path(__file__).parent
+EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 BUILD = (
     "with a C++ compiler and torch installed, run "
     "pip install --no-build-isolation --no-deps --force-reinstall -e . in the source tree"
@@ -33,24 +36,24 @@ PANEL_COLUMNS = 1024  # of a matrix product: its result stays in the second-leve
 
 
 def available() -> bool:
-    """Whether the extension was built from the sources beside this module; loads it when first asked.
-
-    Raises:
-        OSError: it was built against another torch than the one that runs.
-    """
+    """Whether the extension was built from the sources beside this module; loads it when first asked."""
     return not missing()
 
 
 @cache
 def missing() -> str:
     """Why the kernel cannot run, and what to do; empty if it can. Loads it."""
+    digest = source_digest(HERE, torch.__version__).encode()
+    stale = ""
     for folder in _folders():
-        for library in sorted(folder.glob("_cpu.*.so")):
+        library = folder / f"_cpu{EXT_SUFFIX}"
+        if not library.is_file():
+            continue
+        if digest in library.read_bytes():  # before it is loaded: two of them in one process would clash
             torch.ops.load_library(str(library))
-            if torch.ops.finepseudo.source() == source_digest(HERE):
-                return ""
-            return f"slower: {library} was built from other sources; {BUILD}"
-    return f"slower: the C++ kernel was not built; {BUILD}"
+            return ""
+        stale = stale or f"slower: {library} was built from other sources or for another torch; {BUILD}"
+    return stale or f"slower: the C++ kernel was not built; {BUILD}"
 
 
 def _folders() -> Iterator[Path]:
@@ -127,7 +130,7 @@ class _Block(torch.autograd.Function):
 
 
 class Rows:
-    """A gallery laid out for the matrix product: [block][D][panel, U, 16 videos], padded with zeros.
+    """A gallery laid out for the matrix product: [block][D][panel, U, 16 videos].
 
     The product of a query's frames with a block is then the cost tile [T][U][16] of each of its panels as it stands.
     """
@@ -156,7 +159,8 @@ class Rows:
         self, emb_NTD: Tensor, gamma: float, label_G: Tensor, K: int, head_3H: Tensor, bias: float, *, score: bool
     ) -> Tensor:
         # costs go below 0 by what norms exceed 1, or by rounding of the product
-        below = max(0.0, _largest_norm(emb_NTD) * self.norm * (1 + 1e-6) - 1)
+        product = _largest_norm(emb_NTD) * self.norm * (1 + 1e-6)
+        below = math.inf if math.isnan(product) else max(0.0, product - 1)
         slack = (emb_NTD.shape[1] + self.U) * below / gamma
         return torch.ops.finepseudo.gallery(
             emb_NTD, self.panels, self.U, self.G, gamma, slack, label_G, K, head_3H, bias, score

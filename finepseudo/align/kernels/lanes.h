@@ -98,22 +98,24 @@ INLINE typename Isa<B>::d power_of_two(typename Isa<B>::d n) {
   return (d)((l)(n + (0x1.8p52 + 1023)) << 52);
 }
 
-// 2^x from fp32, relative error 2e-7; 0 below 2^-1021, NaN for NaN.
+// 2^x to single precision, relative error 2e-7 whatever x: the fraction is taken in double. 0 below 2^-1021, NaN for NaN.
 template <int B>
-INLINE typename Isa<B>::d exp2_single(typename Isa<B>::f x) {
+INLINE typename Isa<B>::d exp2_single(typename Isa<B>::d x) {
+  typedef typename Isa<B>::d d;
+  typedef typename Isa<B>::l l;
   typedef typename Isa<B>::f f;
-  const f low = f{} - 1021.0f;
-  const f kept = x < low ? low : x;
-  const f n = (kept + 0x1.8p23f) - 0x1.8p23f;
-  const f r = kept - n;
+  const d low = all<B>(-1021.0);
+  const d kept = x < low ? low : x;
+  const d shifted = kept + (0x1.8p52 + 1023);  // its last bits are the whole part + 1023
+  const f r = __builtin_convertvector(kept - (shifted - (0x1.8p52 + 1023)), f);
   f p = r * 1.54614446986e-4f + 1.34004281776e-3f;
   p = p * r + 9.61805667852e-3f;
   p = p * r + 5.55032722667e-2f;
   p = p * r + 2.40226509223e-1f;
   p = p * r + 6.93147206703e-1f;
   p = p * r + 1.0f;
-  p = x < low ? f{} : p;
-  return widen<B>(p) * power_of_two<B>(widen<B>(n));
+  const d power = widen<B>(p) * (d)((l)shifted << 52);
+  return x < low ? d{} : power;
 }
 
 // exp(x) in double, about one rounding; 0 below exp(-707), NaN for NaN.
@@ -156,11 +158,10 @@ INLINE typename Isa<B>::d log_double(typename Isa<B>::d x) {
 template <int B, bool DOT>
 INLINE void exp_row(const float* row, int U, double gamma, double* k) {
   typedef typename Isa<B>::f f;
-  const float scale = float(-LOG2E / gamma);
   for (int n = 0; n < U * LANES; n += Isa<B>::W) {
     f c = *reinterpret_cast<const f*>(row + n);
     if (DOT) c = 1.0f - c;
-    store<B>(k + n, exp2_single<B>(c * scale));
+    store<B>(k + n, exp2_single<B>(widen<B>(c) * (-LOG2E / gamma)));
   }
 }
 
@@ -276,7 +277,8 @@ INLINE void log_forward(const Real* cost, int64_t stride, const Lanes& n, double
         const d up = load<B>(before + (j + 1) * LANES + l);
         d least = up < left ? up : left;
         least = diag < least ? diag : least;
-        const d total = exp_double<B>(least - up) + exp_double<B>(least - left) + exp_double<B>(least - diag);
+        d total = exp_double<B>(least - up) + exp_double<B>(least - left) + exp_double<B>(least - diag);
+        total = least == inf ? all<B>(1.0) : total;  // no way leads here: infinity, not inf - inf
         left = cost_at<B, Real, DOT>(cost + i * stride + j * LANES + l) / gamma + least - log_double<B>(total);
         diag = up;
         store<B>(now + (j + 1) * LANES + l, left);

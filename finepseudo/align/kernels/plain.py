@@ -20,7 +20,8 @@ from finepseudo.align.kernels import reference
 from finepseudo.align.kernels.gradient import Pairs, Solved
 from finepseudo.align.kernels.memory import free_bytes
 
-LOG_SMALLEST = math.log(2.0**-1021)
+LOG_SMALLEST, LOG_LARGEST = math.log(2.0**-1021), math.log(2.0**1023)
+LOG_PATHS = math.log(1 + math.sqrt(2))  # Delannoy(m, n) <= (1 + √2)^(m + n)
 TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-13}
 WIDEST = 4096  # R/γ up to which single precision keeps the weights of the log domain to 1e-3
 TILE_PAIRS = 2048  # more pairs at a time are no faster on a CPU: their diagonals leave the cache
@@ -42,8 +43,7 @@ def log_bound(T: int, U: int, slack: float, tolerance: float) -> float:
         slack: (T + U)/γ times how far costs go below 0.
         tolerance: relative error of a(T,U) that is proven.
     """
-    paths = (T + U - 2) * math.log(1 + math.sqrt(2))
-    return LOG_SMALLEST - math.log(tolerance) + math.log(3 * T * U) + paths + slack
+    return LOG_SMALLEST - math.log(tolerance) + math.log(3 * T * U) + LOG_PATHS * (T + U - 2) + slack
 
 
 def _solve(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradient: bool) -> Solved:
@@ -56,7 +56,10 @@ def _solve(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradien
     bound_P = log_bound(T, U, 0, TOLERANCE[cost_PTU.dtype]) + slack_P
     # the straight path alone, and a little for all others: a guess, it decides who is tried, not who is right
     guess_P = (T + U) / 8 - _straight(cost_PTU, lengths_P2).double() / gamma
-    tried = (guess_P > bound_P).nonzero().flatten()
+    tried_P = (guess_P > bound_P) & (slack_P <= 1)
+    if gradient and LOG_PATHS * (T + U - 2) + 1 > LOG_LARGEST:  # b could leave the range where a does not
+        tried_P = torch.zeros_like(tried_P)
+    tried = tried_P.nonzero().flatten()
     proven_P = torch.zeros(P, dtype=torch.bool, device=cost_PTU.device)
     if len(tried):
         one, proven_P[tried] = _step_one(*_take(cost_PTU, lengths_P2, tried), gamma, bound_P[tried], gradient=gradient)

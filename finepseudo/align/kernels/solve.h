@@ -9,6 +9,7 @@ namespace finepseudo {
 
 typedef uint32_t Mask;  // one bit a lane
 
+constexpr double LOG_PATHS = 0.881373587019543025;  // Delannoy(m, n) <= (1 + sqrt 2)^(m + n)
 constexpr int WIDEST = 1 << 15;  // columns up to which TINY covers what a cell of the upper run can lose
 
 // Memory of one thread, made once for all groups of one size.
@@ -26,6 +27,9 @@ struct Work {
   }
 };
 
+// Whether b, at most Delannoy(T-1, U-1) exp(slack), stays in the range where a(T,U) itself may be far smaller.
+inline bool backward_fits(int T, int U, double slack) { return LOG_PATHS * (T + U - 2) + slack < 1023 * LN2; }
+
 // Values and state of one group as the steps leave them.
 struct Group {
   Lanes n;
@@ -39,8 +43,7 @@ struct Group {
 
 // What a(T,U) must reach for one comparison to prove it; docs/alignment.md, step 1.
 inline double log_bound(int T, int U, double slack, double tolerance) {
-  const double log_paths = (T + U - 2) * 0.881373587019543025;  // Delannoy(m, n) <= (1 + sqrt 2)^(m + n)
-  return LOG_SMALLEST - std::log(tolerance) + std::log(3.0 * T * U) + log_paths + slack;
+  return LOG_SMALLEST - std::log(tolerance) + std::log(3.0 * T * U) + LOG_PATHS * (T + U - 2) + slack;
 }
 
 // Read a(T,U) of the lanes that end with row i (of `rows` in memory), after it was computed.
@@ -221,7 +224,7 @@ INLINE void gradients(const Real* cost, int64_t stride, Group& g, double gamma, 
   double z[LANES], z_high[LANES], ends[LANES];
   const Mask forced = g.open & g.forced;
   g.open &= ~forced;
-  if (g.open && g.slack <= 1 && !*g.unlikely) {
+  if (g.open && g.slack <= 1 && !*g.unlikely && backward_fits(g.n.T, g.n.U, g.slack)) {
     const Mask solved = step_one<B, Real, false>(cost, stride, g, gamma, w, true, z);
     if (solved) {
       backward_one<B, Real>(g.n, z, w, tile);
