@@ -90,16 +90,18 @@ class ClassScorer:
         elif slice_rows < 1:
             raise ValueError(f"expected slice_rows >= 1, got {slice_rows}")
         order = torch.argsort(gallery.label_G, stable=True).tolist()  # by class: what a GPU kernel walks along
-        self._slices = gallery.take(order).slices(-(-len(gallery) // slice_rows))
+        slices = gallery.take(order).slices(-(-len(gallery) // slice_rows))
+        self._shape = tuple(gallery.emb_GTD.shape)
         self._count_K = torch.tensor(gallery.counts(), device=self.device)
-        self._resident = None
-        if len(self._slices) == 1:
-            self._resident = self._prepare(self._slices[0])
-        else:
-            log.info("gallery of %d is scored in %d slices: memory of %s", len(gallery), len(self._slices), self.device)
+        self._resident = [self._lay_out(slices[0])] if len(slices) == 1 else []
+        self._slices = () if self._resident else slices
+        if self._slices:
+            log.info("gallery of %d is scored in %d slices: memory of %s", len(gallery), len(slices), self.device)
 
-    def _prepare(self, part: Gallery) -> kernels.Rows:
-        return kernels.rows(part.emb_GTD.detach().to(self.device, torch.float32))
+    def _lay_out(self, part: Gallery) -> tuple[kernels.Rows, Tensor]:
+        """A slice for the kernel, and its labels."""
+        rows = kernels.rows(part.emb_GTD.detach().to(self.device, torch.float32))
+        return rows, part.label_G.to(self.device)
 
     @torch.no_grad()
     def __call__(self, emb_NTD: Tensor) -> Tensor:
@@ -112,12 +114,10 @@ class ClassScorer:
         Raises:
             ValueError: shapes do not fit, or a row is not finite (its numbers are named).
         """
-        _check_emb(emb_NTD, tuple(self._slices[0].emb_GTD.shape))
-        K = len(self._count_K)
-        total_NK = torch.zeros(len(emb_NTD), K, dtype=torch.float64, device=self.device)
-        for part in self._slices:
-            rows = self._resident or self._prepare(part)
-            label_G = part.label_G.to(self.device)
+        _check_emb(emb_NTD, self._shape)
+        N, K = len(emb_NTD), len(self._count_K)
+        total_NK = torch.zeros(N, K, dtype=torch.float64, device=self.device)
+        for rows, label_G in self._resident or map(self._lay_out, self._slices):
             total_NK += rows.class_sums(emb_NTD.float(), self.gamma, label_G, K, self.head, score=self.mean == "score")
         sbar_NK = total_NK / self._count_K.clamp_min(1)
         return torch.where(self._count_K > 0, sbar_NK, -torch.inf).float()
