@@ -1,5 +1,6 @@
 """Speed, error and memory of the alignment distance, beside its peers and beside the bare matrix products.
 
+    python3 -m venv ENV && . ENV/bin/activate     # of its own; its torch must be the one the kernel was built for
     pip install -r benchmarks/requirements.txt
     pip install --no-build-isolation --no-deps soft-dtw==0.1.6
     PYTHONPATH=. python benchmarks/align.py [--quick] [--json FILE] [--plot FILE.svg]

@@ -69,7 +69,7 @@ class ScoreHead(nn.Module):
         Raises:
             ValueError: the head is not standardised.
         """
-        self._check_ready()
+        self.check_ready()
         dtype = torch.promote_types(dist.dtype, torch.float32)
         x = (dist.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype)
         slope_H, height_H = F.softplus(self.slope_H.to(dtype)), F.softplus(self.height_H.to(dtype))
@@ -82,13 +82,14 @@ class ScoreHead(nn.Module):
         Raises:
             ValueError: the head is not standardised.
         """
-        self._check_ready()
+        self.check_ready()
         slope_H, height_H = (F.softplus(x.detach().double()) for x in (self.slope_H, self.height_H))
         slope_H = slope_H / self.std.double()
         centre_H = self.centre_H.detach().double() - slope_H * self.mean.double()
         return slope_H, centre_H, height_H, self.bias_1.detach().double().squeeze(0)
 
-    def _check_ready(self) -> None:
+    def check_ready(self) -> None:
+        """Raise a ValueError if the head is not standardised."""
         if not self._ready and not float(self.std) > 0:  # asked until it holds once: each question waits for a GPU
             raise ValueError("expected a standardised head; call standardise(dist of the labelled pairs) first")
         self._ready = True

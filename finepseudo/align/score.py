@@ -29,7 +29,7 @@ def distances(emb_NTD: Tensor, gallery_GUD: Tensor, gamma: float) -> Tensor:
     """Alignment distances of every video with every gallery member, without a gradient.
 
     Args:
-        emb_NTD: frame embeddings, L2-normalised over D, finite.
+        emb_NTD: frame embeddings, finite, L2-normalised over D (not checked: the cost is 1 - <u,v>).
         gallery_GUD: frame embeddings of the gallery, same D and device.
         gamma: γ > 0, in units of the undivided cost.
     Returns:
@@ -79,9 +79,11 @@ class ClassScorer:
             device: where videos are scored.
             slice_rows: gallery members at a time; None: by free memory.
         Raises:
-            ValueError: γ is not positive, `mean` is neither of the two, or `slice_rows` < 1.
+            ValueError: γ is not positive, the head is not standardised, `mean` is neither of the two, or
+                `slice_rows` < 1.
         """
         check_gamma(gamma)
+        head.check_ready()
         if mean not in ("log_odds", "score"):
             raise ValueError(f'expected mean "log_odds" or "score", got {mean!r}')
         self.head, self.gamma, self.mean, self.device = head, gamma, mean, torch.device(device)

@@ -171,6 +171,28 @@ def test_what_is_not_finite_stays_where_it_is(kernel, bad):
         torch.testing.assert_close(got[2], kernel.soft_dtw(cost[2:3], 0.1, None)[0], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("T", [4, 40])
+@pytest.mark.parametrize("gamma", [0.001, 0.1])
+def test_nan_gives_nan_wherever_it_is(kernel, T, gamma):
+    cost = torch.ones(6, T, T)
+    cost[0, 0, 0] = cost[1, 0] = cost[2, :, 0] = cost[3, -1] = cost[4, :, -1] = cost[5, 1:3] = math.nan
+    cost.requires_grad_()
+    value = kernel.soft_dtw(cost, gamma, None)
+    assert value.isnan().all()
+    assert kernel.soft_dtw(cost.detach(), gamma, None).isnan().all()
+
+
+def test_a_clip_with_nan_spoils_its_own_pairs_only(kernel, monkeypatch):
+    monkeypatch.setattr(kernels, "choose", lambda tensor: kernel)
+    emb = frames(20, 6, 8).float()
+    emb[3, 2, 1] = math.nan
+    block = block_distances(emb, gamma=0.1)
+    assert block[3].isnan().all()
+    assert block[:, 3].isnan().all()
+    rest = [i for i in range(20) if i != 3]
+    assert block[rest][:, rest].isfinite().all()
+
+
 def test_an_infinite_cost_forbids_its_cell(kernel):
     cost = torch.ones(3, 4, 4)
     cost[0, 0, 1] = cost[1, 0, 1:] = cost[2, 1, 1] = cost[2, 2, 2] = math.inf

@@ -278,7 +278,7 @@ INLINE void log_forward(const Real* cost, int64_t stride, const Lanes& n, double
         d least = up < left ? up : left;
         least = diag < least ? diag : least;
         d total = exp_double<B>(least - up) + exp_double<B>(least - left) + exp_double<B>(least - diag);
-        total = least == inf ? all<B>(1.0) : total;  // no way leads here: infinity, not inf - inf
+        total = (up == inf) & (left == inf) & (diag == inf) ? all<B>(1.0) : total;  // no way here: inf, not inf - inf
         left = cost_at<B, Real, DOT>(cost + i * stride + j * LANES + l) / gamma + least - log_double<B>(total);
         diag = up;
         store<B>(now + (j + 1) * LANES + l, left);
