@@ -102,6 +102,8 @@ class Gallery:
         if n < 1:
             raise ValueError(f"expected n >= 1 slices, got {n}")
         n = min(n, len(self))
+        if n == 1:
+            return (self,)
         edges = [k * len(self) // n for k in range(n + 1)]
         return tuple(self.take(range(a, b)) for a, b in pairwise(edges))
 

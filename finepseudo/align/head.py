@@ -101,8 +101,11 @@ def alignability(dist: Tensor, head: ScoreHead, mean: Mean) -> Tensor:
     Raises:
         ValueError: `mean` is neither "log_odds" nor "score".
     """
-    if mean == "log_odds":
-        return head(dist)
-    if mean == "score":
-        return head(dist).sigmoid()
-    raise ValueError(f'expected mean "log_odds" or "score", got {mean!r}')
+    check_mean(mean)
+    return head(dist).sigmoid() if mean == "score" else head(dist)
+
+
+def check_mean(mean: str) -> None:
+    """Raise a ValueError unless it names what a class mean is taken over."""
+    if mean not in ("log_odds", "score"):
+        raise ValueError(f'expected mean "log_odds" or "score", got {mean!r}')

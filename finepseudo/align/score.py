@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finepseudo.align import kernels
 from finepseudo.align.gallery import Gallery
-from finepseudo.align.head import Mean, ScoreHead
+from finepseudo.align.head import Mean, ScoreHead, check_mean
 from finepseudo.align.kernels.memory import free_bytes
 from finepseudo.align.softdtw import check_gamma
 
@@ -84,9 +84,9 @@ class ClassScorer:
         """
         check_gamma(gamma)
         head.check_ready()
-        if mean not in ("log_odds", "score"):
-            raise ValueError(f'expected mean "log_odds" or "score", got {mean!r}')
-        self.head, self.gamma, self.mean, self.device = head, gamma, mean, torch.device(device)
+        check_mean(mean)
+        self.head, self.gamma, self.device = head, gamma, torch.device(device)
+        self.mean: Mean = mean
         if slice_rows is None:
             slice_rows = _slice_rows(gallery.emb_GTD, self.device)
         elif slice_rows < 1:
@@ -120,7 +120,7 @@ class ClassScorer:
         N, K = len(emb_NTD), len(self._count_K)
         total_NK = torch.zeros(N, K, dtype=torch.float64, device=self.device)
         for rows, label_G in self._resident or map(self._lay_out, self._slices):
-            total_NK += rows.class_sums(emb_NTD.float(), self.gamma, label_G, K, self.head, score=self.mean == "score")
+            total_NK += rows.class_sums(emb_NTD.float(), self.gamma, label_G, K, self.head, mean=self.mean)
         sbar_NK = total_NK / self._count_K.clamp_min(1)
         return torch.where(self._count_K > 0, sbar_NK, -torch.inf).float()
 

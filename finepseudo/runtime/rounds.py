@@ -23,14 +23,7 @@ from finepseudo.runtime import results
 from finepseudo.runtime.prepare import ensure_manifest
 from finepseudo.runtime.progress import listening
 from finepseudo.runtime.scorers import Scores
-from finepseudo.runtime.stages import (
-    Finish,
-    Start,
-    Trained,
-    Work,
-    compare_labelled,
-    side_by_side,
-)
+from finepseudo.runtime.stages import Finish, Start, Trained, Work, compare_labelled, side_by_side
 from finepseudo.storage import Store
 from finepseudo.train.initial import Part, ensure_initial
 

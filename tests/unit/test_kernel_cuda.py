@@ -178,7 +178,9 @@ def interpret() -> dict[str, list]:
         emb, gallery = SUMMED.frames()
         for score in (False, True):
             rows = cuda.Rows(gallery)
-            found[f"sums {score}"] = rows.class_sums(emb, SUMMED.gamma, LABELS, CLASSES, head(), score=score)
+            found[f"sums {score}"] = rows.class_sums(
+                emb, SUMMED.gamma, LABELS, CLASSES, head(), mean="score" if score else "log_odds"
+            )
     nothing = cuda.class_sums(
         *(torch.empty(2, 3, 4), torch.empty(0, 3, 4), torch.zeros(3, dtype=torch.long), *torch.ones(3, 2)),
         *(0.0, 0.0, 1.0, 0.1),

@@ -391,7 +391,7 @@ rows = cpu.Rows(torch.zeros(16, 16, 64))
 rows.G, rows.panels = G, rows.panels.expand(G // 16, 64, 256)  # one panel stands for all: no memory of its own
 emb = torch.zeros(64, 16, 64)
 label = torch.zeros(G, dtype=torch.int64)
-run = lambda: rows.class_sums(emb, .1, label, 5, head, score=False)
+run = lambda: rows.class_sums(emb, .1, label, 5, head, mean="log_odds")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -467,9 +467,9 @@ def test_labels_beyond_the_classes_are_refused():
     head.standardise(torch.tensor([0.3, 0.5]))
     rows, emb = cpu.Rows(frames(3, 4, 8).float()), frames(2, 4, 8).float()
     with pytest.raises(ValueError, match=r"labels within 0..1, got 2 in row 1"):
-        rows.class_sums(emb, 0.1, torch.tensor([0, 2, 1]), 2, head, score=False)
+        rows.class_sums(emb, 0.1, torch.tensor([0, 2, 1]), 2, head, mean="log_odds")
     with pytest.raises(ValueError, match=r"expected 3 labels, got 2"):
-        rows.class_sums(emb, 0.1, torch.tensor([0, 1]), 2, head, score=False)
+        rows.class_sums(emb, 0.1, torch.tensor([0, 1]), 2, head, mean="log_odds")
 
 
 def test_norms_beyond_single_precision_are_not_taken_for_zero():

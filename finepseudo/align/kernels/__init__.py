@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finepseudo.align.head import ScoreHead
+from finepseudo.align.head import Mean, ScoreHead
 from finepseudo.align.kernels import cpu, plain
 
 log = logging.getLogger("finepseudo")
@@ -34,7 +34,7 @@ class Rows(Protocol):
         ...
 
     def class_sums(
-        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, score: bool
+        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, mean: Mean
     ) -> Tensor:
         """Sums over each class's members of f_S(D), or of its sigmoid; [N, K] in double. The labels are sorted."""
         ...

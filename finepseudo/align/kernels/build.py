@@ -7,9 +7,8 @@ torch or a compiler the package still installs, and alignment runs in plain torc
 from __future__ import annotations
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from runpy import run_path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -19,16 +18,6 @@ from setuptools.errors import CompileError
 COMPILE = ("-O3", "-g0", "-std=c++17", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-fno-math-errno", "-fno-trapping-math")
 QUIET = ("-Wno-psabi", "-Wno-ignored-attributes")
 HERE = Path(__file__).parent
-
-
-def _beside(name: str) -> Any:
-    """A module of this folder by its file: the package cannot be imported while it is being built."""
-    spec = spec_from_file_location(f"finepseudo_build_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class BuildKernel(build_ext):
@@ -43,7 +32,8 @@ class BuildKernel(build_ext):
             raise CompileError(
                 "torch is not importable during the build: install with --no-build-isolation to have the CPU kernel"
             ) from error
-        digest = _beside("sources").source_digest(HERE, torch.__version__)
+        # by its file: the package cannot be imported while it is being built
+        digest = run_path(str(HERE / "sources.py"))["source_digest"](HERE, torch.__version__)
         ext.define_macros.append(("FINEPSEUDO_SOURCE", f'"{digest}"'))
         ext.include_dirs += cpp_extension.include_paths()
         ext.library_dirs += cpp_extension.library_paths()

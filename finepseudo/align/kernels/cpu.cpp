@@ -200,8 +200,6 @@ struct Head {
 
 // Work on one gallery in panels: [block][D][panels of a block][U][16].
 struct GalleryJob {
-  const float* emb;     // [N][T][D]
-  const float* panels;  // see above
   int64_t N, T, D, U, G, blocks, block_panels;
   double gamma, slack;
   float* dist;           // [N][G] or null
@@ -334,7 +332,8 @@ void solve(const PairJob<Real>& job) {
 }
 
 template <class Real>
-void pairs_of(const at::Tensor& cost, double gamma, const int64_t* lengths, at::Tensor& dist, Real* gradient) {
+void pairs_of(const at::Tensor& cost, double gamma, const int64_t* lengths, at::Tensor& dist, at::Tensor& shares) {
+  Real* gradient = shares.numel() ? shares.data_ptr<Real>() : nullptr;
   const int64_t P = cost.size(0), T = cost.size(1), U = cost.size(2);
   std::vector<Pair<Real>> pairs(P);
   for (int64_t p = 0; p < P; ++p)
@@ -351,9 +350,9 @@ std::tuple<at::Tensor, at::Tensor> soft_dtw(const at::Tensor& cost_PTU, double g
   at::Tensor shares = gradient ? at::zeros(cost.sizes(), cost.options()) : at::empty({0}, cost.options());
   const int64_t* given = lengths.numel() ? lengths.data_ptr<int64_t>() : nullptr;
   if (cost.scalar_type() == at::kDouble)
-    pairs_of<double>(cost, gamma, given, dist, gradient ? shares.data_ptr<double>() : nullptr);
+    pairs_of<double>(cost, gamma, given, dist, shares);
   else
-    pairs_of<float>(cost, gamma, given, dist, gradient ? shares.data_ptr<float>() : nullptr);
+    pairs_of<float>(cost, gamma, given, dist, shares);
   return {dist, shares};
 }
 
@@ -375,9 +374,12 @@ void over_strips(int64_t strips, const Run& run) {
   });
 }
 
+// D = R / 2T of a block as a symmetric square, and E of the pairs i <= j, if `shares` has room for it.
 template <class Real>
-void block_of(const at::Tensor& emb, double gamma, at::Tensor& dist, Real* gradient) {
+void block_of(const at::Tensor& emb, double gamma, at::Tensor& square, at::Tensor& shares) {
   const int64_t B = emb.size(0), T = emb.size(1), D = emb.size(2), clips = strip_clips(T);
+  Real* gradient = shares.numel() ? shares.data_ptr<Real>() : nullptr;
+  std::vector<Real> dist(B * (B + 1) / 2);
   const at::Tensor flat = emb.view({B * T, D}), across = flat.t();
   over_strips((B + clips - 1) / clips, [&](int64_t strip) {
     const int64_t top = strip * clips, rows = std::min(clips, B - top);
@@ -388,36 +390,26 @@ void block_of(const at::Tensor& emb, double gamma, at::Tensor& dist, Real* gradi
       for (int64_t j = i; j < B; ++j) {
         const int64_t p = triangle(i, j, B);
         pairs.push_back({product.data_ptr<Real>() + (i - top) * T * (B - top) * T + (j - top) * T, (B - top) * T,
-                         int(T), int(T), dist.data_ptr<Real>() + p, gradient ? gradient + p * T * T : nullptr, T});
+                         int(T), int(T), dist.data() + p, gradient ? gradient + p * T * T : nullptr, T});
       }
     const PairJob<Real> job{pairs.data(), int64_t(pairs.size()), int(T), int(T), gamma, true, gradient != nullptr};
     DISPATCH(pairs, job, 0, (job.count + LANES - 1) / LANES);
   });
-}
-
-// The upper triangle as a symmetric square, divided by the length of both.
-template <class Real>
-void unfold(const Real* dist, Real* square, int64_t B, int64_t T) {
+  Real* to = square.data_ptr<Real>();
   for (int64_t i = 0; i < B; ++i)
-    for (int64_t j = i; j < B; ++j) square[i * B + j] = square[j * B + i] = dist[triangle(i, j, B)] / Real(2 * T);
+    for (int64_t j = i; j < B; ++j) to[i * B + j] = to[j * B + i] = dist[triangle(i, j, B)] / Real(2 * T);
 }
 
 // D = R / 2T of a block, and where a gradient is wanted E of the pairs i <= j, in the order of the upper triangle.
 std::tuple<at::Tensor, at::Tensor> block(const at::Tensor& emb_BTD, double gamma, bool gradient) {
   const at::Tensor emb = emb_BTD.contiguous();
-  const int64_t P = emb.size(0) * (emb.size(0) + 1) / 2, T = emb.size(1);
-  at::Tensor dist = at::empty({P}, emb.options());
-  at::Tensor shares = at::empty({gradient ? P : 0, T, T}, emb.options());
-  if (emb.scalar_type() == at::kDouble)
-    block_of<double>(emb, gamma, dist, gradient ? shares.data_ptr<double>() : nullptr);
-  else
-    block_of<float>(emb, gamma, dist, gradient ? shares.data_ptr<float>() : nullptr);
-  const int64_t B = emb.size(0);
+  const int64_t B = emb.size(0), T = emb.size(1);
   at::Tensor square = at::empty({B, B}, emb.options());
+  at::Tensor shares = at::empty({gradient ? B * (B + 1) / 2 : 0, T, T}, emb.options());
   if (emb.scalar_type() == at::kDouble)
-    unfold(dist.data_ptr<double>(), square.data_ptr<double>(), B, T);
+    block_of<double>(emb, gamma, square, shares);
   else
-    unfold(dist.data_ptr<float>(), square.data_ptr<float>(), B, T);
+    block_of<float>(emb, gamma, square, shares);
   return {square, shares};
 }
 
@@ -499,8 +491,6 @@ at::Tensor gallery(const at::Tensor& emb_NTD, const at::Tensor& panels, int64_t 
                    bool score) {
   const at::Tensor emb = emb_NTD.contiguous(), label = label_G.contiguous(), head = head_3H.contiguous();
   GalleryJob job{};
-  job.emb = emb.data_ptr<float>();
-  job.panels = panels.data_ptr<float>();
   job.N = emb.size(0), job.T = emb.size(1), job.D = emb.size(2), job.U = U, job.G = G;
   job.blocks = panels.size(0), job.block_panels = panels.size(2) / (U * LANES);
   job.gamma = gamma, job.slack = slack;

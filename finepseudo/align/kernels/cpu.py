@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from finepseudo.align.head import ScoreHead
-from finepseudo.align.kernels.gradient import Pairs
+from finepseudo.align.head import Mean, ScoreHead
+from finepseudo.align.kernels.gradient import Pairs, Solved
 from finepseudo.align.kernels.sources import source_digest
 
 HERE = Path(__file__).parent
@@ -100,9 +100,7 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None) -> Tenso
     return Pairs.apply(cost_PTU, gamma, lengths_P2, _solve)
 
 
-def _solve(
-    cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradient: bool
-) -> tuple[Tensor, Tensor | None]:
+def _solve(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None, *, gradient: bool) -> Solved:
     lengths = torch.empty(0, 2, dtype=torch.int64) if lengths_P2 is None else lengths_P2
     dist_P, shares_PTU = torch.ops.finepseudo.soft_dtw(cost_PTU, gamma, lengths, gradient)
     return dist_P, shares_PTU if gradient else None
@@ -150,12 +148,12 @@ class Rows:
         return self._run(emb_NTD, gamma, nothing, 0, torch.empty(3, 0, dtype=torch.float64), 0.0, score=False)
 
     def class_sums(
-        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, score: bool
+        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, mean: Mean
     ) -> Tensor:
         """Sums over each class's members of f_S(D), or of its sigmoid; [N, K] in double."""
         slope_H, centre_H, height_H, bias = head.scaling()
         head_3H = torch.stack([slope_H, centre_H, height_H])
-        return self._run(emb_NTD, gamma, label_G, num_classes, head_3H, float(bias), score=score)
+        return self._run(emb_NTD, gamma, label_G, num_classes, head_3H, float(bias), score=mean == "score")
 
     def _run(
         self, emb_NTD: Tensor, gamma: float, label_G: Tensor, K: int, head_3H: Tensor, bias: float, *, score: bool

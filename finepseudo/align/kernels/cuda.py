@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from finepseudo.align.head import ScoreHead
+from finepseudo.align.head import Mean, ScoreHead
 
 ROWS = tl.constexpr(32)  # frames of u whose state a thread keeps in registers; longer videos are worked in stripes
 LEVELS = tl.constexpr(5)  # log2 of it
@@ -136,7 +136,7 @@ class Rows:
         return distances(emb_NTD, self.gallery_GUD, gamma)
 
     def class_sums(
-        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, score: bool
+        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, mean: Mean
     ) -> Tensor:
         """Sums over each class's members of f_S(D), or of its sigmoid; [N, K] in double. The labels are sorted."""
         head(emb_NTD.new_zeros(0))  # raises if it is not standardised; asks the device once only
@@ -145,7 +145,7 @@ class Rows:
         return class_sums(
             *(emb_NTD, self.gallery_GUD, start_C, softplus(head.slope_H), head.centre_H, softplus(head.height_H)),
             *(head.bias_1, head.mean, head.std, gamma),
-            as_score=score,
+            as_score=mean == "score",
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from finepseudo.align.head import ScoreHead
+from finepseudo.align.head import Mean, ScoreHead, alignability
 from finepseudo.align.kernels import reference
 from finepseudo.align.kernels.gradient import Pairs, Solved
 from finepseudo.align.kernels.memory import free_bytes
@@ -189,13 +189,13 @@ class Rows:
         return dist_NG
 
     def class_sums(
-        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, score: bool
+        self, emb_NTD: Tensor, gamma: float, label_G: Tensor, num_classes: int, head: ScoreHead, *, mean: Mean
     ) -> Tensor:
         """Sums over each class's members of f_S(D), or of its sigmoid; [N, K] in double."""
         total_NK = torch.zeros(len(emb_NTD), num_classes, dtype=torch.float64, device=emb_NTD.device)
         for rows, cols, tile in self._tiles(emb_NTD, gamma):
-            values = head(tile).sigmoid() if score else head(tile)
-            total_NK[rows] = total_NK[rows].index_add(1, label_G[cols], values.double())
+            values = alignability(tile, head, mean).double()
+            total_NK[rows] = total_NK[rows].index_add(1, label_G[cols], values)
         return total_NK
 
     def _tiles(self, emb_NTD: Tensor, gamma: float) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -46,28 +46,23 @@ inline double log_bound(int T, int U, double slack, double tolerance) {
   return LOG_SMALLEST - std::log(tolerance) + std::log(3.0 * T * U) + LOG_PATHS * (T + U - 2) + slack;
 }
 
-// Read a(T,U) of the lanes that end with row i (of `rows` in memory), after it was computed.
+// Read a(T,U) of the lanes that end with row i, after it was computed.
 INLINE void pick(const Lanes& n, int i, const double* row, double* z) {
   if (n.equal && i + 1 < n.T) return;
   for (int l = 0; l < LANES; ++l)
     if (n.t[l] == i + 1) z[l] = row[n.u[l] * LANES + l];
 }
 
-INLINE Mask settle(Group& g, Mask proven, const double* log_z, double gamma, int step) {
-  const Mask now = g.open & proven;
+// Take over the values of the open lanes for which a step has the right ones; says which these were.
+INLINE Mask settle(Group& g, Mask right, const double* dist, int step) {
+  const Mask now = g.open & right;
   for (int l = 0; l < LANES; ++l)
     if (now >> l & 1) {
-      g.dist[l] = -gamma * log_z[l];
+      g.dist[l] = dist[l];
       ++g.solved[step];
     }
   g.open &= ~now;
   return now;
-}
-
-INLINE Mask above(const double* log_z, double bound) {
-  Mask proven = 0;
-  for (int l = 0; l < LANES; ++l) proven |= Mask(log_z[l] > bound && log_z[l] < 1e9) << l;
-  return proven;
 }
 
 template <int B>
@@ -96,9 +91,15 @@ INLINE Mask step_one(const Real* cost, int64_t stride, Group& g, double gamma, W
     row_forward<B>(k, before, now, U);
     pick(g.n, i, now, z);
   }
-  double log_z[LANES];
+  double log_z[LANES], dist[LANES];
   logs<B>(z, log_z);
-  return settle(g, above(log_z, log_bound(g.n.T, U, g.slack, TOLERANCE<Real>)), log_z, gamma, 0);
+  const double bound = log_bound(g.n.T, U, g.slack, TOLERANCE<Real>);
+  Mask proven = 0;
+  for (int l = 0; l < LANES; ++l) {
+    dist[l] = -gamma * log_z[l];
+    proven |= Mask(log_z[l] > bound && log_z[l] < 1e9) << l;
+  }
+  return settle(g, proven, dist, 0);
 }
 
 // z: lower run at each lane's end; z_high: upper run; ends: exponent of both.
@@ -106,7 +107,7 @@ template <int B, class Real, bool DOT>
 INLINE Mask step_two(const Real* cost, int64_t stride, Group& g, double gamma, Work& w, bool keep, double* z,
                      double* z_high, double* ends) {
   const int U = g.n.U, row = (U + 1) * LANES;
-  double scale[LANES], exponent[LANES], log_z[LANES];
+  double scale[LANES], exponent[LANES], log_z[LANES], dist[LANES];
   fill(scale, 1, LANES);
   fill(exponent, 0, LANES);
   fill(z, 0, LANES);
@@ -129,10 +130,10 @@ INLINE Mask step_two(const Real* cost, int64_t stride, Group& g, double gamma, W
   logs<B>(z, log_z);
   Mask proven = 0;
   for (int l = 0; l < LANES; ++l) {
-    log_z[l] += LN2 * ends[l];
+    dist[l] = -gamma * (log_z[l] + LN2 * ends[l]);
     proven |= Mask(z[l] > 0x1p-900 && z_high[l] - z[l] <= TOLERANCE<Real> * z[l] && z[l] < 0x1p900) << l;
   }
-  return proven ? settle(g, proven, log_z, gamma, 1) : 0;
+  return settle(g, proven, dist, 1);
 }
 
 template <int B, class Real, bool DOT>
@@ -149,12 +150,7 @@ INLINE void values(const Real* cost, int64_t stride, Group& g, double gamma, Wor
   if (!g.open) return;
   double dist[LANES] = {};
   log_forward<B, Real, DOT>(cost, stride, g.n, gamma, w.low.data(), false, dist);
-  for (int l = 0; l < LANES; ++l)
-    if (g.open >> l & 1) {
-      g.dist[l] = dist[l];
-      ++g.solved[2];
-    }
-  g.open = 0;
+  settle(g, g.open, dist, 2);
 }
 
 // Row i's seed of b: 1 at the end of every lane that ends there; null if none does.
@@ -247,13 +243,7 @@ INLINE void gradients(const Real* cost, int64_t stride, Group& g, double gamma, 
   double dist[LANES] = {};
   log_forward<B, Real, false>(cost, stride, g.n, gamma, w.low.data(), true, dist);
   log_backward<B, Real>(cost, stride, g.n, gamma, w.low.data(), w.edge.data(), tile);
-  for (int l = 0; l < LANES; ++l)
-    if (g.open >> l & 1) {
-      g.dist[l] = dist[l];
-      ++g.solved[2];
-    }
-  emit.lanes(g.open);
-  g.open = 0;
+  emit.lanes(settle(g, g.open, dist, 2));
 }
 
 }  // namespace finepseudo
