@@ -34,7 +34,7 @@ import torch.nn.functional as F
 import tyro
 from scale_model import GROUPS, Cluster, Model, Sizes, UnitCosts, changed, growth, make_plan, row_frames
 
-from finepseudo import artefacts, rehearsal
+from finepseudo import rehearsal
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
@@ -45,15 +45,17 @@ from finepseudo.data.plan import Plan, Sample, plan_score
 from finepseudo.data.probe import examine
 from finepseudo.data.transforms import centre
 from finepseudo.errors import FinePseudoError, RecipeError
-from finepseudo.recipe import Recipe, Rehearsal, recipe_from
+from finepseudo.recipe import Recipe, Rehearsal
 from finepseudo.recipes import RECIPES, find
+from finepseudo.run import Run
 from finepseudo.runtime.ingest import DecodeBlocks
 from finepseudo.runtime.scorers import BLOCK_VIDEOS
-from finepseudo.runtime.stages import temperatures
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
 from finepseudo.train.initial import build_encoder
 from finepseudo.train.loop import Stage, build_objective
+from finepseudo.train.pseudo_labels import temperatures
 from finepseudo.train.session import Session
 
 FILE_FRAMES, FILE_SIZE = 300, 256
@@ -290,7 +292,7 @@ def finished(run: Path) -> tuple[Recipe, Sizes, dict[str, float]]:
     results = json.loads((run / "results.json").read_text())
     folder = Path(results["predictions"]).parent
     evaluated = json.loads((run / folder / artefacts.MARKER).read_text())["lineage"]["evaluate"]
-    recipe = recipe_from(json.loads((run / artefacts.RECIPE).read_text())["recipe"])
+    recipe = Run.at(Store(str(run))).recipe()
     recipe = changed(replace(recipe, methods=tuple(results["rounds"])), evaluate=evaluated)
     usable, parts = results["manifest"]["usable"], ("launch", "setup", "wait", "transfer", "compute", "commit")
     timing = {**results["timing"], "results": results["timing"][f"{folder}"]}

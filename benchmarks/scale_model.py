@@ -24,7 +24,7 @@ from finepseudo.recipe import Recipe
 from finepseudo.runtime.ingest import Layout
 from finepseudo.runtime.results import CALIBRATION
 from finepseudo.runtime.scorers import BLOCK_VIDEOS
-from finepseudo.runtime.stages import COMPARED
+from finepseudo.train.pseudo_labels import COMPARED
 
 GROUPS = ("decode", "train", "score")
 

@@ -17,7 +17,7 @@ import tyro
 from finepseudo.errors import FinePseudoError, RecipeError
 from finepseudo.recipe import Recipe, digest
 from finepseudo.recipes import RECIPES, find
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
 
@@ -31,6 +31,9 @@ class Options:
 
     run: str
     """Run directory: a path, or a URI such as s3://bucket/run."""
+    base: str = ""
+    """Another run directory of the same data: its manifest, its pre-training, and every training that would be the same
+    are used from there."""
     recipe: Flat
 
 

@@ -8,14 +8,14 @@ more clips at evaluation find the same artefacts.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 import sys
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from finepseudo.errors import RecipeError
+from finepseudo.storage.lineage import chosen, fingerprint, plain
 
 Method = Literal["finepseudo", "supervised", "supervised_2x", "pseudo_video", "pseudo_align"]
 
@@ -75,14 +75,20 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
-    """Size of pixels and length of clips."""
+class Pixels:
+    """What the encoders see of a frame."""
 
     height: int = 48
     """Height of decoded frames: scaled to cover, then cut at the centre."""
     width: int = 48
     crop: int = 40
     """Height and width that the encoders see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames(Pixels):
+    """Size of pixels and length of clips."""
+
     align: int = 24
     """T of f_A: frames spread over the whole action."""
     video: int = 16
@@ -90,8 +96,8 @@ class Frames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
-    """Augmentation of training clips; the draws are a pure function of a plan row."""
+class PixelAugment:
+    """Augmentation of pixels, on the training device."""
 
     scale_min: float = 0.8
     """Smallest side of the random crop, as a share of the decoded frame; the largest is the whole frame."""
@@ -103,6 +109,12 @@ class Augment:
     """Brightness and contrast are multiplied by 1 +- this."""
     colour: float = 0.15
     """Each channel is multiplied by 1 +- this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment(PixelAugment):
+    """Augmentation of training clips; the draws are a pure function of a plan row."""
+
     ends: float = 0.12
     """Largest share of the video cut off at either end."""
     warp: float = 0.3
@@ -138,7 +150,19 @@ class Optimiser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gitdl:
+class GitdlLoss:
+    """L_GITDL and its projection head."""
+
+    sigma2: float = 10.0
+    """Variance of the Gaussian target, frames^2."""
+    tau: float = 0.1
+    hidden: int = 256
+    """Width of the projection head, dropped afterwards."""
+    out: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gitdl(GitdlLoss):
     """Pre-training without labels (METHOD: GITDL)."""
 
     frame_steps: int = 800
@@ -152,16 +176,22 @@ class Gitdl:
     """n: frames of the global and of the local clip."""
     skip_global: int = 4
     skip_local: int = 2
-    sigma2: float = 10.0
-    """Variance of the Gaussian target, frames^2."""
-    tau: float = 0.1
-    hidden: int = 256
-    """Width of the projection head, dropped afterwards."""
-    out: int = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Align:
+class AvLoss:
+    """L_AV = L_AT + w L_Score, and the distance that it is made of."""
+
+    gamma: float = 0.1
+    margin: float = 0.1
+    triplet_weight: float = 1.0
+    """Weight of L_AT; 0 is an ablation."""
+    score_weight: float = 1.0
+    """w, weight of L_Score; 0 is an ablation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(AvLoss):
     """Alignability-verification metric learning of f_A (L_AV = L_AT + w L_Score)."""
 
     steps: int = 150
@@ -170,12 +200,6 @@ class Align:
     """P classes in one block."""
     clips: int = 4
     """M clips of each class."""
-    gamma: float = 0.1
-    margin: float = 0.1
-    triplet_weight: float = 1.0
-    """Weight of L_AT; 0 is an ablation."""
-    score_weight: float = 1.0
-    """w, weight of L_Score; 0 is an ablation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,68 +329,48 @@ class Recipe:
         _check_across(self)
 
 
+OUTSIDE = ("scale", "methods", "evaluate")
+"""Parts that may change between two starts in one run directory: they decide nothing that is trained."""
+
+
 def digest(recipe: Recipe) -> str:
-    """Twelve hexadecimal digits of what decides the training: everything but `scale`, `methods` and `evaluate`."""
-    return fingerprint(decisive(recipe))
+    """Twelve hexadecimal digits of what decides the training: the fields that are not as they are by default."""
+    return fingerprint({name: part for name, part in chosen(recipe).items() if name not in OUTSIDE})
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """The fields that the digest covers, as plain JSON values."""
-    body: dict[str, Any] = json.loads(json.dumps(_plain(recipe)))
-    return {key: value for key, value in body.items() if key not in ("scale", "methods", "evaluate")}
+    """All fields that decide the training, as plain JSON values."""
+    return {name: part for name, part in plain(recipe).items() if name not in OUTSIDE}
 
 
-def _plain(part: Any) -> Any:
-    """Dataclasses as dictionaries; a whole number in a float field is written as a float, however it was typed."""
-    if not dataclasses.is_dataclass(part):
-        return part
-    return {
-        item.name: float(value) if item.type == "float" else _plain(value)
-        for item in dataclasses.fields(part)
-        for value in [getattr(part, item.name)]
-    }
+def recipe_from(body: Mapping[str, Any]) -> Recipe:
+    """The recipe that `decisive` described; what it leaves out has its defaults.
+
+    Raises:
+        RecipeError: it has a field that no recipe has (any more).
+    """
+    return _read(Recipe, body, "")
 
 
-def recipe_from(body: dict[str, Any]) -> Recipe:
-    """The recipe that `decisive` described; what it leaves out has its defaults."""
-    parts: dict[str, Any] = {key: _PARTS[key](**value) if key in _PARTS else value for key, value in body.items()}
-    spec: dict[str, Any] | None = body["data"]["rehearsal"]
-    if spec is not None:
-        words: tuple[str, ...] = tuple(spec["words"])
-        parts["data"] = replace(parts["data"], rehearsal=replace(Rehearsal(**spec), words=words))
-    return Recipe(**parts)
+T = TypeVar("T")
 
 
-def fingerprint(body: Any) -> str:
-    """Twelve hexadecimal digits of any JSON value."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+def part_of(kind: type[T], whole: T) -> T:
+    """The fields of a section's base class alone, such as the loss of `align`: what one training reads of it."""
+    return kind(**{item.name: getattr(whole, item.name) for item in dataclasses.fields(cast(Any, kind))})
 
 
-def differences(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """`field: theirs -> mine` for every field in which two recipes differ."""
-    found: list[str] = []
-    for key in sorted(mine.keys() | theirs.keys()):
-        a, b = mine.get(key, "(absent)"), theirs.get(key, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(cast(dict[str, Any], a), cast(dict[str, Any], b), f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {b!r} -> {a!r}")
-    return found
+def _read(kind: Any, value: Any, name: str) -> Any:
+    """A JSON value as a field's type: dataclasses from mappings, tuples from lists."""
+    kinds = [option for option in (kind, *get_args(kind)) if dataclasses.is_dataclass(option)]
+    if kinds and isinstance(value, Mapping):
+        hints, body = get_type_hints(kinds[0]), cast(Mapping[str, Any], value)
+        unknown = sorted(body.keys() - hints.keys())
+        if unknown:
+            raise RecipeError(f"{name}{unknown[0]}: no recipe has this field; it was written by another version")
+        return cast(Any, kinds[0])(**{key: _read(hints[key], part, f"{name}{key}.") for key, part in body.items()})
+    return tuple(cast(list[Any], value)) if isinstance(value, list) else value
 
-
-_PARTS: dict[str, Any] = {
-    "data": Data,
-    "split": Split,
-    "frames": Frames,
-    "augment": Augment,
-    "models": Models,
-    "optimiser": Optimiser,
-    "gitdl": Gitdl,
-    "align": Align,
-    "supervise": Supervise,
-    "rounds": Rounds,
-    "label": Label,
-}
 
 # field -> (smallest, largest); None: no bound. Counts that are 0 where a stage may be left out start at 0.
 _RANGES: dict[str, tuple[float, float | None]] = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from finepseudo.cli import Options, describe, logged_to, main, parse
-from finepseudo.comparison import compare, table
 from finepseudo.recipe import Method
-from finepseudo.storage import Store
+from finepseudo.report.comparison import compare, table
+from finepseudo.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ def job(argv: Sequence[str]) -> None:
     if options.dry_run:
         print(describe(recipe, root), f"label seeds: {', '.join(map(str, options.seeds))}", sep="\n")
         return
-    from finepseudo.report import write_report
+    from finepseudo.report.page import write_report
     from finepseudo.runtime.cluster import cluster
     from finepseudo.runtime.rounds import run_rounds
 
-    found, base = {}, root.child("shared")
+    found, base = {}, Store(options.base) if options.base else root.child("shared")
     with logged_to(root), cluster(recipe):
         for seed in options.seeds:
             run = root.child(f"seed-{seed}")

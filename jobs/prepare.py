@@ -6,21 +6,21 @@ import json
 from collections.abc import Sequence
 
 from finepseudo.cli import Options, logged_to, main, parse
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 
 def job(argv: Sequence[str]) -> None:
     """Parse, prepare, print what is usable and what was rejected, with reasons."""
     options = parse(Options, argv, program="jobs/prepare.py", description=__doc__ or "")
-    run = Store(options.run)
-    from finepseudo.artefacts import claim_run
+    run, base = Store(options.run), Store(options.base or options.run)
+    from finepseudo.run import claim
     from finepseudo.runtime.cluster import cluster
     from finepseudo.runtime.prepare import ensure_manifest
     from finepseudo.runtime.rounds import ensure_split
 
     with logged_to(run), cluster(options.recipe):
-        claim_run(run, options.recipe)
-        manifest = ensure_manifest(options.recipe, run)
+        claim(run, options.recipe)
+        manifest = ensure_manifest(options.recipe, base)
         split = ensure_split(options.recipe, run, manifest.truth("train"))
     for row in manifest.table.to_pylist():
         if row["status"] != "ok":

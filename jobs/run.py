@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finepseudo.cli import Options, describe, logged_to, main, parse
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,18 @@ class RunOptions(Options):
 def job(argv: Sequence[str]) -> None:
     """Parse, run, print what was learned."""
     options = parse(RunOptions, argv, program="jobs/run.py", description=__doc__ or "")
-    run = Store(options.run)
+    run, base = Store(options.run), Store(options.base or options.run)
     if options.dry_run:
         print(describe(options.recipe, run))
         return
-    from finepseudo.report import summary, write_report
+    from finepseudo.report.page import summary, write_report
     from finepseudo.runtime.cluster import cluster
     from finepseudo.runtime.rounds import run_rounds
 
     with logged_to(run), cluster(options.recipe):
-        results = run_rounds(options.recipe, run)
+        results = run_rounds(options.recipe, run, base)
     print(summary(results))
-    print(f"results: {run.uri('results.json')}\npage: {write_report(run, results)}")
+    print(f"results: {run.uri('results.json')}\npage: {write_report(run, results, base)}")
 
 
 if __name__ == "__main__":

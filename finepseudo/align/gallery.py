@@ -1,13 +1,14 @@
-"""The gallery: embeddings of the labelled videos with their labels, one immutable and validated value.
+"""What f_A made of videos: embeddings, and the gallery, which also knows the class of each. Immutable and validated.
 
-Axes: G gallery, T frames, D embedding, K classes.
+Axes: N videos, G gallery, T frames, D embedding, K classes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,7 +19,68 @@ from torch import Tensor
 
 from finepseudo.errors import ArtefactError
 
-_FORMAT = "finepseudo.gallery.1"
+_FORMAT = "finepseudo.embeddings.1"
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Frame embeddings of videos of any kind, whose classes are nobody's business here.
+
+    Args:
+        emb_NTD: frame embeddings, floating point, finite, L2-normalised over D.
+        video_ids: N distinct names.
+    Raises:
+        ArtefactError: shapes, types or names do not fit, or an embedding is not finite; rows are named.
+    """
+
+    emb_NTD: Tensor
+    video_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_rows("embeddings", "(N,T,D)", self.emb_NTD, self.video_ids)
+        bad = (~self.emb_NTD.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            named = ", ".join(f"{n} ({self.video_ids[n]})" for n in bad[:8])
+            raise ArtefactError(f"embeddings: expected finite values, got {len(bad)} bad rows: {named}")
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    def among(self, video_ids: Collection[str]) -> Embeddings:
+        """Those of the named videos, in the present order."""
+        rows = [n for n, video_id in enumerate(self.video_ids) if video_id in video_ids]
+        return Embeddings(self.emb_NTD[rows], tuple(self.video_ids[n] for n in rows))
+
+    def gallery(self, labels: Mapping[str, int], num_classes: int) -> Gallery:
+        """The videos that have a label, with it."""
+        members = self.among(labels.keys())
+        label_G = torch.tensor([labels[video_id] for video_id in members.video_ids], dtype=torch.int64)
+        return Gallery(members.emb_NTD, label_G, members.video_ids, num_classes)
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; equal embeddings give equal bytes."""
+        about = {"format": _FORMAT, "video_ids": self.video_ids}
+        # one key only: the order of several would differ from file to file
+        metadata = {"embeddings": json.dumps(about, sort_keys=True)}
+        return save({"emb_NTD": self.emb_NTD.detach().cpu().contiguous()}, metadata=metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Embeddings:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ArtefactError: it is not such a file, or its content is not valid.
+        """
+        try:
+            tensors = load(data)
+            about = json.loads(_metadata(data)["embeddings"])
+            written = about["format"]
+            if written != _FORMAT:
+                raise ArtefactError(f"embeddings: expected format {_FORMAT}, got {written}; embed the videos again")
+            emb_NTD, ids = tensors["emb_NTD"], tuple(about["video_ids"])
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ArtefactError(f"{len(data)} bytes are not embeddings ({error}); embed the videos again") from error
+        return cls(emb_NTD, ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +103,10 @@ class Gallery:
 
     def __post_init__(self) -> None:
         emb, label = self.emb_GTD, self.label_G
-        if emb.dim() != 3 or 0 in emb.shape or not emb.is_floating_point():
-            raise ArtefactError(f"gallery: expected non-empty floating emb (G,T,D), got {_describe(emb)}")
+        _check_rows("gallery", "(G,T,D)", emb, self.video_ids)
         G = len(emb)
         if tuple(label.shape) != (G,) or label.dtype != torch.int64:
             raise ArtefactError(f"gallery: expected label int64 ({G},) beside {_describe(emb)}, got {_describe(label)}")
-        if len(self.video_ids) != G:
-            raise ArtefactError(f"gallery: expected {G} video_ids for emb {_describe(emb)}, got {len(self.video_ids)}")
-        if len(set(self.video_ids)) != G:
-            seen: set[str] = set()
-            twice = [v for v in self.video_ids if v in seen or seen.add(v)]
-            raise ArtefactError(f"gallery: expected distinct video_ids, got twice: {twice[:8]}")
         self._refuse((label < 0) | (label >= self.num_classes), f"labels within 0..{self.num_classes - 1}")
         self._refuse(~emb.flatten(1).isfinite().all(1), "finite embeddings")
 
@@ -107,31 +162,15 @@ class Gallery:
         edges = [k * len(self) // n for k in range(n + 1)]
         return tuple(self.take(range(a, b)) for a, b in pairwise(edges))
 
-    def to_bytes(self) -> bytes:
-        """One safetensors file; equal galleries give equal bytes."""
-        about = {"format": _FORMAT, "num_classes": self.num_classes, "video_ids": self.video_ids}
-        tensors = {"emb_GTD": self.emb_GTD.detach().cpu().contiguous(), "label_G": self.label_G.cpu().contiguous()}
-        # one key only: the order of several would differ from file to file
-        return save(tensors, metadata={"gallery": json.dumps(about, sort_keys=True)})
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Gallery:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            ArtefactError: it is not such a file, or its content is not a valid gallery.
-        """
-        try:
-            tensors = load(data)
-            about = json.loads(_metadata(data)["gallery"])
-            found = about["format"]
-            if found != _FORMAT:
-                raise ArtefactError(f"gallery: expected format {_FORMAT}, got {found}; embed the gallery again")
-            emb_GTD, label_G = tensors["emb_GTD"], tensors["label_G"]
-            ids, num_classes = tuple(about["video_ids"]), int(about["num_classes"])
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ArtefactError(f"gallery: {len(data)} bytes are not a gallery ({error}); embed it again") from error
-        return cls(emb_GTD, label_G, ids, num_classes)
+def _check_rows(what: str, axes: str, emb: Tensor, video_ids: tuple[str, ...]) -> None:
+    if emb.dim() != 3 or 0 in emb.shape or not emb.is_floating_point():
+        raise ArtefactError(f"{what}: expected non-empty floating emb {axes}, got {_describe(emb)}")
+    if len(video_ids) != len(emb):
+        raise ArtefactError(f"{what}: expected {len(emb)} video_ids for emb {_describe(emb)}, got {len(video_ids)}")
+    if len(set(video_ids)) != len(video_ids):
+        twice = [video_id for video_id, count in Counter(video_ids).items() if count > 1]
+        raise ArtefactError(f"{what}: expected distinct video_ids, got twice: {twice[:8]}")
 
 
 def _metadata(data: bytes) -> dict[str, str]:

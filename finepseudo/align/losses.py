@@ -200,11 +200,13 @@ def av_loss(
     weight_B: Tensor,
     *,
     margin: float = 0.1,
+    triplet_weight: float = 1.0,
     score_weight: float = 1.0,
 ) -> AvOutput:
     """Alignability-verification loss of a block.
 
         L_AV = L_AT + w L_Score                                                                   [P]
+        a weight of L_AT other than 1 is for ablations                                            [C]
 
     Args:
         dist_BB: alignment distances of the block, symmetric.
@@ -213,6 +215,7 @@ def av_loss(
         video_B: int64, equal for rows of the same video.
         weight_B: weight of each row, >= 0; rows of 0 take no part.
         margin: m of L_AT.
+        triplet_weight: of L_AT.
         score_weight: w [C].
     Returns:
         the sum and its terms.
@@ -221,7 +224,7 @@ def av_loss(
     """
     triplet = triplet_loss(dist_BB, label_B, video_B, weight_B, margin=margin)
     score = score_loss(log_odds_BB, label_B, video_B, weight_B)
-    return AvOutput(loss=triplet.loss + score_weight * score, triplet=triplet, score=score)
+    return AvOutput(loss=triplet_weight * triplet.loss + score_weight * score, triplet=triplet, score=score)
 
 
 def _pairs(values_BB: Tensor, label_B: Tensor, video_B: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

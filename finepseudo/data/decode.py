@@ -16,7 +16,7 @@ import numpy as np
 
 from finepseudo.data.cache import ClipCache
 from finepseudo.errors import DecodeError
-from finepseudo.storage import read_uri
+from finepseudo.storage.store import read_uri
 
 decord.logging.set_level(decord.logging.QUIET)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Data
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from finepseudo import artefacts
 from finepseudo.data.formats import Annotation
 from finepseudo.errors import ManifestError
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 FOLDER = "manifest"
 

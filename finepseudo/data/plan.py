@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from finepseudo import artefacts
 from finepseudo.data import sampling
 from finepseudo.data.manifest import Video
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 SCHEMA = pa.schema(
     [

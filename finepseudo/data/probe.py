@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from finepseudo.errors import DecodeError
-from finepseudo.storage import read_uri
+from finepseudo.storage.store import read_uri
 
 
 class Prober:

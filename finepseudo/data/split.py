@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from finepseudo.data.plan import derive
 from finepseudo.errors import ManifestError
-from finepseudo.recipe import fingerprint
+from finepseudo.storage.lineage import fingerprint
 
 
 @dataclass(frozen=True)

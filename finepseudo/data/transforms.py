@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finepseudo.recipe import Augment
+from finepseudo.recipe import PixelAugment
 
 MEAN, STD = 0.45, 0.225
 """Of pixels in 0..1, the same for all channels, as video encoders are commonly trained with."""
 
 
-def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: Augment, crop: int) -> Tensor:
+def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: PixelAugment, crop: int) -> Tensor:
     """Random crop, cutout, gain and colour: uint8 clips to normalised clip_BTCHW of `crop` x `crop` pixels."""
     draws = [_draw(seed, how) for seed in seed_B]
     box_B4 = torch.tensor(np.stack([draw[0] for draw in draws]), dtype=torch.float32)
@@ -33,14 +33,14 @@ def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: Augment, crop: int) 
     return (clip_BTCHW - MEAN) / STD
 
 
-def centre(clip_BTHWC: Tensor, how: Augment, crop: int) -> Tensor:
+def centre(clip_BTHWC: Tensor, how: PixelAugment, crop: int) -> Tensor:
     """The same without chance, for inference: a centred crop of the mean size."""
     side = (1 + how.scale_min) / 2
     box_B4 = torch.tensor([[side, side, 0.0, 0.0]]).expand(len(clip_BTHWC), 4)
     return (_crop(clip_BTHWC, box_B4, crop) - MEAN) / STD
 
 
-def _draw(seed: int, how: Augment) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float] | None]:
+def _draw(seed: int, how: PixelAugment) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float] | None]:
     """Box (height, width, centre y, centre x; the frame is -1..1), contrast and channel gains, cutout edges."""
     rng = np.random.default_rng(seed)
     side = rng.uniform(how.scale_min, 1)

@@ -23,7 +23,7 @@ from finepseudo.data.decode import Decoder
 from finepseudo.data.plan import Plan
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import Recipe
-from finepseudo.storage import Store, default_cache_dir
+from finepseudo.storage.store import Store, default_cache_dir
 
 
 @dataclass(frozen=True)

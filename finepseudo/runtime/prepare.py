@@ -13,13 +13,15 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from finepseudo import artefacts, rehearsal
+from finepseudo import rehearsal
 from finepseudo.data.formats import read_annotations
 from finepseudo.data.manifest import FOLDER, Manifest, build_manifest
 from finepseudo.data.probe import Prober
 from finepseudo.errors import ClusterError
-from finepseudo.recipe import Recipe, Rehearsal, fingerprint
-from finepseudo.storage import Store
+from finepseudo.recipe import Recipe, Rehearsal
+from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import fingerprint
+from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
 

@@ -6,28 +6,27 @@ The only room that reads the truth of the test and the unlabelled videos. Axes: 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
-from finepseudo import artefacts, measures
 from finepseudo.align import collaborate
-from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import distances
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import derive
-from finepseudo.recipe import digest, fingerprint
-from finepseudo.runtime.stages import SECONDS, Finish, Start, Work, temperatures
+from finepseudo.recipe import digest
+from finepseudo.results import RoundLabels, accuracy, gains, pair_test, round_quality
+from finepseudo.run import RESULTS, SECONDS, Run
+from finepseudo.runtime.stages import Finish, Start, Work
 from finepseudo.runtime.trainer import launch_seconds
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import fingerprint
 from finepseudo.train import checkpoint
+from finepseudo.train.pseudo_labels import temperatures
 
-RESULTS = "results.json"
 CALIBRATION = 256
 """Unlabelled videos on which the temperatures of an evaluation are set: test videos never set anything."""
 
@@ -73,7 +72,7 @@ def ensure_results(work: Work, shared: Work, start: Start, finishes: Mapping[str
     artefacts.ensure(work.run, folder, lineage, make)
     body = json.loads(artefacts.read_part(work.run, folder, "results.json"))
     body["predictions"] = f"{folder}/predictions.parquet"
-    body["timing"] = _timing(work.run, shared.run)
+    body["timing"] = _timing(Run.at(work.run, shared.run))
     work.run.write(RESULTS, json.dumps(body, indent=1).encode())
     return body
 
@@ -88,7 +87,7 @@ def _evaluate(
     work: Work, start: Start, finishes: Mapping[str, Finish]
 ) -> tuple[dict[str, Any], pa.Table, dict[str, float]]:
     """One pass over test and calibration videos, through all encoders."""
-    members = work.members(start.aligned)
+    members = work.gallery(start.aligned)
     frames = {"stage_2": (start.frame, members)} | {name: (f.frame, f.gallery) for name, f in finishes.items()}
     by_digest = {frame.digest: (name, frame, gallery) for name, (frame, gallery) in frames.items()}
     name_of = {name: by_digest[frame.digest][0] for name, (frame, _) in frames.items()}
@@ -118,165 +117,50 @@ def _evaluate(
         p_A_NK = collaborate.p_align(sbar_NK[is_test], heat.tau_A)
         p_E_NK = collaborate.p_video(logits_NK[is_test], heat.tau_E)
         parts = {"f_E": p_E_NK, "p_A": p_A_NK, "fused": collaborate.fuse(p_A_NK, p_E_NK)}
-        found[name] = {part: _accuracy(p_NK.numpy(), truth_N) for part, p_NK in parts.items()}
+        found[name] = {part: asdict(accuracy(p_NK.numpy(), truth_N)) for part, p_NK in parts.items()}
         found[name]["temperatures"] = vars(heat)
         for part, p_NK in parts.items():
             columns[f"{name}/{part}"] = p_NK.argmax(1).numpy()
     return found, pa.table(columns), dict(scores.seconds)
 
 
-def _accuracy(p_NK: np.ndarray, truth_N: np.ndarray) -> dict[str, Any]:
-    """Top-1, top-5, mean-class, each with its standard error; calibration error; accuracy of every class."""
-    N, K = p_NK.shape
-    label_N = p_NK.argmax(1)
-    per_class = measures.per_class_accuracy(label_N, truth_N, K)
-    counts = measures.class_counts(truth_N, K)
-    top1, top5 = (measures.top_k_accuracy(p_NK, truth_N, k) for k in (1, min(5, K)))
-    tested = counts > 0
-    variance = per_class[tested] * (1 - per_class[tested]) / counts[tested]
-    return {
-        "top1": top1,
-        "top1_se": measures.proportion_standard_error(top1, N),
-        "top5": top5,
-        "top5_se": measures.proportion_standard_error(top5, N),
-        "mean_class": float(per_class[tested].mean()),
-        "mean_class_se": float(np.sqrt(variance.sum()) / tested.sum()),
-        "calibration_error": measures.calibration_error(p_NK.max(1), label_N == truth_N),
-        "per_class": [None if not count else float(value) for value, count in zip(per_class, counts, strict=True)],
-        "videos": N,
-    }
-
-
 def _gains(predictions: pa.Table) -> dict[str, Any]:
-    """Top-1 of finepseudo minus that of every other method, on the same test videos, with its paired standard error."""
-    truth_N = predictions.column("truth").to_numpy()
-    found: dict[str, Any] = {}
-    for part in ("f_E", "fused"):
-        if f"finepseudo/{part}" not in predictions.column_names:
-            continue
-        right_N = (predictions.column(f"finepseudo/{part}").to_numpy() == truth_N).astype(float)
-        for other in ("supervised", "supervised_2x", "pseudo_video", "pseudo_align"):
-            if f"{other}/{part}" in predictions.column_names:
-                gain_N = right_N - (predictions.column(f"{other}/{part}").to_numpy() == truth_N)
-                se = float(gain_N.std(ddof=1) / np.sqrt(len(gain_N))) if len(gain_N) > 1 else None
-                found[f"{part}, over {other}"] = {"value": float(gain_N.mean()), "se": se}
-    return found
+    """Top-1 of finepseudo minus that of every other method, on the same test videos."""
+    columns = {name: predictions.column(name).to_numpy() for name in predictions.column_names if "/" in name}
+    others = ("supervised", "supervised_2x", "pseudo_video", "pseudo_align")
+    paired = gains(columns, predictions.column("truth").to_numpy(), "finepseudo", others)
+    return {name: asdict(gain) for name, gain in paired.items()}
 
 
 def _round(work: Work, name: str) -> dict[str, Any]:
     """Quality of the labels of one round, by the truth that labelling never saw."""
-    folder = f"labels/{name}"
-    rows = artefacts.read_table(work.run, folder, "labels.parquet").to_pylist()
-    truth = work.manifest.truth("train")
-    truth_N = np.array([truth[row["video_id"]] for row in rows])
-    accepted = np.array([row["accepted"] for row in rows], bool)
-    column = {key: np.array([row[key] for row in rows]) for key in ("label", "label_A", "label_E")}
-    confidence = {key: np.array([row[key] for row in rows]) for key in ("confidence", "confidence_A", "confidence_E")}
-    curves = {}
-    for name_p, label, score in (
-        ("p", "label", "confidence"), ("p_A", "label_A", "confidence_A"), ("p_E", "label_E", "confidence_E"),
-    ):  # fmt: skip
-        curve = measures.precision_coverage_curve(confidence[score], column[label], truth_N)
-        keep = np.unique(np.linspace(0, len(curve.coverage) - 1, 50).astype(int))
-        curves[name_p] = {"coverage": curve.coverage[keep].tolist(), "precision": curve.precision[keep].tolist()}
-    quality = measures.label_quality(accepted, column["label"], truth_N)
-    count = int(accepted.sum())
-    right_accepted = column["label"][accepted] == truth_N[accepted]
-    return {
-        "name": name,
-        "unlabelled": len(rows),
-        "accepted": count,
-        "coverage": quality.coverage,
-        "agreement": measures.agreement(column["label_A"], column["label_E"]),
-        "precision": quality.precision,
-        "precision_se": measures.proportion_standard_error(quality.precision, count) if count else None,
-        "precision_all": {
-            key: _share(column[label] == truth_N) for key, label in
-            (("p_E", "label_E"), ("p_A", "label_A"), ("p", "label"))
-        },
-        "precision_accepted": {
-            key: _share(column[label][accepted] == truth_N[accepted]) for key, label in
-            (("p_E", "label_E"), ("p_A", "label_A"), ("p", "label"))
-        },
-        "calibration_error": measures.calibration_error(confidence["confidence"], column["label"] == truth_N),
-        "accepted_per_class": measures.class_counts(column["label"][accepted], work.manifest.num_classes).tolist(),
-        "right_per_class": measures.class_counts(
-            column["label"][accepted][right_accepted], work.manifest.num_classes
-        ).tolist(),
-        "curves": curves,
-        "temperatures": json.loads(artefacts.read_part(work.run, folder, "temperatures.json")),
-    }  # fmt: skip
-
-
-def _share(right_N: np.ndarray) -> dict[str, float] | None:
-    if not len(right_N):
-        return None
-    value = float(right_N.mean())
-    return {"value": value, "se": measures.proportion_standard_error(value, len(right_N))}
+    reader, truth = Run.at(work.run), work.manifest.truth("train")
+    table = reader.labels(name)
+    columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
+    truth_N = np.array([truth[video_id] for video_id in table.column("video_id").to_pylist()])
+    quality = round_quality(RoundLabels(**columns), truth_N, work.manifest.num_classes)
+    return {"name": name, **asdict(quality), "temperatures": reader.temperatures(name)}
 
 
 def _pairs(work: Work, start: Start) -> dict[str, Any]:
-    """Average precision of same-class pairs of held-out videos, by four scores (the paper's Fig. 1c)."""
+    """The pair test on the held-out videos that were embedded beside D_l."""
     truth = work.manifest.truth("test")
-    pretrained, aligned = (_strangers(gallery, truth) for gallery in (start.pretrained, start.aligned))
-    gamma = work.recipe.align.gamma
-    mean_ND = torch.nn.functional.normalize(pretrained.emb_GTD.mean(1), dim=-1)
-    emb_NX = pretrained.emb_GTD.flatten(1)
-    scores: dict[str, Tensor] = {
-        "pooled_cosine": mean_ND @ mean_ND.T,
-        "timestamp_cosine": emb_NX @ emb_NX.T,
-        "dtw": -distances(pretrained.emb_GTD, pretrained.emb_GTD, gamma),
-        "score": -distances(aligned.emb_GTD, aligned.emb_GTD, gamma),
-    }
-    label_N = np.array([truth[video_id] for video_id in pretrained.video_ids])
+    pretrained, aligned = (embedded.among(truth.keys()) for embedded in (start.pretrained, start.aligned))
     if pretrained.video_ids != aligned.video_ids:
         raise AssertionError("the pair test needs the same videos before and after alignment")
-    first, second = np.triu_indices(len(label_N), k=1)
-    same_P = label_N[first] == label_N[second]
-    video_P2 = np.stack([first, second], 1)
-    found: dict[str, Any] = {"videos": len(label_N), "pairs": len(first), "same": int(same_P.sum())}
-    if not 0 < same_P.sum() < len(same_P):
-        return found
-    for name, score_NN in scores.items():
-        score_P = score_NN.numpy()[first, second]
-        found[name] = {
-            "value": measures.pair_average_precision(score_P, same_P),
-            "se": measures.pair_ap_standard_error(score_P, same_P, video_P2, resamples=50),
-        }
-    return found
+    label_N = np.array([truth[video_id] for video_id in pretrained.video_ids])
+    return pair_test(pretrained.emb_NTD, aligned.emb_NTD, label_N, work.recipe.align.gamma).json()
 
 
-def _strangers(gallery: Gallery, truth: Mapping[str, int]) -> Gallery:
-    return gallery.take([i for i, video_id in enumerate(gallery.video_ids) if video_id in truth])
-
-
-def _timing(*stores: Store) -> dict[str, Any]:
+def _timing(run: Run) -> dict[str, Any]:
     """Seconds of every training and pass by kind, and the share that trainers waited for clips."""
-    found: dict[str, Any] = {}
-    for store in dict.fromkeys(stores):
-        for folder in _stages(store, "train"):
-            _, _, seconds = checkpoint.read_history(store, folder)
-            loop = sum(seconds.get(kind, 0.0) for kind in ("setup", "wait", "transfer", "compute", "commit"))
-            seconds["launch"] = launch_seconds(store, folder)
-            seconds["waiting_share"] = seconds.get("wait", 0.0) / loop if loop else 0.0
-            found[folder] = seconds
-        for root in ("gallery", "labels", "results"):
-            for folder in _passes(store, root):
-                found[folder] = json.loads(artefacts.read_part(store, folder, SECONDS))
-    return found
-
-
-def _stages(store: Store, folder: str) -> list[str]:
-    """Folders below that hold a training's history."""
-    names = store.list(folder)
-    if "history" in names:
-        return [folder]
-    return [found for name in names for found in _stages(store, f"{folder}/{name}") if name != "snapshot"]
-
-
-def _passes(store: Store, folder: str) -> list[str]:
-    """Committed folders below that hold a pass's seconds."""
-    names: Sequence[str] = store.list(folder)
-    if SECONDS in names:
-        return [folder] if artefacts.MARKER in names else []
-    return [found for name in names for found in _passes(store, f"{folder}/{name}")]
+    timing: dict[str, Any] = {}
+    for store, folder in run.trainings():
+        _, _, seconds = checkpoint.read_history(store, folder)
+        loop = sum(seconds.get(kind, 0.0) for kind in ("setup", "wait", "transfer", "compute", "commit"))
+        seconds["launch"] = launch_seconds(store, folder)
+        seconds["waiting_share"] = seconds.get("wait", 0.0) / loop if loop else 0.0
+        timing[folder] = seconds
+    for store, folder in run.passes():
+        timing[folder] = json.loads(artefacts.read_part(store, folder, SECONDS))
+    return timing

@@ -13,19 +13,21 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from finepseudo import artefacts
-from finepseudo.align.gallery import Gallery
+from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.data.split import SplitLists, make_split
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Recipe
+from finepseudo.run import claim, labels, round_name
 from finepseudo.runtime import results
 from finepseudo.runtime.prepare import ensure_manifest
 from finepseudo.runtime.progress import listening
 from finepseudo.runtime.scorers import Scores
-from finepseudo.runtime.stages import Finish, Start, Trained, Work, compare_labelled, side_by_side
-from finepseudo.storage import Store
+from finepseudo.runtime.stages import Finish, Start, Trained, Work, side_by_side
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.initial import Part, ensure_initial
+from finepseudo.train.pseudo_labels import compare_labelled
 
 log = logging.getLogger("finepseudo")
 
@@ -37,19 +39,20 @@ def run_rounds(recipe: Recipe, run: Store, base: Store | None = None, *, train: 
         recipe: what to run.
         run: the run directory.
         base: another run directory whose data, manifest and pre-training are used (and made if missing); the run's own
-            by default. Runs that differ in `split` and what follows can share them.
+            by default. Any other training that is committed there is used too if it would be the same one here: an
+            ablation shares all that it does not change.
         train: False: only evaluate what is committed.
     Raises:
         ArtefactError: the run directory belongs to another recipe; or, without `train`, a stage is not committed.
     """
-    artefacts.claim_run(run, recipe)
+    claim(run, recipe)
     base = base or run
     manifest = ensure_manifest(recipe, base)
     split = ensure_split(recipe, run, manifest.truth("train"))
     log.info("split %s: %d labelled, %d unlabelled", split.fingerprint, len(split.labelled), len(split.unlabelled))
     with listening() as board:
-        shared = Work(recipe, base, manifest, split, board, may_train=train)
-        work = Work(recipe, run, manifest, split, board, may_train=train)
+        shared = Work(recipe, base, base, manifest, split, board, may_train=train)
+        work = Work(recipe, run, base, manifest, split, board, may_train=train)
         start = stage_2(work, shared)
         finishes = run_methods(work, start)
         return results.ensure_results(work, shared, start, finishes)
@@ -59,10 +62,10 @@ def stage_2(work: Work, shared: Work) -> Start:
     """Both encoders, pre-trained without labels and then trained on D_l, side by side."""
     recipe = work.recipe
 
-    def frame_side() -> tuple[Trained, Gallery, Gallery, float | None]:
+    def frame_side() -> tuple[Trained, Embeddings, Embeddings, float | None]:
         pretrained = pretrain(shared, "frame", recipe.gitdl.frame_steps)
         before = work.embed("pretrained", pretrained, results.pair_videos(work))
-        compared = compare_labelled(work.members(before), recipe.align.gamma, work.seed("compare"))
+        compared = compare_labelled(work.gallery(before), recipe.align.gamma, work.seed("compare"))
         make = functools.partial(
             plan_align, work.labelled(), [], recipe.align, frames=recipe.frames.align, augment=recipe.augment,
             steps=recipe.align.steps, label_share=1.0, blocks_per_step=recipe.optimiser.blocks_per_step,
@@ -102,14 +105,14 @@ def run_methods(work: Work, start: Start) -> dict[str, Finish]:
     """Every method of the recipe, from the same start and with the same number of f_E steps."""
     methods = work.recipe.methods
     unlabelled = [work.videos[video_id] for video_id in work.split.unlabelled]
-    members = work.members(start.aligned)
+    members = work.gallery(start.aligned)
 
     @functools.cache
     def first_scores() -> Scores:
         return _score_unlabelled(work, "round-1", start.frame, start.video, members)
 
     pseudo = [method for method in methods if not method.startswith("supervised")]
-    if unlabelled and any(artefacts.committed(work.run, f"labels/{method}/round-1") is None for method in pseudo):
+    if unlabelled and any(artefacts.committed(work.run, labels(round_name(method, 1))) is None for method in pseudo):
         first_scores()  # once, for all methods that label: their first round starts from the same encoders
 
     branches: list[Callable[[], dict[str, Finish]]] = [
@@ -124,7 +127,7 @@ def _self_train(work: Work, start: Start, members: Gallery, method: Any, first_s
     recipe, rounds = work.recipe, work.recipe.rounds
     frame, video, gallery, names = start.frame, start.video, members, []
     for number in range(1, rounds.count + 1):
-        name = f"{method}/round-{number}"
+        name = round_name(method, number)
         lineage = {"f_A": frame.digest, "f_E": video.digest, "clips": recipe.label.clips}
         scores = first_scores if number == 1 else functools.partial(
             _score_unlabelled, work, name, frame, video, gallery
@@ -150,7 +153,7 @@ def _self_train(work: Work, start: Start, members: Gallery, method: Any, first_s
 
         if number <= rounds.frame_rounds and method != "pseudo_video":
             video, frame = side_by_side(train_video, train_frame)
-            gallery = work.members(work.embed(name, frame))
+            gallery = work.gallery(work.embed(name, frame))
         else:
             video = train_video()
     return Finish(frame, video, gallery, names)
@@ -161,7 +164,7 @@ def _supervised(work: Work, start: Start, members: Gallery) -> dict[str, Finish]
     recipe, rounds, video = work.recipe, work.recipe.rounds, start.video
     found = {}
     for number in range(1, rounds.count + 1):
-        name = f"supervised/round-{number}"
+        name = round_name("supervised", number)
         make = _classify_plan(work, name, rounds.video_steps)
         video = _train_video(work, f"{name}/video", make, rounds.video_steps, rounds.video_lr, video)
     if "supervised" in recipe.methods:

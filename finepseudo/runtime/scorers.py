@@ -17,15 +17,16 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, plan_score
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import Recipe
+from finepseudo.run import pass_plan
 from finepseudo.runtime.ingest import scoring_stream
 from finepseudo.runtime.progress import describe
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.predict import Predictor
 
 log = logging.getLogger("finepseudo")
@@ -82,7 +83,7 @@ class AlignmentPool:
         plan = plan_score(
             videos, align_frames=frames.align, video_frames=frames.video, clips=clips, block_videos=BLOCK_VIDEOS
         )
-        folder = f"plans/score/{name}-{plan.fingerprint}"
+        folder = pass_plan(name, plan.fingerprint)
         lineage = {"plan": plan.fingerprint, "block_rows": plan.block_rows}
         artefacts.ensure(self.run, folder, lineage, plan.parts)
         shared = {key: ray.put(gallery) for key, gallery in galleries.items()}

@@ -16,12 +16,12 @@ from ray.data import ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from finepseudo import artefacts
 from finepseudo.data.plan import Plan
 from finepseudo.errors import FinePseudoError, TrainingError
 from finepseudo.recipe import Recipe
 from finepseudo.runtime.ingest import Layout, training_stream
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.loop import Stage, run_stage
 from finepseudo.train.session import Session

@@ -18,10 +18,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from finepseudo import artefacts
 from finepseudo.errors import ArtefactError
 from finepseudo.models import weights
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import plain
+from finepseudo.storage.store import Store
 from finepseudo.train.engine import MOMENTS, Engine
 from finepseudo.train.session import Session
 
@@ -106,7 +107,7 @@ def export_snapshot(store: Store, folder: str, *, lineage: Mapping[str, Any]) ->
     state = {name.partition(":")[2]: value for name, value in whole.items()}
     state |= {name: parts["param"].view(shapes[name]) for name, parts in tensors.items()}
     kept = {name: value for name, value in state.items() if not name.startswith("projection.")}
-    data = weights.to_bytes(kept, {"lineage": json.dumps(dict(lineage), sort_keys=True)})
+    data = weights.to_bytes(kept, {"lineage": json.dumps(plain(lineage), sort_keys=True)})
     artefacts.commit(store, f"{folder}/snapshot", {"weights.safetensors": data}, lineage)
     store.delete(f"{folder}/checkpoints")
 

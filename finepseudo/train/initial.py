@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from finepseudo import artefacts
 from finepseudo.data.plan import derive
 from finepseudo.models import weights
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder, build
 from finepseudo.recipe import Recipe
-from finepseudo.storage import Store, read_uri
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store, read_uri
 
 Part = Literal["frame", "video"]
 

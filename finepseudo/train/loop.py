@@ -6,24 +6,24 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 
-from finepseudo import artefacts
 from finepseudo.align.head import ScoreHead
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.plan import Plan, derive
 from finepseudo.errors import StreamError, TrainingError
 from finepseudo.models import weights
 from finepseudo.models.encoders import VideoEncoder
-from finepseudo.recipe import Recipe
-from finepseudo.storage import Store
+from finepseudo.recipe import PixelAugment, Pixels, Recipe, part_of
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.engine import Engine
 from finepseudo.train.initial import Part, build_encoder
-from finepseudo.train.objectives import Objective, ObjectiveName, make_objective
+from finepseudo.train.objectives import Objective, ObjectiveName, loss_of, make_objective
 from finepseudo.train.session import Session
 
 Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
@@ -55,11 +55,20 @@ class Stage:
     """Mean and deviation of D over the labelled pairs, for a new score head; 0: the head comes with the snapshot."""
 
     def lineage(self, recipe: Recipe) -> dict[str, Any]:
-        """What decides the weights that come out; where things lie does not."""
-        body = {key: value for key, value in asdict(self).items() if key not in ("folder", "plan", "init")}
-        for part in ("augment", "frames", "models", "optimiser", "gitdl", "align"):
-            body[part] = asdict(getattr(recipe, part))
-        return {**body, "seed": recipe.seed}
+        """What decides the weights that come out, and nothing else: another stage's fields and places do not.
+
+        Sections are dataclasses here, so a field that an older training lacks counts as equal while it has its default.
+        """
+        beside = ("folder", "plan", "init", *(("num_classes",) if self.part == "frame" else ()))
+        return {
+            **{key: value for key, value in vars(self).items() if key not in beside},
+            "encoder": getattr(recipe.models, self.part),
+            "pixels": part_of(Pixels, recipe.frames),
+            "augment": part_of(PixelAugment, recipe.augment),
+            "loss": loss_of(self.objective, recipe),
+            "optimiser": recipe.optimiser,
+            "seed": recipe.seed,
+        }
 
 
 def build_objective(stage: Stage, recipe: Recipe) -> Objective:

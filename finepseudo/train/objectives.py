@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finepseudo.align.head import ScoreHead
-from finepseudo.align.losses import gitdl_loss, score_loss, triplet_loss
+from finepseudo.align.losses import av_loss, gitdl_loss
 from finepseudo.align.softdtw import block_distances
 from finepseudo.data.batch import ClipBatch
 from finepseudo.data.transforms import augment
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder
-from finepseudo.recipe import Align, Augment, Gitdl
+from finepseudo.recipe import AvLoss, GitdlLoss, PixelAugment, Recipe, part_of
 
 ObjectiveName = Literal["gitdl", "align", "classify"]
 Output = tuple[Tensor, dict[str, Tensor]]
@@ -27,7 +27,7 @@ Output = tuple[Tensor, dict[str, Tensor]]
 class Objective(nn.Module):
     """An encoder and a loss; `forward(batch)` gives the block's loss and what to log beside it."""
 
-    def __init__(self, encoder: nn.Module, how: Augment, crop: int) -> None:
+    def __init__(self, encoder: nn.Module, how: PixelAugment, crop: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.how, self.crop = how, crop
@@ -44,7 +44,7 @@ class GitdlObjective(Objective):
     block once.
     """
 
-    def __init__(self, encoder: FrameEncoder | VideoEncoder, gitdl: Gitdl, how: Augment, crop: int) -> None:
+    def __init__(self, encoder: FrameEncoder | VideoEncoder, gitdl: GitdlLoss, how: PixelAugment, crop: int) -> None:
         super().__init__(encoder, how, crop)
         self.gitdl = gitdl
         width = encoder.dim if isinstance(encoder, FrameEncoder) else encoder.feature_dim
@@ -77,7 +77,7 @@ class GitdlObjective(Objective):
 class AlignObjective(Objective):
     """L_AV = L_AT + w L_Score of f_A on one block of P classes x M clips."""
 
-    def __init__(self, encoder: FrameEncoder, score: ScoreHead, align: Align, how: Augment, crop: int) -> None:
+    def __init__(self, encoder: FrameEncoder, score: ScoreHead, align: AvLoss, how: PixelAugment, crop: int) -> None:
         super().__init__(encoder, how, crop)
         self.score = score
         self.align = align
@@ -88,12 +88,18 @@ class AlignObjective(Objective):
         emb_BTD = self.encoder(self.clips(batch))
         with torch.autocast(emb_BTD.device.type, enabled=False):
             dist_BB = block_distances(emb_BTD.float(), gamma=self.align.gamma)
-            rows = (batch.label_B, batch.video_B, batch.weight_B)
-            triplet = triplet_loss(dist_BB, *rows, margin=self.align.margin)
-            score = score_loss(self.score(dist_BB), *rows)
-            loss = self.align.triplet_weight * triplet.loss + self.align.score_weight * score
-        logged = {"L_AT": triplet.loss, "L_Score": score, "anchors_skipped": triplet.skipped}
-        return loss, {name: value.detach().float() for name, value in logged.items()}
+            av = av_loss(
+                dist_BB,
+                self.score(dist_BB),
+                batch.label_B,
+                batch.video_B,
+                batch.weight_B,
+                margin=self.align.margin,
+                triplet_weight=self.align.triplet_weight,
+                score_weight=self.align.score_weight,
+            )
+        logged = {"L_AT": av.triplet.loss, "L_Score": av.score, "anchors_skipped": av.triplet.skipped}
+        return av.loss, {name: value.detach().float() for name, value in logged.items()}
 
 
 class ClassifyObjective(Objective):
@@ -113,12 +119,18 @@ class ClassifyObjective(Objective):
         return (loss_B * batch.weight_B).sum() / rows, {}
 
 
-def make_objective(name: ObjectiveName, encoder: Any, recipe: Any, score: ScoreHead | None = None) -> Objective:
+def loss_of(name: ObjectiveName, recipe: Recipe) -> GitdlLoss | AvLoss | None:
+    """What an objective reads of the recipe: its loss, without the steps and plans of the sections that hold it."""
+    losses = {"gitdl": part_of(GitdlLoss, recipe.gitdl), "align": part_of(AvLoss, recipe.align)}
+    return losses.get(name)
+
+
+def make_objective(name: ObjectiveName, encoder: Any, recipe: Recipe, score: ScoreHead | None = None) -> Objective:
     """The objective of a stage."""
-    how, crop = recipe.augment, recipe.frames.crop
-    if name == "gitdl":
-        return GitdlObjective(encoder, recipe.gitdl, how, crop)
-    if name == "align":
+    how, crop, loss = part_of(PixelAugment, recipe.augment), recipe.frames.crop, loss_of(name, recipe)
+    if isinstance(loss, GitdlLoss):
+        return GitdlObjective(encoder, loss, how, crop)
+    if isinstance(loss, AvLoss):
         assert score is not None
-        return AlignObjective(encoder, score, recipe.align, how, crop)
+        return AlignObjective(encoder, score, loss, how, crop)
     return ClassifyObjective(encoder, how, crop)

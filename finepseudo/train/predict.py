@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
@@ -21,7 +20,8 @@ from finepseudo.data.transforms import centre
 from finepseudo.models import weights
 from finepseudo.models.encoders import build
 from finepseudo.recipe import Recipe
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 
 class Predictor:

@@ -8,7 +8,7 @@ import time
 from conftest import RUN_LIMIT_S, call, run_command
 
 from finepseudo.data.plan import Plan
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 
 # Each kill comes when this appears for the first time.

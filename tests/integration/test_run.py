@@ -6,7 +6,7 @@ import pytest
 from conftest import call
 
 from finepseudo.data.plan import Plan
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 
 STAGES = (
@@ -111,6 +111,25 @@ def test_another_recipe_is_refused_with_the_difference(smoke):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("ArtefactError")]
     assert "align.margin: 0.1 -> 0.2" in line
     assert json.loads((smoke.folder / "recipe.json").read_text())["digest"] in line
+
+
+def test_ablation_shares_what_it_does_not_change(smoke, tmp_path):
+    """Another margin: pre-training and the supervision of f_E are those of the base, f_A's alignment is not."""
+    before = {path: path.stat().st_mtime_ns for path in smoke.folder.rglob("committed.json")}
+    done = call(tmp_path / "run", "--base", smoke.folder, "--align.margin", 0.2, "--methods", "supervised")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {path: path.stat().st_mtime_ns for path in smoke.folder.rglob("committed.json")} == before
+    trained = {
+        line.split(": training steps")[0].split()[-1] for line in done.stderr.splitlines() if "training st" in line
+    }
+    assert trained == {"align/frame"}
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["digests"]["stage_2"]["f_E"] == smoke.results["digests"]["stage_2"]["f_E"]
+    assert results["digests"]["stage_2"]["f_A"] != smoke.results["digests"]["stage_2"]["f_A"]
+    assert results["digests"]["supervised"]["f_E"] == smoke.results["digests"]["supervised"]["f_E"]
+    own = {name for name in results["timing"] if name.startswith("train/")}
+    assert own == {f"train/{stage}" for stage in STAGES if not stage.startswith("finepseudo")}
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
 
 
 def test_impossible_requests_end_with_one_clear_line(tmp_path):

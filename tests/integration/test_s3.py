@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from conftest import call
 
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 START_LIMIT_S = 60
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from finepseudo import artefacts
 from finepseudo.data.plan import Plan, Sample, plan_classify
 from finepseudo.recipes import find
 from finepseudo.runtime.cluster import cluster
@@ -17,7 +16,8 @@ from finepseudo.runtime.prepare import ensure_manifest
 from finepseudo.runtime.progress import listening
 from finepseudo.runtime.scorers import AlignmentPool
 from finepseudo.runtime.trainer import ensure_trained
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import committed_step, read_history
 from finepseudo.train.initial import ensure_initial
 from finepseudo.train.loop import Stage

@@ -1,15 +1,11 @@
 """Markers come last, what is there is looked up, and what is damaged or foreign is refused."""
 
-import json
-
 import pyarrow as pa
 import pytest
 
-from finepseudo import artefacts
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import Recipe, digest
-from finepseudo.recipes import find
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 
 @pytest.fixture
@@ -123,29 +119,3 @@ def test_tables_come_back_as_they_were(store):
     artefacts.commit(store, "stage", {"t.parquet": artefacts.table_bytes(table)}, {})
     assert artefacts.read_table(store, "stage", "t.parquet").equals(table)
     assert artefacts.table_bytes(table) == artefacts.table_bytes(table)
-
-
-def test_run_directory_belongs_to_one_recipe(store):
-    smoke, other = find("rehearsal_smoke"), find("rehearsal")
-    artefacts.claim_run(store, smoke)
-    artefacts.claim_run(store, smoke)
-    with pytest.raises(ArtefactError) as refused:
-        artefacts.claim_run(store, other)
-    text = str(refused.value)
-    for said in (digest(smoke), digest(other), store.uri(), "align.steps: 8 -> 150", "name: 'rehearsal_smoke'"):
-        assert said in text
-    assert "align.margin" not in text, "the same in both"
-    assert json.loads(store.read("recipe.json"))["digest"] == digest(smoke)
-
-
-def test_run_directory_takes_other_hardware_and_other_methods(store):
-    recipe = find("rehearsal")
-    artefacts.claim_run(store, recipe)
-    body = {"methods": ("pseudo_video",), "scale": type(recipe.scale)(score_workers=3)}
-    artefacts.claim_run(store, Recipe(**{**vars(recipe), **body}))
-
-
-def test_a_torn_claim_is_refused(store):
-    store.write("recipe.json", b"")
-    with pytest.raises(ArtefactError, match=r"recipe.json is damaged .* use another --run"):
-        artefacts.claim_run(store, find("rehearsal"))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_helpers import DyingStore, case, largest_difference, launch, losses, snapshot, train
 
-from finepseudo import artefacts
 from finepseudo.errors import ArtefactError
+from finepseudo.storage import artefacts
 from finepseudo.train import checkpoint
 from finepseudo.train.loop import build_objective
 

@@ -7,7 +7,7 @@ import pytest
 from finepseudo.data.formats import Annotation, check_id, read_annotations
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Data
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 GOOD = {"vid_name": "t", "label": 0}
 

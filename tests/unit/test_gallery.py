@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from finepseudo.align.gallery import Gallery
+from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.errors import ArtefactError
 
 torch.set_num_threads(1)
@@ -53,37 +53,57 @@ def test_slices_hold_each_member_once(n, sizes):
     assert all(p.num_classes == 4 for p in parts)
 
 
+def embeddings(dtype=torch.float32, prefix="v") -> Embeddings:
+    first = gallery(dtype=dtype, prefix=prefix)
+    return Embeddings(first.emb_GTD, first.video_ids)
+
+
+def test_gallery_takes_the_labelled_ones_with_their_labels():
+    labelled = embeddings().gallery({"v4": 2, "v1": 0, "elsewhere": 1}, num_classes=3)
+    assert labelled.video_ids == ("v1", "v4")
+    assert labelled.label_G.tolist() == [0, 2]
+    assert torch.equal(labelled.emb_GTD, embeddings().emb_NTD[[1, 4]])
+    assert labelled.counts() == [1, 0, 1]
+    assert embeddings().among({"v5", "v0"}).video_ids == ("v0", "v5")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_bytes_bring_everything_back(dtype):
-    first = gallery(dtype=dtype, prefix='ä"\n')
-    again = Gallery.from_bytes(first.to_bytes())
-    assert again.emb_GTD.dtype == dtype
-    assert torch.equal(again.emb_GTD, first.emb_GTD)
-    assert torch.equal(again.label_G, first.label_G)
-    assert (again.video_ids, again.num_classes) == (first.video_ids, 4)
+    first = embeddings(dtype=dtype, prefix='ä"\n')
+    again = Embeddings.from_bytes(first.to_bytes())
+    assert again.emb_NTD.dtype == dtype
+    assert torch.equal(again.emb_NTD, first.emb_NTD)
+    assert again.video_ids == first.video_ids
     assert again.to_bytes() == first.to_bytes()
 
 
-def test_equal_galleries_give_equal_bytes_and_others_do_not():
-    assert len({gallery().to_bytes() for _ in range(20)}) == 1
-    strided = gallery()
-    turned = Gallery(
-        strided.emb_GTD.transpose(1, 2).contiguous().transpose(1, 2), strided.label_G, strided.video_ids, 4
-    )
-    assert turned.to_bytes() == strided.to_bytes()
-    assert gallery(num_classes=5).to_bytes() != gallery().to_bytes()
+def test_equal_embeddings_give_equal_bytes_and_others_do_not():
+    assert len({embeddings().to_bytes() for _ in range(20)}) == 1
+    first = embeddings()
+    turned = Embeddings(first.emb_NTD.transpose(1, 2).contiguous().transpose(1, 2), first.video_ids)
+    assert turned.to_bytes() == first.to_bytes()
+    assert embeddings(prefix="w").to_bytes() != first.to_bytes()
 
 
 @pytest.mark.parametrize("cut", [0, 7, 40, -1])
 def test_damaged_bytes_are_refused(cut):
-    with pytest.raises(ArtefactError, match=r"bytes are not a gallery .* embed it again"):
-        Gallery.from_bytes(gallery().to_bytes()[:cut])
+    with pytest.raises(ArtefactError, match=r"bytes are not embeddings .* embed the videos again"):
+        Embeddings.from_bytes(embeddings().to_bytes()[:cut])
 
 
 def test_bytes_of_another_format_are_refused():
-    data = gallery().to_bytes()
-    with pytest.raises(ArtefactError, match=r"format finepseudo.gallery.1, got finepseudo.gallery.9"):
-        Gallery.from_bytes(data.replace(b"finepseudo.gallery.1", b"finepseudo.gallery.9"))
+    data = embeddings().to_bytes()
+    with pytest.raises(ArtefactError, match=r"format finepseudo.embeddings.1, got finepseudo.embeddings.9"):
+        Embeddings.from_bytes(data.replace(b"finepseudo.embeddings.1", b"finepseudo.embeddings.9"))
+
+
+def test_broken_embeddings_are_named():
+    emb = embeddings().emb_NTD.clone()
+    emb[1, 0, 0], emb[5, 2, 4] = math.nan, math.inf
+    with pytest.raises(ArtefactError, match=r"finite values, got 2 bad rows: 1 \(v1\), 5 \(v5\)"):
+        Embeddings(emb, embeddings().video_ids)
+    with pytest.raises(ArtefactError, match=r"embeddings: expected 6 video_ids .* got 1"):
+        Embeddings(embeddings().emb_NTD, ("v1",))
 
 
 def test_broken_members_are_named():

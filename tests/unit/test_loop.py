@@ -17,9 +17,9 @@ from training_helpers import (
     train,
 )
 
-from finepseudo import artefacts
 from finepseudo.models import weights
 from finepseudo.recipe import Data
+from finepseudo.storage import artefacts
 from finepseudo.train import checkpoint
 from finepseudo.train.checkpoint import read_history
 from finepseudo.train.loop import build_objective

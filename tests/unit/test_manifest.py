@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from finepseudo import artefacts
 from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import FOLDER, Manifest, Video, build_manifest
 from finepseudo.errors import ManifestError
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 NAMES = ("tuck", "pike")
 

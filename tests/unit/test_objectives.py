@@ -116,6 +116,23 @@ def test_rows_of_weight_zero_take_no_part_in_the_loss(kind, tmp_path):
     assert here != pytest.approx(whole, rel=1e-6)
 
 
+def test_av_loss_weighs_its_terms_as_the_recipe_says(tmp_path):
+    one = case(tmp_path, "align", "weights")
+
+    def loss_of(triplet_weight, score_weight):
+        align = replace(one.recipe.align, triplet_weight=triplet_weight, score_weight=score_weight)
+        objective = build_objective(one.stage, replace(one.recipe, align=align)).eval()
+        with torch.inference_mode():
+            loss, logged = objective(batch_of(one.plan, 0))
+        return float(loss), float(logged["L_AT"]), float(logged["L_Score"])
+
+    _, triplet, score = loss_of(1.0, 1.0)
+    assert triplet > 0.01
+    assert score > 0.01
+    for weights in ((1.0, 1.0), (3.0, 0.0), (0.0, 2.0), (0.5, 4.0)):
+        assert loss_of(*weights)[0] == pytest.approx(weights[0] * triplet + weights[1] * score, rel=1e-5)
+
+
 def test_soft_targets_and_weights_are_those_of_the_plan(tmp_path):
     """Mean over the block's rows of weight x cross-entropy with the target, or the label where there is none."""
     one = case(tmp_path, "classify", "soft")

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finepseudo import artefacts
 from finepseudo.data import sampling
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import SCHEMA, Plan, Sample, derive, plan_align, plan_classify, plan_gitdl, plan_score
 from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 HERE = Path(__file__).parent
 

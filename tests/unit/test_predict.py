@@ -8,7 +8,6 @@ import pytest
 import torch
 from training_helpers import CPU, K, case, largest_difference, picture, plain_loop, recipe, videos
 
-from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import class_scores
 from finepseudo.data.plan import plan_score
@@ -16,7 +15,8 @@ from finepseudo.data.transforms import centre
 from finepseudo.errors import ArtefactError
 from finepseudo.models import weights
 from finepseudo.recipe import Label, Models
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.initial import build_encoder, ensure_initial
 from finepseudo.train.loop import build_objective
 from finepseudo.train.predict import Predictor, load_score_head, snapshot_lineage

@@ -17,12 +17,11 @@ from finepseudo.recipe import (
     Rehearsal,
     Scale,
     decisive,
-    differences,
     digest,
-    fingerprint,
     recipe_from,
 )
 from finepseudo.recipes import find
+from finepseudo.storage.lineage import differences, fingerprint
 
 
 def leaves(value, prefix=""):

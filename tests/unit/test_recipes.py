@@ -11,7 +11,7 @@ from finepseudo.cli import Options, describe, parse
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import Recipe, decisive, digest, recipe_from
 from finepseudo.recipes import RECIPES, find
-from finepseudo.storage import Store
+from finepseudo.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "deepspeed", "decord", "av", "sklearn")
@@ -175,7 +175,7 @@ def test_help_lists_the_recipes_fields(name):
     "body",
     [
         "import finepseudo.recipes, finepseudo.cli, finepseudo.storage",
-        "import finepseudo.artefacts",
+        "import finepseudo.storage.artefacts",
         "sys.argv = ['run.py', '--help']; runpy.run_path('jobs/run.py', run_name='__main__')",
         "sys.argv = ['run.py', 'rehearsal', '--run', '/nowhere/x', '--dry-run'];"
         "runpy.run_path('jobs/run.py', run_name='__main__')",

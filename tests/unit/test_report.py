@@ -10,15 +10,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from finepseudo import artefacts, rehearsal
-from finepseudo.align.gallery import Gallery
+from finepseudo import rehearsal
+from finepseudo.align.gallery import Embeddings
 from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import FOLDER, build_manifest
 from finepseudo.models import weights
-from finepseudo.recipe import Rehearsal, decisive
+from finepseudo.recipe import Rehearsal
 from finepseudo.recipes import find
-from finepseudo.report import METHODS, figure, gain, summary, write_report
-from finepseudo.storage import Store
+from finepseudo.report.page import METHODS, figure, gain, summary, write_report
+from finepseudo.run import claim
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.initial import build_encoder
 
 HOSTILE = "<script>alert('x')</script>"
@@ -77,7 +79,7 @@ def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0,
 
 def a_run(folder, recipe="rehearsal_smoke"):
     run = Store(str(folder))
-    run.write("recipe.json", json.dumps({"recipe": decisive(find(recipe))}).encode())
+    claim(run, find(recipe))
     return run
 
 
@@ -235,9 +237,9 @@ def labelled_run(tmp_path):
     artefacts.commit(run, "train/align/frame/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})
     train = manifest.videos("train")
     labelled, unlabelled = [train[0], train[2]], [train[1], train[3]]
-    emb_GTD = torch.nn.functional.normalize(torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    gallery = Gallery(emb_GTD, torch.tensor([0, 1]), tuple(video.video_id for video in labelled), 2)
-    artefacts.commit(run, "gallery/aligned", {"gallery.safetensors": gallery.to_bytes()}, {})
+    emb_NTD = torch.nn.functional.normalize(torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    embedded = Embeddings(emb_NTD, tuple(video.video_id for video in labelled))
+    artefacts.commit(run, "embeddings/aligned", {"embeddings.safetensors": embedded.to_bytes()}, {})
     rows = [
         {"video_id": video.video_id, "label": 0, "confidence": 0.9 - 0.3 * n, "accepted": n == 0, "label_A": 0,
          "label_E": 1, "confidence_A": 0.9, "confidence_E": 0.5}

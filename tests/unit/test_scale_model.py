@@ -14,7 +14,7 @@ from finepseudo.data.split import make_split
 from finepseudo.errors import RecipeError
 from finepseudo.recipes import find
 from finepseudo.runtime.cluster import needed
-from finepseudo.runtime.stages import COMPARED
+from finepseudo.train.pseudo_labels import COMPARED
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 scale, scale_model = importlib.import_module("scale"), importlib.import_module("scale_model")

@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
-from finepseudo.comparison import compare, table
+from finepseudo.data.manifest import Video
 from finepseudo.errors import ManifestError, TrainingError
 from finepseudo.recipes import find
+from finepseudo.report.comparison import compare, table
 from finepseudo.runtime.rounds import ensure_split
-from finepseudo.runtime.stages import COMPARED, compare_labelled, guard, side_by_side, soft_targets, temperatures
-from finepseudo.storage import Store
+from finepseudo.runtime.stages import side_by_side
+from finepseudo.storage.store import Store
+from finepseudo.train.pseudo_labels import (
+    COMPARED,
+    compare_labelled,
+    guard,
+    pseudo_samples,
+    soft_targets,
+    temperatures,
+)
 
 NAMES = ("tuck", "pike", "twist")
 
@@ -101,6 +110,31 @@ def test_soft_targets_spread_what_was_not_kept():
     assert soft_targets([], 4).shape == (0, 4)
 
 
+def video_of(video_id, index):
+    return Video(index, video_id, f"{video_id}.mp4", "", 30, 48, 48)
+
+
+def test_accepted_videos_become_samples_that_weigh_their_confidence():
+    rows = [("a", 2, 0.5, True), ("b", 0, 0.9, False), ("c", 1, 0.75, True)]
+    table = pa.table(
+        {
+            "video_id": [row[0] for row in rows],
+            "label": [row[1] for row in rows],
+            "confidence": [row[2] for row in rows],
+            "accepted": [row[3] for row in rows],
+            "top": [[2, 0], [0, 1], [1, 2]],
+            "top_p": [[0.5, 0.3], [0.9, 0.1], [0.75, 0.25]],
+        }
+    )
+    videos = {video_id: video_of(video_id, index) for index, video_id in enumerate("abcd")}
+    samples, targets_MK = pseudo_samples(table, videos, 3, soft=True)
+    assert [(s.video.video_id, s.label, s.weight, s.target) for s in samples] == [("a", 2, 0.5, 0), ("c", 1, 0.75, 1)]
+    np.testing.assert_allclose(targets_MK, [[0.3, 0.2, 0.5], [0, 0.75, 0.25]], atol=1e-6)
+    hard, no_targets = pseudo_samples(table, videos, 3, soft=False)
+    assert [(s.label, s.weight, s.target) for s in hard] == [(2, 0.5, -1), (1, 0.75, -1)]
+    assert no_targets is None
+
+
 @given(st.integers(2, 40), st.integers(0, 10_000), st.floats(0.01, 30))
 def test_soft_targets_sum_to_one_and_keep_the_winner(num_classes, seed, sharpness):
     logits_K = sharpness * np.random.default_rng(seed).normal(size=num_classes)
@@ -129,7 +163,7 @@ def test_statistics_are_over_pairs_of_two_videos():
 
 
 def test_many_labelled_videos_are_compared_by_a_balanced_sample(monkeypatch):
-    monkeypatch.setattr("finepseudo.runtime.stages.COMPARED", 8)
+    monkeypatch.setattr("finepseudo.train.pseudo_labels.COMPARED", 8)
     some = gallery(30)
     assert compare_labelled(some, 0.1, 3) == compare_labelled(some.balanced(4, 3), 0.1, 0)
     assert compare_labelled(some, 0.1, 3) != compare_labelled(some, 0.1, 4)

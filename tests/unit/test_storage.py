@@ -10,7 +10,7 @@ import time
 import pytest
 
 from finepseudo.errors import ArtefactError
-from finepseudo.storage import Store, await_file, read_uri
+from finepseudo.storage.store import Store, await_file, read_uri
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_readers_in_a_thread_never_see_a_part_of_a_file(store):
 
 def test_readers_in_another_process_never_see_a_part_of_a_file(store):
     code = (
-        "import sys; from finepseudo.storage import Store\n"
+        "import sys; from finepseudo.storage.store import Store\n"
         "store, seen = Store(sys.argv[1]), set()\n"
         "print('ready', flush=True)\n"
         "while not store.exists('done'): seen.add(store.read('file'))\n"
@@ -86,7 +86,7 @@ def test_create_lets_one_of_many_win(store):
     assert not store.create("a/b", b"2")
     assert store.read("a/b") == b"1"
     code = (
-        "import sys; from finepseudo.storage import Store\n"
+        "import sys; from finepseudo.storage.store import Store\n"
         "sys.stdin.read(); print(Store(sys.argv[1]).create('claim', sys.argv[2].encode()))"
     )
     racers = [python(code, store.root, number, stdin=subprocess.PIPE) for number in range(3)]
@@ -185,7 +185,8 @@ def test_full_disk_leaves_the_old_file_and_no_temporary(small_disk, verb):
 def test_a_limit_on_the_size_of_files_is_met_like_a_full_disk(store):
     store.write("file", b"kept")
     code = (
-        "import resource, sys; from finepseudo.storage import Store; from finepseudo.errors import ArtefactError\n"
+        "import resource, sys; from finepseudo.errors import ArtefactError; "
+        "from finepseudo.storage.store import Store\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: Store(sys.argv[1]).write('file', b'x' * 100_000)\n"
         "except ArtefactError as error: print(error)"

@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from finepseudo import artefacts
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, derive, plan_align, plan_classify, plan_gitdl
 from finepseudo.models import weights
 from finepseudo.recipe import Align, Frames, Gitdl, Optimiser, Recipe, Scale, Supervise
-from finepseudo.storage import Store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 from finepseudo.train.loop import Stage, build_objective, run_stage
 from finepseudo.train.session import Session

@@ -18,11 +18,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from finepseudo import artefacts, measures
+from finepseudo import measures
 from finepseudo.errors import FinePseudoError
-from finepseudo.examples import Example, choose_examples
-from finepseudo.storage import Store
-from finepseudo.train.checkpoint import read_history
+from finepseudo.recipe import decisive
+from finepseudo.report.examples import Example, choose_examples
+from finepseudo.run import REPORT, Run, training
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 METHODS = ("supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo")
 PAIRS = (
@@ -64,7 +66,7 @@ def write_report(run: Store, results: Results, base: Store | None = None) -> str
         examples, no_examples = [_drawn(example) for example in choose_examples(run, base, results)], ""
     except (FinePseudoError, FileNotFoundError) as error:  # videos may have moved since; the figures are still there
         examples, no_examples = [], str(error)
-    template = files("finepseudo").joinpath("report.html.jinja").read_text()
+    template = files("finepseudo.report").joinpath("page.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     body = page.render(
         results=results,
@@ -79,11 +81,11 @@ def write_report(run: Store, results: Results, base: Store | None = None) -> str
         longest=max(map(_whole, _trainings(results)), default=0.0),
         examples=examples,
         no_examples=no_examples,
-        recipe=json.dumps(json.loads(run.read(artefacts.RECIPE))["recipe"], indent=1),
+        recipe=json.dumps(decisive(Run.at(run).recipe()), indent=1),
         summary=summary(results),
     )
-    run.write("report.html", body.encode())
-    return run.uri("report.html")
+    run.write(REPORT, body.encode())
+    return run.uri(REPORT)
 
 
 def figure(value: Value | None, sign: str = "") -> str:
@@ -302,10 +304,11 @@ def _axes(width: float, height: float, count: int = 1, columns: int = 1) -> tupl
 
 def _learning_plot(run: Store, base: Store, results: Results) -> str:
     curves = {}
-    for name in (name for name in results.get("timing", {}) if name.startswith("train/")):
-        curve = read_history(run if run.list(f"{name}/history") else base, name)[1]
-        if curve:
-            curves[name.removeprefix("train/")] = curve
+    reader = Run.at(run, base)
+    for folder in (folder for folder in results.get("timing", {}) if folder.startswith(training(""))):
+        name = folder.removeprefix(training(""))
+        if curve := reader.curve(name):
+            curves[name] = curve
     if not curves:
         return ""
     drawn, axes = _axes(10, 1.8 * -(-len(curves) // 3), len(curves), 3)

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from finepseudo import artefacts
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
 from finepseudo.align.softdtw import cosine_cost, dtw_path
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.decode import Decoder
-from finepseudo.data.manifest import Manifest, Video
+from finepseudo.data.manifest import Video
 from finepseudo.data.plan import plan_score
 from finepseudo.errors import DecodeError
-from finepseudo.recipe import Recipe, recipe_from
-from finepseudo.storage import Store
+from finepseudo.recipe import Recipe
+from finepseudo.run import Run, snapshot
+from finepseudo.storage.store import Store
 from finepseudo.train.predict import Predictor
 
 SHOWN, EACH = 8, 4
@@ -54,14 +54,13 @@ def choose_examples(run: Store, base: Store, results: Mapping[str, Any]) -> list
     rounds = next((results["rounds"][method] for method in makers if results["rounds"].get(method)), [])
     if not rounds:
         return []
-    recipe = recipe_from(artefacts.read_json(run, artefacts.RECIPE)["recipe"])
-    manifest = Manifest.load(base)
+    reader = Run.at(run, base)
+    recipe, manifest = reader.recipe(), reader.manifest()
     truth = manifest.truth("train")
-    rows = artefacts.read_table(run, f"labels/{rounds[-1]['name']}", "labels.parquet").to_pylist()
+    rows = reader.labels(rounds[-1]["name"]).to_pylist()
     chosen = _chosen(rows, truth)
     videos = {video.video_id: video for video in manifest.videos("train")}
-    gallery = Gallery.from_bytes(artefacts.read_part(run, "gallery/aligned", "gallery.safetensors"))
-    labelled = gallery.take([index for index, video_id in enumerate(gallery.video_ids) if video_id in truth])
+    labelled = reader.embeddings("aligned").gallery(truth, manifest.num_classes)
     look = _Look(recipe, manifest.num_classes, run)
     names = manifest.class_names
     found = []
@@ -106,9 +105,9 @@ class _Look:
     def __init__(self, recipe: Recipe, num_classes: int, run: Store) -> None:
         self.frames = recipe.frames
         self.decoder = Decoder(recipe.frames.height, recipe.frames.width, ClipCache("", 0))
-        snapshot = run.uri("train/align/frame/snapshot")
+        weights = run.uri(snapshot("align/frame"))
         self.predict = Predictor(
-            recipe, num_classes, frame={"f_A": snapshot}, video={}, galleries={}, device=torch.device("cpu")
+            recipe, num_classes, frame={"f_A": weights}, video={}, galleries={}, device=torch.device("cpu")
         )
 
     def at(

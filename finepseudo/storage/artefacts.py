@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import Recipe, decisive, differences, digest
-from finepseudo.storage import Store
+from finepseudo.storage.lineage import differences, plain
+from finepseudo.storage.store import Store
 
 MARKER = "committed.json"
-RECIPE = "recipe.json"
 
 
 def part_record(data: bytes) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def commit(store: Store, folder: str, parts: Mapping[str, bytes], lineage: Mappi
 
 def seal(store: Store, folder: str, records: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
     """Write only the marker, over parts that others have written (each worker of a training writes its own)."""
-    marker = {"lineage": dict(lineage), "parts": dict(sorted(records.items()))}
+    marker = {"lineage": plain(lineage), "parts": dict(sorted(records.items()))}
     data = json.dumps(marker, indent=1, sort_keys=True).encode()
     store.write(f"{folder}/{MARKER}", data)
     return json.loads(data)
@@ -75,7 +74,7 @@ def ensure(
 
 def check_lineage(store: Store, folder: str, marker: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
     """Raise unless a committed artefact was made from what is asked for now."""
-    changed = differences(json.loads(json.dumps(lineage)), marker["lineage"])
+    changed = differences(lineage, marker["lineage"])
     if changed:
         raise ArtefactError(
             f"{store.uri(folder)} was made from something else: {'; '.join(changed)}. "
@@ -127,25 +126,3 @@ def read_table(store: Store, folder: str, name: str) -> pa.Table:
 def read_json(store: Store, path: str) -> Any:
     """A JSON file that stands by itself."""
     return json.loads(store.read(path))
-
-
-def claim_run(store: Store, recipe: Recipe) -> None:
-    """Make the run directory belong to this recipe, or check that it does.
-
-    Raises:
-        ArtefactError: it belongs to another recipe; both digests and the differing fields are shown.
-    """
-    body = {"digest": digest(recipe), "recipe": decisive(recipe)}
-    data = json.dumps(body, indent=1, sort_keys=True).encode()
-    if store.create(RECIPE, data):
-        return
-    try:
-        theirs = read_json(store, RECIPE)
-    except ValueError as error:
-        raise ArtefactError(f"{store.uri(RECIPE)} is damaged ({error}); use another --run") from None
-    if theirs["digest"] != body["digest"]:
-        changed = "; ".join(differences(body["recipe"], theirs["recipe"]))
-        raise ArtefactError(
-            f"{store.uri()} belongs to recipe {theirs['digest']}, asked for is {body['digest']}; they differ in "
-            f"{changed}. Use another --run, or the options that this run directory was started with"
-        )

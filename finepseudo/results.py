@@ -1,0 +1,232 @@
+"""The figures of a run, from labels, probabilities and embeddings: pure, and the same as results.json has them.
+
+Axes: N videos, P pairs, K classes, T frames, D embedding. Every figure that is a share comes with its standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finepseudo import measures
+from finepseudo.align.score import distances
+
+CURVE_POINTS = 50
+"""Of a precision x coverage curve, about: what a plot can show."""
+RESAMPLES = 50
+"""Draws of videos for the standard error of the pair test."""
+
+Labels = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share, or a difference of shares, and its standard error."""
+
+    value: float
+    se: float | None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well probabilities name the classes of N videos."""
+
+    top1: float
+    top1_se: float
+    top5: float
+    top5_se: float
+    mean_class: float
+    mean_class_se: float
+    calibration_error: float
+    per_class: list[float | None]
+    """None for a class without a video."""
+    videos: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision against coverage, from the strictest threshold."""
+
+    coverage: list[float]
+    precision: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class RoundLabels:
+    """The labels of a round, one entry a video: of p, of p_A, of p_E, each with its confidence."""
+
+    accepted: NDArray[np.bool_]
+    label: Labels
+    label_A: Labels
+    label_E: Labels
+    confidence: Floats
+    confidence_A: Floats
+    confidence_E: Floats
+
+
+@dataclass(frozen=True)
+class RoundQuality:
+    """How good the labels of a round are, by a truth that labelling never saw."""
+
+    unlabelled: int
+    accepted: int
+    coverage: float
+    agreement: float
+    precision: float
+    precision_se: float | None
+    precision_all: dict[str, Share | None]
+    """Of p_E, p_A and p, whatever the threshold."""
+    precision_accepted: dict[str, Share | None]
+    """The same over the accepted videos; None where nothing is accepted."""
+    calibration_error: float
+    accepted_per_class: list[int]
+    right_per_class: list[int]
+    curves: dict[str, Curve]
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """Average precision of same-class pairs of held-out videos; `scores` is empty without pairs of both kinds."""
+
+    videos: int
+    pairs: int
+    same: int
+    scores: dict[str, Share]
+
+    def json(self) -> dict[str, Any]:
+        """The scores stand beside the counts."""
+        body = asdict(self)
+        scores = body.pop("scores")
+        return {**body, **scores}
+
+
+def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
+    """Top-1, top-5 and the mean over classes with their standard errors, calibration error, accuracy of every class.
+
+    The variance of the mean over classes is the sum of the classes' variances p (1 - p) / n, by their number squared.
+    """
+    N, K = p_NK.shape
+    label_N = p_NK.argmax(1)
+    per_class_K = measures.per_class_accuracy(label_N, truth_N, K)
+    count_K = measures.class_counts(truth_N, K)
+    top1, top5 = (measures.top_k_accuracy(p_NK, truth_N, k) for k in (1, min(5, K)))
+    tested_K = count_K > 0
+    variance = per_class_K[tested_K] * (1 - per_class_K[tested_K]) / count_K[tested_K]
+    return Accuracy(
+        top1=top1,
+        top1_se=measures.proportion_standard_error(top1, N),
+        top5=top5,
+        top5_se=measures.proportion_standard_error(top5, N),
+        mean_class=float(per_class_K[tested_K].mean()),
+        mean_class_se=float(np.sqrt(variance.sum()) / tested_K.sum()),
+        calibration_error=measures.calibration_error(p_NK.max(1), label_N == truth_N),
+        per_class=[float(share) if count else None for share, count in zip(per_class_K, count_K, strict=True)],
+        videos=N,
+    )
+
+
+def round_quality(labels: RoundLabels, truth_N: Labels, num_classes: int) -> RoundQuality:
+    """Precision of p_E, p_A and p, over all and over the accepted videos, with coverage, agreement and curves."""
+    by_p = {"p_E": labels.label_E, "p_A": labels.label_A, "p": labels.label}
+    scored = {
+        "p": (labels.label, labels.confidence),
+        "p_A": (labels.label_A, labels.confidence_A),
+        "p_E": (labels.label_E, labels.confidence_E),
+    }
+    kept_N = labels.accepted
+    count = int(kept_N.sum())
+    quality = measures.label_quality(kept_N, labels.label, truth_N)
+    right_N = labels.label == truth_N
+    return RoundQuality(
+        unlabelled=len(kept_N),
+        accepted=count,
+        coverage=quality.coverage,
+        agreement=measures.agreement(labels.label_A, labels.label_E),
+        precision=quality.precision,
+        precision_se=measures.proportion_standard_error(quality.precision, count) if count else None,
+        precision_all={name: share(label_N == truth_N) for name, label_N in by_p.items()},
+        precision_accepted={name: share((label_N == truth_N)[kept_N]) for name, label_N in by_p.items()},
+        calibration_error=measures.calibration_error(labels.confidence, right_N),
+        accepted_per_class=measures.class_counts(labels.label[kept_N], num_classes).tolist(),
+        right_per_class=measures.class_counts(labels.label[kept_N & right_N], num_classes).tolist(),
+        curves={name: _curve(confidence_N, label_N, truth_N) for name, (label_N, confidence_N) in scored.items()},
+    )
+
+
+def share(right_N: NDArray[np.bool_]) -> Share | None:
+    """The share of right ones; None of none."""
+    if not len(right_N):
+        return None
+    value = float(right_N.mean())
+    return Share(value, measures.proportion_standard_error(value, len(right_N)))
+
+
+def gain(ours_N: Labels, theirs_N: Labels, truth_N: Labels) -> Share:
+    """Top-1 of ours minus top-1 of theirs on the same videos, with the standard error of the paired difference."""
+    gain_N = (ours_N == truth_N).astype(float) - (theirs_N == truth_N).astype(float)
+    se = float(gain_N.std(ddof=1) / np.sqrt(len(gain_N))) if len(gain_N) > 1 else None
+    return Share(float(gain_N.mean()), se)
+
+
+def gains(predictions: Mapping[str, Labels], truth_N: Labels, ours: str, others: Sequence[str]) -> dict[str, Share]:
+    """Of `ours` over every other method, for f_E and fused.
+
+    Args:
+        predictions: labels by `<method>/<part>`; what is missing is left out.
+        truth_N: the classes.
+        ours: name of a method.
+        others: names of the methods that it is compared with.
+    """
+    return {
+        f"{part}, over {other}": gain(predictions[f"{ours}/{part}"], predictions[f"{other}/{part}"], truth_N)
+        for part in ("f_E", "fused")
+        for other in others
+        if {f"{ours}/{part}", f"{other}/{part}"} <= predictions.keys()
+    }
+
+
+def pair_test(pretrained_NTD: Tensor, aligned_NTD: Tensor, label_N: Labels, gamma: float) -> PairTest:
+    """Do two held-out videos show the same action? Average precision by four scores (the paper's Fig. 1c).
+
+        pooled_cosine     <mean of u, mean of v>, normalised, of the pre-trained f_A
+        timestamp_cosine  mean over t of <u_t, v_t>, times T
+        dtw               -D(u, v) of the pre-trained f_A
+        score             -D(u, v) of f_A after L_AV: S falls with D, so the order of pairs is that of S
+
+    Args:
+        pretrained_NTD: embeddings of N videos before alignment.
+        aligned_NTD: of the same videos, in the same order, after it.
+        label_N: their classes.
+        gamma: of soft-DTW.
+    """
+    mean_ND = torch.nn.functional.normalize(pretrained_NTD.mean(1), dim=-1)
+    emb_NX = pretrained_NTD.flatten(1)
+    by_score = {
+        "pooled_cosine": mean_ND @ mean_ND.T,
+        "timestamp_cosine": emb_NX @ emb_NX.T,
+        "dtw": -distances(pretrained_NTD, pretrained_NTD, gamma),
+        "score": -distances(aligned_NTD, aligned_NTD, gamma),
+    }
+    first_P, second_P = np.triu_indices(len(label_N), k=1)
+    same_P = label_N[first_P] == label_N[second_P]
+    video_P2 = np.stack([first_P, second_P], 1)
+    scores: dict[str, Share] = {}
+    if 0 < same_P.sum() < len(same_P):
+        for name, score_NN in by_score.items():
+            score_P = score_NN.numpy()[first_P, second_P]
+            value = measures.pair_average_precision(score_P, same_P)
+            scores[name] = Share(value, measures.pair_ap_standard_error(score_P, same_P, video_P2, resamples=RESAMPLES))
+    return PairTest(len(label_N), len(first_P), int(same_P.sum()), scores)
+
+
+def _curve(confidence_N: Floats, label_N: Labels, truth_N: Labels) -> Curve:
+    curve = measures.precision_coverage_curve(confidence_N, label_N, truth_N)
+    keep = np.unique(np.linspace(0, len(curve.coverage) - 1, CURVE_POINTS).astype(int))
+    return Curve(curve.coverage[keep].tolist(), curve.precision[keep].tolist())

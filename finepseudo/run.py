@@ -1,0 +1,160 @@
+"""A run directory: what lies where in it, and the readers of it. Neither Ray nor a decoder is needed to read a run.
+
+recipe.json                     the recipe that it belongs to
+data/                           a generated data set
+manifest/  split/               which videos there are; which of them keep their label
+plans/<training or pass>/       rows, decided before a pixel is read
+train/<training>/               history, checkpoints while it lasts, snapshot
+embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
+labels/<method>/round-<r>/      pseudo-labels and what they were decided with
+results/<digest>/  results.json every figure; report.html, logs/: for people
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from finepseudo.align.gallery import Embeddings
+from finepseudo.data.manifest import Manifest
+from finepseudo.errors import ArtefactError
+from finepseudo.recipe import OUTSIDE, Recipe, decisive, digest, recipe_from
+from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import differences, plain
+from finepseudo.storage.store import Store
+from finepseudo.train import checkpoint
+
+RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
+LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
+EMBEDDINGS = "embeddings.safetensors"
+
+
+def training(name: str) -> str:
+    """Folder of a training, such as `align/frame` or `finepseudo/round-1/video`."""
+    return f"train/{name}"
+
+
+def snapshot(name: str) -> str:
+    """Folder of the weights that a training ended with."""
+    return f"{training(name)}/snapshot"
+
+
+def training_plan(name: str) -> str:
+    """Folder of a training's plan."""
+    return f"plans/train/{name}"
+
+
+def pass_plan(name: str, fingerprint: str) -> str:
+    """Folder of the plan of a pass of the pool over videos."""
+    return f"plans/score/{name}-{fingerprint}"
+
+
+def embeddings(name: str) -> str:
+    """Folder of the embeddings that one f_A gave."""
+    return f"embeddings/{name}"
+
+
+def round_name(method: str, number: int) -> str:
+    """Name of a round's labels and trainings."""
+    return f"{method}/round-{number}"
+
+
+def labels(name: str) -> str:
+    """Folder of the pseudo-labels of a round."""
+    return f"labels/{name}"
+
+
+def claim(store: Store, recipe: Recipe) -> None:
+    """Make the run directory belong to this recipe, or check that it does.
+
+    Raises:
+        ArtefactError: it belongs to another recipe; both digests and the differing fields are shown.
+    """
+    body = {"digest": digest(recipe), "recipe": decisive(recipe)}
+    if store.create(RECIPE, json.dumps(body, indent=1, sort_keys=True).encode()):
+        return
+    theirs = _owner(store)
+    changed = differences(recipe, {**theirs["recipe"], **{name: plain(getattr(recipe, name)) for name in OUTSIDE}})
+    if changed:
+        raise ArtefactError(
+            f"{store.uri()} belongs to recipe {theirs['digest']}, asked for is {body['digest']}; they differ in "
+            f"{'; '.join(changed)}. Use another --run, or the options that this run directory was started with"
+        )
+
+
+def _owner(store: Store) -> dict[str, Any]:
+    try:
+        body = json.loads(store.read(RECIPE))
+        return {"digest": body["digest"], "recipe": dict(body["recipe"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{store.uri(RECIPE)} is damaged ({error}); use another --run") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Reads what a run left behind."""
+
+    store: Store
+    base: Store
+    """Where manifest and pre-training lie: the run itself, or the directory that several runs share."""
+
+    @staticmethod
+    def at(store: Store, base: Store | None = None) -> Run:
+        """The run in a directory."""
+        return Run(store, base or store)
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run belongs to; what may change between starts has its defaults."""
+        return recipe_from(_owner(self.store)["recipe"])
+
+    def manifest(self) -> Manifest:
+        """Every annotated clip."""
+        return Manifest.load(self.base)
+
+    def labels(self, name: str) -> pa.Table:
+        """Pseudo-labels of a round, one row a video."""
+        return artefacts.read_table(self.store, labels(name), LABELS)
+
+    def temperatures(self, name: str) -> dict[str, Any]:
+        """What the labels of a round were decided with."""
+        return json.loads(artefacts.read_part(self.store, labels(name), TEMPERATURES))
+
+    def embeddings(self, name: str) -> Embeddings:
+        """What one f_A made of videos."""
+        return Embeddings.from_bytes(artefacts.read_part(self.store, embeddings(name), EMBEDDINGS))
+
+    def curve(self, name: str) -> list[dict[str, float]]:
+        """Loss and what was logged beside it, by step, of a training."""
+        store = self.store if self.store.list(f"{training(name)}/history") else self.base
+        return checkpoint.read_history(store, training(name))[1]
+
+    def trainings(self) -> list[tuple[Store, str]]:
+        """Where each training that the run uses lies: store and folder, those of the base last."""
+        own = _below(self.store, "train", "history", "snapshot")
+        theirs = [] if self.base == self.store else _below(self.base, "train", "history", "snapshot")
+        used = [folder for folder in theirs if folder not in own and self._uses(folder.removeprefix("train/"))]
+        return [(self.store, folder) for folder in own] + [(self.base, folder) for folder in used]
+
+    def passes(self) -> list[tuple[Store, str]]:
+        """Where each committed pass over videos of this run left its seconds."""
+        return [
+            (self.store, folder)
+            for root in ("embeddings", "labels", "results")
+            for folder in _below(self.store, root, SECONDS)
+            if artefacts.committed(self.store, folder) is not None
+        ]
+
+    def _uses(self, name: str) -> bool:
+        """Whether a training of the base is one of this run's: pre-training is, others left their plan here."""
+        return name.startswith("pretrain/") or artefacts.committed(self.store, training_plan(name)) is not None
+
+
+def _below(store: Store, folder: str, mark: str, skip: str = "") -> list[str]:
+    """Folders at or below one that hold an entry of the name `mark`."""
+    names = store.list(folder)
+    if mark in names:
+        return [folder]
+    return [deeper for name in names if name != skip for deeper in _below(store, f"{folder}/{name}", mark, skip)]

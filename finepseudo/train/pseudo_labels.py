@@ -1,0 +1,169 @@
+"""From scores of unlabelled videos to pseudo-labels that may be trained on: temperatures, guard, table, samples.
+
+Axes: N videos, G gallery, K classes, M soft targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from finepseudo import measures
+from finepseudo.align import collaborate
+from finepseudo.align.gallery import Gallery
+from finepseudo.align.score import distances
+from finepseudo.data.manifest import Video
+from finepseudo.data.plan import Sample
+from finepseudo.errors import TrainingError
+from finepseudo.recipe import Recipe
+
+COMPARED = 2048
+"""Labelled videos that the driver compares with each other, about: a matrix of 32 MiB."""
+TOP = 5
+"""Classes whose probability a committed label keeps; the rest of the mass is spread over the others."""
+SMALLEST_STD = 1e-3
+"""Of D over the labelled pairs, where these (almost) coincide."""
+LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
+"""Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """Of p_A and p_E, and the estimated accuracies that they were fitted to."""
+
+    tau_A: float
+    tau_E: float
+    accuracy_A: float
+    accuracy_E: float
+
+
+def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -> Temperatures:
+    """tau_A and tau_E at which the mean confidence equals the estimated accuracy of each net.                    [C]
+
+        acc_A = leave-one-out accuracy of the pre-trained f_A on D_l (it has seen no label), at least the root of the
+        two nets' agreement, within .9...95; acc_E = agreement^2
+
+    Agreement of two independent nets is about acc_A acc_E, hence the root. Nets that learned from the same few labels
+    err together, and f_E fits them by heart, so its estimate is the cautious one. No label of D_u is used.
+
+    Args:
+        sbar_NK: class means of alignability of unlabelled videos.
+        logits_NK: f_E's output for the same videos.
+        accuracy_A: the leave-one-out accuracy; None where every class has one video.
+    """
+    agreement = measures.agreement(sbar_NK.argmax(1).numpy(), logits_NK.argmax(1).numpy())
+    acc_A = min(max(accuracy_A or 0.0, agreement**0.5, LOWEST_A), HIGHEST)
+    acc_E = min(max(agreement**2, LOWEST_E), HIGHEST)
+    return Temperatures(
+        tau_A=collaborate.fit_temperature(sbar_NK, acc_A),
+        tau_E=collaborate.fit_temperature(logits_NK, acc_E),
+        accuracy_A=acc_A,
+        accuracy_E=acc_E,
+    )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the labelled videos say of a pre-trained f_A when they are compared with each other."""
+
+    mean: float
+    std: float
+    """Of D over the pairs: what a new score head standardises by."""
+    accuracy: float | None
+    """Of each video against the others, leave-one-out; None where every class has one video."""
+
+
+def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
+    """Compare the labelled videos with each other; of more than COMPARED a balanced sample.                 [C]
+
+    The driver holds their G x G distances while all workers wait, hence the bound. A single pair has no deviation: a
+    small one stands in, so that the head stays finite.
+    """
+    if len(gallery) > COMPARED:
+        gallery = gallery.balanced(max(2, COMPARED // gallery.num_classes), seed)
+    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma).double()
+    above = torch.triu_indices(len(dist_GG), len(dist_GG), offset=1)
+    values = dist_GG[above[0], above[1]]
+    std = float(values.std()) if len(values) > 1 else 0.0
+    accuracy = collaborate.leave_one_out_accuracy(gallery, dist_GG)
+    return Compared(float(values.mean()), max(std, SMALLEST_STD), accuracy)
+
+
+def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]) -> None:
+    """Stop before training on labels that have collapsed.
+
+    Raises:
+        TrainingError: coverage, class shares or agreement are beyond the recipe's bounds; with advice.
+    """
+    label = recipe.label
+    accepted = np.array(table.column("accepted").to_pylist(), bool)
+    classes = np.array(table.column("label").to_pylist())
+    agree = float(np.mean(table.column("agree").to_pylist()))
+    coverage = float(accepted.mean())
+    counts = measures.class_counts(classes[accepted], len(class_names))
+    share = float(counts.max() / max(1, accepted.sum()))
+    state = f"coverage {coverage:.3f}, agreement {agree:.3f}, largest class share {share:.3f}"
+    if coverage < label.min_coverage:
+        raise TrainingError(
+            f"{name}: almost nothing is accepted ({state}; label.min_coverage = {label.min_coverage:g}). Lower "
+            f"label.threshold (now {label.threshold:g}), or train longer before the rounds"
+        )
+    if share > label.max_class_share:
+        raise TrainingError(
+            f"{name}: one class, {class_names[int(counts.argmax())]}, takes most accepted labels ({state}; "
+            f"label.max_class_share = {label.max_class_share:g}). Train f_E longer first, or raise the bound"
+        )
+    if agree < label.min_agreement:
+        raise TrainingError(
+            f"{name}: p_E and p_A hardly ever agree ({state}; label.min_agreement = {label.min_agreement:g}). One of "
+            "the encoders has not learned: look at the curves of stage 2"
+        )
+
+
+def soft_targets(rows: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
+    """targets_MK from the kept classes of each label; the rest of the mass is even over the others."""
+    targets_MK = np.zeros((len(rows), num_classes), np.float32)
+    for index, row in enumerate(rows):
+        kept = sum(row["top_p"])
+        others = num_classes - len(row["top"])
+        targets_MK[index] = max(0.0, 1 - kept) / others if others else 0.0
+        targets_MK[index, row["top"]] = row["top_p"]
+    return targets_MK
+
+
+def label_table(made: collaborate.PseudoLabels, p_A_NK: Tensor, p_E_NK: Tensor) -> pa.Table:
+    """About 200 bytes a video."""
+    top = np.argsort(-made.p_NK, axis=1, kind="stable")[:, :TOP]
+    return pa.table(
+        {
+            "video_id": made.video_ids,
+            "label": made.label.astype(np.int32),
+            "confidence": made.confidence,
+            "accepted": made.accepted,
+            "label_A": made.label_A.astype(np.int32),
+            "label_E": made.label_E.astype(np.int32),
+            "confidence_A": p_A_NK.max(1).values.numpy(),
+            "confidence_E": p_E_NK.max(1).values.numpy(),
+            "agree": made.label_A == made.label_E,
+            "top": list(top.astype(np.int32)),
+            "top_p": list(np.take_along_axis(made.p_NK, top, 1)),
+        }
+    )
+
+
+def pseudo_samples(
+    table: pa.Table, videos: Mapping[str, Video], num_classes: int, *, soft: bool
+) -> tuple[list[Sample], np.ndarray | None]:
+    """The accepted videos as samples, each weighted by its confidence; and their soft targets, where asked for."""
+    rows = [row for row in table.to_pylist() if row["accepted"]]
+    samples = [
+        Sample(videos[row["video_id"]], row["label"], row["confidence"], index if soft else -1)
+        for index, row in enumerate(rows)
+    ]
+    return samples, soft_targets(rows, num_classes) if soft else None

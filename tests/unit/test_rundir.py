@@ -1,0 +1,82 @@
+"""A run directory: whom it belongs to, and that everything a run leaves is read back from one place."""
+
+import dataclasses
+import json
+
+import pytest
+
+from finepseudo.errors import ArtefactError
+from finepseudo.recipe import Recipe, digest
+from finepseudo.recipes import RECIPES, find
+from finepseudo.run import Run, claim
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path))
+
+
+def test_run_directory_belongs_to_one_recipe(store):
+    smoke, other = find("rehearsal_smoke"), find("rehearsal")
+    claim(store, smoke)
+    claim(store, smoke)
+    with pytest.raises(ArtefactError) as refused:
+        claim(store, other)
+    text = str(refused.value)
+    for said in (digest(smoke), digest(other), store.uri(), "align.steps: 8 -> 150", "name: 'rehearsal_smoke'"):
+        assert said in text
+    assert "align.margin" not in text, "the same in both"
+    assert json.loads(store.read("recipe.json"))["digest"] == digest(smoke)
+
+
+def test_run_directory_takes_other_hardware_and_other_methods(store):
+    recipe = find("rehearsal")
+    claim(store, recipe)
+    body = {"methods": ("pseudo_video",), "scale": type(recipe.scale)(score_workers=3)}
+    claim(store, Recipe(**{**vars(recipe), **body}))
+
+
+def test_a_torn_claim_is_refused(store):
+    store.write("recipe.json", b"")
+    with pytest.raises(ArtefactError, match=r"recipe.json is damaged .* use another --run"):
+        claim(store, find("rehearsal"))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_run_knows_its_recipe(store, name):
+    recipe = find(name)
+    claim(store, recipe)
+    again = Run.at(store).recipe()
+    assert dataclasses.replace(again, scale=recipe.scale, methods=recipe.methods, evaluate=recipe.evaluate) == recipe
+
+
+def test_run_of_an_older_version_is_continued_while_the_new_field_has_its_default(store):
+    recipe = find("rehearsal")
+    claim(store, recipe)
+    body = json.loads(store.read("recipe.json"))
+    del body["recipe"]["align"]["margin"]  # as if the field had come later
+    store.write("recipe.json", json.dumps(body).encode())
+    claim(store, recipe)
+    with pytest.raises(ArtefactError, match=r"align.margin: '\(absent\)' -> 0.2"):
+        claim(store, dataclasses.replace(recipe, align=dataclasses.replace(recipe.align, margin=0.2)))
+
+
+def test_field_that_no_recipe_has_is_named(store):
+    claim(store, find("rehearsal"))
+    body = json.loads(store.read("recipe.json"))
+    body["recipe"]["align"]["elsewhere"] = 1
+    store.write("recipe.json", json.dumps(body).encode())
+    with pytest.raises(Exception, match=r"align.elsewhere: no recipe has this field"):
+        Run.at(store).recipe()
+
+
+def test_passes_are_those_that_are_committed(store):
+    artefacts.commit(store, "labels/finepseudo/round-1", {"seconds.json": b"{}"}, {})
+    store.write("embeddings/half/seconds.json", b"{}")
+    store.write("train/align/frame/history/a", b"")
+    store.write("train/align/frame/snapshot/history", b"")
+    run = Run.at(store, store.child("base"))
+    assert run.passes() == [(store, "labels/finepseudo/round-1")]
+    assert run.trainings() == [(store, "train/align/frame")]

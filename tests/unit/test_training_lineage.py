@@ -1,0 +1,71 @@
+"""What a training is made from: exactly the fields of the recipe that it reads, so that ablations share the rest."""
+
+from dataclasses import replace
+
+import pytest
+from test_recipe import changed, leaves, with_leaf
+from training_helpers import case, recipe
+
+from finepseudo.recipe import Augment
+from finepseudo.storage.lineage import differences, plain
+
+EVERY = {
+    "seed",
+    *(f"frames.{name}" for name in ("height", "width", "crop")),
+    *(f"augment.{name}" for name in ("scale_min", "cutout", "cutout_side", "gain", "colour")),
+    *(f"optimiser.{name}" for name in ("weight_decay", "clip", "warmup", "precision", "blocks_per_step")),
+}
+GITDL = {f"gitdl.{name}" for name in ("sigma2", "tau", "hidden", "out")}
+ALIGN = {f"align.{name}" for name in ("gamma", "margin", "triplet_weight", "score_weight")}
+READS = {
+    "gitdl_frame": EVERY | GITDL | {"models.frame"},
+    "gitdl_video": EVERY | GITDL | {"models.video"},
+    "align": EVERY | ALIGN | {"models.frame"},
+    "classify": EVERY | {"models.video"},
+}
+# A rule binds these to another field; alone they cannot change.
+BOUND = {"models.frame_weights", "models.frame_sha256", "models.video_weights", "models.video_sha256"}
+PATHS = [path for path, _ in leaves(recipe()) if path not in BOUND and not path.startswith("scale.")]
+
+
+def other(path, value):
+    if path == "frames.crop":
+        return value - 1
+    if path == "data.rehearsal":
+        return None
+    return changed(path, value)
+
+
+@pytest.mark.parametrize("kind", READS)
+def test_lineage_is_what_the_training_reads(kind, tmp_path):
+    one = case(tmp_path, kind, kind)
+    committed = plain(one.stage.lineage(one.recipe))
+    values = dict(leaves(one.recipe))
+    told = set()
+    for path in PATHS:
+        how = with_leaf(one.recipe, path, other(path, values[path]))
+        if how != one.recipe and differences(one.stage.lineage(how), committed):
+            told.add(path)
+    assert told == READS[kind] & set(PATHS)
+    assert READS[kind] <= set(PATHS)
+
+
+def test_plan_start_and_schedule_are_part_of_it_and_places_are_not(tmp_path):
+    one = case(tmp_path, "align", "x")
+    committed = plain(one.stage.lineage(one.recipe))
+    for field, value in {"steps": 7, "lr": 0.1, "plan_fingerprint": "f", "init_digest": "d", "score_std": 3.0}.items():
+        assert differences(replace(one.stage, **{field: value}).lineage(one.recipe), committed), field
+    for field in ("folder", "plan", "init", "num_classes"):
+        elsewhere = replace(one.stage, **{field: 9 if field == "num_classes" else "elsewhere"})
+        assert differences(elsewhere.lineage(one.recipe), committed) == [], field
+    classifier = case(tmp_path, "classify", "y")
+    more = replace(classifier.stage, num_classes=9).lineage(classifier.recipe)
+    assert differences(more, plain(classifier.stage.lineage(classifier.recipe)))
+
+
+def test_augmentation_in_time_is_the_plans_affair(tmp_path):
+    one = case(tmp_path, "classify", "z")
+    warped = replace(one.recipe, augment=replace(one.recipe.augment, warp=Augment().warp + 0.1))
+    assert one.stage.lineage(warped) == one.stage.lineage(one.recipe)
+    again = case(tmp_path, "classify", "z", how=warped)
+    assert again.stage.plan_fingerprint != one.stage.plan_fingerprint
