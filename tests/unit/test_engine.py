@@ -70,7 +70,9 @@ def test_workers_agree_on_batch_norm_buffers(table, kind):
     one, two = (snapshot(table_case(table, kind, 1, world)) for world in WORLDS)
     running = [name for name in one if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert running
-    assert largest_difference({n: one[n] for n in running}, {n: two[n] for n in running}) < 1e-5
+    # As beside plain PyTorch above: sums in another order, made more of by Adam, leave 2e-5 on some processors. Not
+    # averaged, the buffers differ by 1e-2.
+    assert largest_difference({n: one[n] for n in running}, {n: two[n] for n in running}) < 5e-5
 
 
 def sharded(session, root):

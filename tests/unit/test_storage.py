@@ -68,9 +68,9 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_no_visible_name(store):
     """Whole or absent, also when the process ends in the middle of a write."""
     store.write("x/file", b"old")
     code = (
-        "import os, sys; from finepseudo import storage\n"
+        "import os, sys; from finepseudo.storage import store\n"
         "os.fsync = lambda _: (print('written', flush=True), __import__('time').sleep(60))\n"
-        "storage.Store(sys.argv[1]).write('x/file', b'new' * 1000)"
+        "store.Store(sys.argv[1]).write('x/file', b'new' * 1000)"
     )
     writer = python(code, store.root)
     assert writer.stdout.readline() == b"written\n"
