@@ -1,6 +1,6 @@
 """The figures of a run, from labels, probabilities and embeddings: pure, and the same as results.json has them.
 
-Axes: N videos, P pairs, K classes, T frames, D embedding. Every figure that is a share comes with its standard error.
+Axes: N videos, P pairs, K classes, T frames, D embedding. What is compared comes with its standard error.
 """
 
 from __future__ import annotations
