@@ -180,7 +180,7 @@ class Bench:
         def decide() -> None:
             heat = temperatures(sbar_NK, logits_NK, 0.9)
             p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            collaborate.decide(p_A_NK, p_E_NK, ids, threshold=0.5, method="finepseudo")
+            collaborate.decide(p_A_NK, p_E_NK, ids, threshold=0.5)
 
         return typical(decide) / (N * self.classes)
 

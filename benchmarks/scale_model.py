@@ -20,7 +20,7 @@ from typing import Any
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, plan_align, plan_classify, plan_gitdl, plan_score
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import Recipe
+from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.runtime.ingest import Layout
 from finepseudo.runtime.results import CALIBRATION
 from finepseudo.runtime.scorers import BLOCK_VIDEOS
@@ -146,7 +146,7 @@ class Model:
         self.kept = kept if video_bytes <= cache_bytes / 10 else 0.0
         self.seen = dict.fromkeys(self.sets, 0.0)  # share of each set that has been decoded before
         self.alignment = 0.0  # worker-seconds of scoring that are alignment
-        self.pseudo = [method for method in recipe.methods if not method.startswith("supervised")]
+        self.pseudo = [method for method in recipe.methods if METHODS[method].labels]
         self.phases = {"stage 2": self.stage_2()}  # chains of stages that run side by side
         for number in range(1, recipe.rounds.count + 1):
             self.phases[f"label {number}"] = [[*self.galleries(number - 1), *self.label(number)]]
@@ -226,9 +226,9 @@ class Model:
                 chains[-1].append(self.training("train/supervised_2x/video", "classify/video", steps))
         return chains
 
-    def trains_frame(self, method: str, number: int) -> bool:
+    def trains_frame(self, method: Method, number: int) -> bool:
         """Whether this round trains f_A again."""
-        return 1 <= number <= self.recipe.rounds.frame_rounds and method != "pseudo_video"
+        return 1 <= number <= self.recipe.rounds.frame_rounds and METHODS[method].trains_f_A
 
     def galleries(self, number: int) -> list[StageCost]:
         """Embedding D_l by each f_A that this round has trained."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score
 
 Floats = NDArray[np.float64]
 
@@ -209,18 +209,6 @@ def agreement(label_a_N: ArrayLike, label_b_N: ArrayLike) -> float:
     """
     a, b = _same_length(label_a=label_a_N, label_b=label_b_N)
     return float((a == b).mean()) if len(a) else math.nan
-
-
-def known_auroc(known_ness_N: ArrayLike, known_N: ArrayLike) -> float:
-    """Area under the ROC curve of known (positive) against novel videos; NaN where one kind is missing.
-
-    Raises:
-        ValueError: shapes differ or a value is not finite.
-    """
-    score, known = _pairs(known_ness_N, known_N)
-    if known.all() or not known.any():
-        return math.nan
-    return float(roc_auc_score(known, score))
 
 
 def _weighted_ap(score: Floats, same: NDArray[np.bool_], weight: NDArray[np.generic]) -> float:

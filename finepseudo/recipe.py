@@ -1,23 +1,66 @@
 """A recipe: everything that defines a run, as frozen dataclasses.
 
-Standard library only, so that `--help` and `--dry-run` answer at once. `digest` covers what decides
-what is trained; `scale`, `methods` and `evaluate` stay out of it: another number of workers, one more baseline or
-more clips at evaluation find the same artefacts.
+A field's bound stands in its type. Only light imports, so that `--help` and `--dry-run` answer at once. `digest`
+covers what decides what is trained; `scale`, `methods` and `evaluate` stay out of it: another number of workers, one
+more baseline or more clips at evaluation find the same artefacts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Interval
 
 from finepseudo.errors import RecipeError
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
-Method = Literal["finepseudo", "supervised", "supervised_2x", "pseudo_video", "pseudo_align"]
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+"""Of what may be left out."""
+Several = Annotated[int, Ge(2)]
+Side = Annotated[int, Ge(8)]
+"""Pixels."""
+Seed = Annotated[int, Ge(0)]
+Positive = Annotated[float, Ge(1e-6)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+Method = Literal["supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodTraits:
+    """What tells a method from the others. All start from the same encoders and take as many steps of f_E."""
+
+    baseline: bool = True
+    """finepseudo is compared with it."""
+    uses_p_A: bool = False
+    """Its pseudo-labels are made of p_A, alone or fused with p_E."""
+    uses_p_E: bool = False
+    """Its pseudo-labels are made of p_E, alone or fused with p_A."""
+    trains_f_A: bool = False
+    """Its rounds may train f_A again."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether it makes pseudo-labels; otherwise it trains on D_l alone."""
+        return self.uses_p_A or self.uses_p_E
+
+
+METHODS: dict[Method, MethodTraits] = {
+    "supervised": MethodTraits(),
+    "supervised_2x": MethodTraits(),
+    "pseudo_video": MethodTraits(uses_p_E=True),
+    "pseudo_align": MethodTraits(uses_p_A=True, trains_f_A=True),
+    "finepseudo": MethodTraits(baseline=False, uses_p_A=True, uses_p_E=True, trains_f_A=True),
+}
+"""All methods, in the order of the report."""
 
 WORDS = (
     *("TPW-U", "TWP-U", "PTW-U", "PWT-U", "WTP-U", "WPT-U"),
@@ -28,20 +71,20 @@ WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """The generated fine-grained data set (finepseudo/rehearsal.py)."""
+    """The generated fine-grained data set (`finepseudo/rehearsal`)."""
 
     words: tuple[str, ...] = WORDS
     """Class words over the alphabet T (tuck), P (pike), W (twist), K (straddle), ended by -U or -F."""
-    train_per_class: int = 80
-    test_per_class: int = 40
-    size: int = 112
+    train_per_class: Count = 80
+    test_per_class: Count = 40
+    size: Annotated[int, Ge(16)] = 112
     """Height and width of the files, pixels."""
-    look: int = 1
+    look: Annotated[int, Interval(ge=0, le=3)] = 1
     """Look nuisance, 0 (none) to 3."""
-    time: int = 1
+    time: Annotated[int, Interval(ge=0, le=2)] = 1
     """Time nuisance, 1 or 2."""
-    seed: int = 0
-    fps: int = 25
+    seed: Seed = 0
+    fps: Count = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +102,9 @@ class Data:
     """A list of classes; the index is the label."""
     rehearsal: Rehearsal | None = None
     """Set: the data set is generated under the root where it is missing."""
-    min_frames: int = 8
+    min_frames: Count = 8
     """Videos with fewer frames are rejected; fewer than a clip asks for is fine, frames repeat."""
-    max_rejected: float = 0.02
+    max_rejected: Share = 0.02
     """Largest share of a stage's rows that may turn out to be undecodable before the stage ends with an error."""
 
 
@@ -69,19 +112,19 @@ class Data:
 class Split:
     """Which training videos keep their label."""
 
-    label_fraction: float = 0.05
+    label_fraction: Share = 0.05
     """Share of labelled videos of each class, at least one video a class."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
     """What the encoders see of a frame."""
 
-    height: int = 48
+    height: Side = 48
     """Height of decoded frames: scaled to cover, then cut at the centre."""
-    width: int = 48
-    crop: int = 40
+    width: Side = 48
+    crop: Side = 40
     """Height and width that the encoders see."""
 
 
@@ -89,9 +132,9 @@ class Pixels:
 class Frames(Pixels):
     """Size of pixels and length of clips."""
 
-    align: int = 24
+    align: Several = 24
     """T of f_A: frames spread over the whole action."""
-    video: int = 16
+    video: Several = 16
     """T of f_E."""
 
 
@@ -99,15 +142,15 @@ class Frames(Pixels):
 class PixelAugment:
     """Augmentation of pixels, on the training device."""
 
-    scale_min: float = 0.8
+    scale_min: Annotated[float, Interval(ge=0.1, le=1)] = 0.8
     """Smallest side of the random crop, as a share of the decoded frame; the largest is the whole frame."""
-    cutout: float = 0.5
+    cutout: Share = 0.5
     """Probability of one grey rectangle, the same in all frames of a clip."""
-    cutout_side: float = 0.35
+    cutout_side: Share = 0.35
     """Largest side of that rectangle, as a share of the crop."""
-    gain: float = 0.3
+    gain: Annotated[float, Interval(ge=0, le=0.9)] = 0.3
     """Brightness and contrast are multiplied by 1 +- this."""
-    colour: float = 0.15
+    colour: Annotated[float, Interval(ge=0, le=0.9)] = 0.15
     """Each channel is multiplied by 1 +- this."""
 
 
@@ -115,9 +158,9 @@ class PixelAugment:
 class Augment(PixelAugment):
     """Augmentation of training clips; the draws are a pure function of a plan row."""
 
-    ends: float = 0.12
+    ends: Annotated[float, Interval(ge=0, le=0.4)] = 0.12
     """Largest share of the video cut off at either end."""
-    warp: float = 0.3
+    warp: Annotated[float, Interval(ge=0, le=2)] = 0.3
     """Standard deviation of log g in the time warp u^g."""
 
 
@@ -138,14 +181,14 @@ class Models:
 class Optimiser:
     """AdamW with a one-cycle schedule, the same for every training."""
 
-    weight_decay: float = 0.05
-    clip: float = 1.0
+    weight_decay: NotNegative = 0.05
+    clip: Positive = 1.0
     """Largest norm of the gradient."""
-    warmup: float = 0.3
+    warmup: Share = 0.3
     """Share of the steps in which the learning rate rises."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast with fp32 parameters and moments."""
-    blocks_per_step: int = 1
+    blocks_per_step: Count = 1
     """Micro-batches (blocks of the plan) that one optimiser step averages; the workers share them."""
 
 
@@ -153,40 +196,40 @@ class Optimiser:
 class GitdlLoss:
     """L_GITDL and its projection head."""
 
-    sigma2: float = 10.0
+    sigma2: Positive = 10.0
     """Variance of the Gaussian target, frames^2."""
-    tau: float = 0.1
-    hidden: int = 256
+    tau: Positive = 0.1
+    hidden: Count = 256
     """Width of the projection head, dropped afterwards."""
-    out: int = 128
+    out: Count = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gitdl(GitdlLoss):
     """Pre-training without labels (METHOD: GITDL)."""
 
-    frame_steps: int = 800
+    frame_steps: CountOrZero = 800
     """Steps of f_A."""
-    video_steps: int = 300
+    video_steps: CountOrZero = 300
     """Steps of f_E on its time features; none where weights are given."""
-    lr: float = 1e-3
-    videos: int = 16
+    lr: NotNegative = 1e-3
+    videos: Count = 16
     """Videos in one block."""
-    frames: int = 16
+    frames: Several = 16
     """n: frames of the global and of the local clip."""
-    skip_global: int = 4
-    skip_local: int = 2
+    skip_global: Count = 4
+    skip_local: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class AvLoss:
     """L_AV = L_AT + w L_Score, and the distance that it is made of."""
 
-    gamma: float = 0.1
-    margin: float = 0.1
-    triplet_weight: float = 1.0
+    gamma: Positive = 0.1
+    margin: NotNegative = 0.1
+    triplet_weight: NotNegative = 1.0
     """Weight of L_AT; 0 is an ablation."""
-    score_weight: float = 1.0
+    score_weight: NotNegative = 1.0
     """w, weight of L_Score; 0 is an ablation."""
 
 
@@ -194,11 +237,11 @@ class AvLoss:
 class Align(AvLoss):
     """Alignability-verification metric learning of f_A (L_AV = L_AT + w L_Score)."""
 
-    steps: int = 150
-    lr: float = 7e-4
-    classes: int = 8
+    steps: Count = 150
+    lr: NotNegative = 7e-4
+    classes: Several = 8
     """P classes in one block."""
-    clips: int = 4
+    clips: Several = 4
     """M clips of each class."""
 
 
@@ -206,26 +249,26 @@ class Align(AvLoss):
 class Supervise:
     """Cross-entropy training of f_E on the labelled videos."""
 
-    steps: int = 500
-    lr: float = 2e-3
-    batch: int = 32
+    steps: Count = 500
+    lr: NotNegative = 2e-3
+    batch: Count = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
     """Self-training: label, extend the training set, train both encoders again."""
 
-    count: int = 1
-    video_steps: int = 500
+    count: Count = 1
+    video_steps: Count = 500
     """Steps of f_E in each round."""
-    video_lr: float = 1.2e-3
-    video_label_share: float = 0.25
+    video_lr: NotNegative = 1.2e-3
+    video_label_share: Share = 0.25
     """Share of labelled videos in every mini-batch of f_E."""
-    frame_rounds: int = 0
+    frame_rounds: CountOrZero = 0
     """f_A is trained again in the first this many rounds."""
-    frame_steps: int = 100
-    frame_lr: float = 4e-4
-    frame_label_share: float = 0.5
+    frame_steps: Count = 100
+    frame_lr: NotNegative = 4e-4
+    frame_label_share: Share = 0.5
     targets: Literal["soft", "hard"] = "soft"
 
 
@@ -233,19 +276,19 @@ class Rounds:
 class Label:
     """How pseudo-labels are made and kept."""
 
-    threshold: float = 0.5
+    threshold: Share = 0.5
     """theta: a pseudo-label is kept from this confidence on."""
     mean: Literal["log_odds", "score"] = "log_odds"
     """What is averaged over the gallery members of a class."""
-    per_class_max: int = 0
+    per_class_max: CountOrZero = 0
     """Largest number of gallery members of a class; 0: all."""
-    clips: int = 1
+    clips: Count = 1
     """Clips per unlabelled video, averaged before the fusion."""
-    min_coverage: float = 0.01
+    min_coverage: Share = 0.01
     """guard: stop when a smaller share of the unlabelled videos is accepted."""
-    max_class_share: float = 0.6
+    max_class_share: Share = 0.6
     """guard: stop when one class takes a larger share of the accepted labels."""
-    min_agreement: float = 0.05
+    min_agreement: Share = 0.05
     """guard: stop when p_E and p_A name the same class for a smaller share of the videos."""
 
 
@@ -253,9 +296,9 @@ class Label:
 class Evaluate:
     """Measures on the test videos."""
 
-    clips: int = 2
+    clips: Count = 2
     """Clips per test video, averaged."""
-    pair_videos: int = 280
+    pair_videos: Several = 280
     """Held-out videos from which the pair test draws."""
 
 
@@ -265,39 +308,39 @@ class Scale:
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards: 1 optimiser state, 2 gradients too, 3 parameters too."""
-    train_workers: int = 1
+    train_workers: Count = 1
     """Workers of each training; must divide optimiser.blocks_per_step."""
-    train_cpus: float = 1
-    train_gpus: float = 0
+    train_cpus: NotNegative = 1
+    train_gpus: NotNegative = 0
     train_resource: str = ""
     """Custom Ray resource that a training worker asks for, such as `train`."""
-    decode_workers: int = 1
+    decode_workers: Count = 1
     """Decoding processes of each stream."""
     decode_resource: str = ""
-    score_workers: int = 1
+    score_workers: Count = 1
     """Actors of the scoring pool."""
-    score_cpus: float = 1
-    score_gpus: float = 0
+    score_cpus: NotNegative = 1
+    score_gpus: NotNegative = 0
     score_resource: str = ""
     cache_dir: str = ""
     """Node-local folder of decoded clips; empty: a folder of this user below the temporary directory."""
-    cache_gib: float = 4.0
+    cache_gib: NotNegative = 4.0
     """Bound of that cache; 0 turns it off."""
-    checkpoint_every: int = 200
+    checkpoint_every: Count = 200
     """Optimiser steps between two committed checkpoints."""
-    steps_per_block: int = 8
+    steps_per_block: Count = 8
     """Largest number of consecutive optimiser steps that are decoded as one block of a stream."""
-    segment_steps: int = 8000
+    segment_steps: Count = 8000
     """Largest number of steps in one stream; a longer training is a chain of streams."""
-    max_failures: int = 3
+    max_failures: CountOrZero = 3
     """Restarts of a training's workers before the run gives up."""
-    probe_deadline_s: float = 30.0
+    probe_deadline_s: Annotated[float, Ge(0.1)] = 30.0
     """Longest time that one video may take to be probed."""
-    collective_timeout_s: float = 180.0
+    collective_timeout_s: Annotated[float, Ge(1)] = 180.0
     """Longest wait of one training worker for another."""
-    resources_deadline_s: float = 60.0
+    resources_deadline_s: NotNegative = 60.0
     """Longest wait for resources that the cluster does not have yet."""
-    object_store_mib: int = 1024
+    object_store_mib: Annotated[int, Ge(80)] = 1024
     """Object store of a cluster that is started here."""
 
 
@@ -306,7 +349,7 @@ class Recipe:
     """A whole run."""
 
     name: str
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights and of every plan."""
     methods: tuple[Method, ...] = ("supervised", "finepseudo")
     """finepseudo and the baselines to train from the same stage-2 weights."""
@@ -325,7 +368,7 @@ class Recipe:
     scale: Scale = field(default_factory=Scale)
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_fields(self)
         _check_across(self)
 
 
@@ -372,117 +415,60 @@ def _read(kind: Any, value: Any, name: str) -> Any:
     return tuple(cast(list[Any], value)) if isinstance(value, list) else value
 
 
-# field -> (smallest, largest); None: no bound. Counts that are 0 where a stage may be left out start at 0.
-_RANGES: dict[str, tuple[float, float | None]] = {
-    "data.min_frames": (1, None),
-    "data.max_rejected": (0, 1),
-    "rehearsal.train_per_class": (1, None),
-    "rehearsal.test_per_class": (1, None),
-    "rehearsal.size": (16, None),
-    "rehearsal.look": (0, 3),
-    "rehearsal.time": (0, 2),
-    "rehearsal.fps": (1, None),
-    "split.label_fraction": (0, 1),
-    "frames.height": (8, None),
-    "frames.width": (8, None),
-    "frames.crop": (8, None),
-    "frames.align": (2, None),
-    "frames.video": (2, None),
-    "augment.scale_min": (0.1, 1),
-    "augment.cutout": (0, 1),
-    "augment.cutout_side": (0, 1),
-    "augment.gain": (0, 0.9),
-    "augment.colour": (0, 0.9),
-    "augment.ends": (0, 0.4),
-    "augment.warp": (0, 2),
-    "optimiser.weight_decay": (0, None),
-    "optimiser.clip": (1e-6, None),
-    "optimiser.warmup": (0, 1),
-    "optimiser.blocks_per_step": (1, None),
-    "gitdl.frame_steps": (0, None),
-    "gitdl.video_steps": (0, None),
-    "gitdl.lr": (0, None),
-    "gitdl.videos": (1, None),
-    "gitdl.frames": (2, None),
-    "gitdl.skip_global": (1, None),
-    "gitdl.skip_local": (1, None),
-    "gitdl.sigma2": (1e-6, None),
-    "gitdl.tau": (1e-6, None),
-    "gitdl.hidden": (1, None),
-    "gitdl.out": (1, None),
-    "align.steps": (1, None),
-    "align.lr": (0, None),
-    "align.classes": (2, None),
-    "align.clips": (2, None),
-    "align.gamma": (1e-6, None),
-    "align.margin": (0, None),
-    "align.triplet_weight": (0, None),
-    "align.score_weight": (0, None),
-    "supervise.steps": (1, None),
-    "supervise.lr": (0, None),
-    "supervise.batch": (1, None),
-    "rounds.count": (1, None),
-    "rounds.video_steps": (1, None),
-    "rounds.video_lr": (0, None),
-    "rounds.video_label_share": (0, 1),
-    "rounds.frame_rounds": (0, None),
-    "rounds.frame_steps": (1, None),
-    "rounds.frame_lr": (0, None),
-    "rounds.frame_label_share": (0, 1),
-    "label.threshold": (0, 1),
-    "label.per_class_max": (0, None),
-    "label.clips": (1, None),
-    "label.min_coverage": (0, 1),
-    "label.max_class_share": (0, 1),
-    "label.min_agreement": (0, 1),
-    "evaluate.clips": (1, None),
-    "evaluate.pair_videos": (2, None),
-    "scale.train_workers": (1, None),
-    "scale.train_cpus": (0, None),
-    "scale.train_gpus": (0, None),
-    "scale.score_cpus": (0, None),
-    "scale.score_gpus": (0, None),
-    "scale.decode_workers": (1, None),
-    "scale.score_workers": (1, None),
-    "scale.cache_gib": (0, None),
-    "scale.checkpoint_every": (1, None),
-    "scale.steps_per_block": (1, None),
-    "scale.segment_steps": (1, None),
-    "scale.max_failures": (0, None),
-    "scale.probe_deadline_s": (0.1, None),
-    "scale.collective_timeout_s": (1, None),
-    "scale.resources_deadline_s": (0, None),
-    "scale.object_store_mib": (80, None),
-}
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The type of every field of a dataclass, with the bounds that annotate it."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
 
 
-# field -> what it may be; the command line knows this from the types, a recipe in a file must be told.
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "methods": get_args(Method),
-    "optimiser.precision": ("fp32", "bf16"),
-    "rounds.targets": ("soft", "hard"),
-    "label.mean": ("log_odds", "score"),
-    "scale.zero_stage": (0, 1, 2, 3),
-}
+def check_fields(part: Any, prefix: str = "") -> None:
+    """Check every field of a dataclass, and of the dataclasses in it, against its type, its bound and its choices.
+
+    Args:
+        part: an instance, such as a whole recipe.
+        prefix: of the names in errors.
+    Raises:
+        RecipeError: a value is none that its field may have.
+        TypeError: a field of numbers has no smallest value in its type.
+    """
+    for key, hint in _hints(part.__class__).items():
+        _check_value(prefix + key, hint, getattr(part, key))
 
 
-def _check_ranges(recipe: Recipe) -> None:
-    for name, (low, high) in _RANGES.items():
-        part, key = name.split(".")
-        owner = recipe.data.rehearsal if part == "rehearsal" else getattr(recipe, part)
-        if owner is None:
-            continue
-        value = getattr(owner, key)
-        if not value >= low or value > (sys.float_info.max if high is None else high):
-            bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-            raise RecipeError(f"{'data.' if part == 'rehearsal' else ''}{name}: expected {bound}, got {value!r}")
-    for name, choices in _CHOICES.items():
-        part, _, key = name.rpartition(".")
-        value: Any = getattr(getattr(recipe, part) if part else recipe, key)
-        items = cast(tuple[Any, ...], value) if isinstance(value, tuple) else (value,)
-        for item in items:
-            if item not in choices:
-                raise RecipeError(f"{name}: expected {', '.join(map(str, choices))}, got {item!r}")
+def _check_value(name: str, hint: Any, value: Any) -> None:
+    kind, bounds = (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        if not any(type(value) is type(option) and value == option for option in options):
+            raise RecipeError(f"{name}: expected {', '.join(map(str, options))}, got {value!r}")
+    elif type(None) in options:
+        if value is not None:
+            _check_value(name, options[0], value)
+    else:
+        outer: type = get_origin(kind) or kind
+        right = isinstance(value, int | float if outer is float else outer)
+        if not right or (isinstance(value, bool) and outer is not bool):
+            raise RecipeError(f"{name}: expected {outer.__name__}, got {value!r}")
+        if outer in (int, float):
+            _check_bounds(name, bounds, value)
+        elif outer is tuple:
+            for item in cast(tuple[Any, ...], value):
+                _check_value(name, options[0], item)
+        elif dataclasses.is_dataclass(outer):
+            check_fields(value, f"{name}.")
+
+
+def _check_bounds(name: str, bounds: tuple[Any, ...], value: float) -> None:
+    low, high = (
+        next((found for item in bounds if (found := getattr(item, side, None)) is not None), None)
+        for side in ("ge", "le")
+    )
+    if low is None:
+        raise TypeError(f"{name}: a number needs its smallest value in its type, such as Count or Share have")
+    if not low <= value <= (sys.float_info.max if high is None else high):
+        bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+        raise RecipeError(f"{name}: expected {bound}, got {value!r}")
 
 
 def _check_across(recipe: Recipe) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from finepseudo.cli import Options, describe, logged_to, main, parse
-from finepseudo.recipe import Method
+from finepseudo.recipe import METHODS
 from finepseudo.report.comparison import compare, table
 from finepseudo.storage.store import Store
 
@@ -27,7 +26,7 @@ def job(argv: Sequence[str]) -> None:
     """Parse, run every method for every seed, print the table."""
     options = parse(CompareOptions, argv, program="jobs/compare.py", description=__doc__ or "")
     root = Store(options.run)
-    recipe = replace(options.recipe, methods=get_args(Method))
+    recipe = replace(options.recipe, methods=tuple(METHODS))
     if options.dry_run:
         print(describe(recipe, root), f"label seeds: {', '.join(map(str, options.seeds))}", sep="\n")
         return

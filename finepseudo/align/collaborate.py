@@ -1,4 +1,4 @@
-"""From scores to pseudo-labels: p_A, p_E, their fusion, temperatures, known-ness, and the accepted labels.
+"""From scores to pseudo-labels: p_A, p_E, their fusion, temperatures, and the accepted labels.
 
 Axes: N unlabelled videos, G gallery, K classes.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor
 
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import Mean, ScoreHead, alignability
-
-Method = Literal["finepseudo", "pseudo_video", "pseudo_align"]
 
 LOWEST_TAU, HIGHEST_TAU = 1e-4, 1e4
 
@@ -170,66 +167,42 @@ def leave_one_out_accuracy(
     return float(right_G[asked_G].double().mean())
 
 
-def known_ness(sbar_NK: Tensor) -> Tensor:
-    """How sure it is that a video is of a class of the gallery at all.
-
-    known-ness = max_c Sbar_c, before the softmax                                             [P]
-    """
-    _check_logits("sbar_NK", sbar_NK)
-    return sbar_NK.max(1).values
-
-
-def known_threshold(gallery: Gallery, loo_sbar_GK: Tensor, *, quantile: float = 0.05) -> float | None:
-    """Known-ness below which a video is never pseudo-labelled.
-
-        θ_known = the quantile of the leave-one-out known-ness of the gallery                     [C]
-
-    Args:
-        gallery: the labelled videos; members of a class of one are not asked.
-        loo_sbar_GK: from `leave_one_out_scores`.
-        quantile: share of known videos given up, in [0, 1].
-    Returns:
-        θ_known; None if no class has two members.
-    """
-    asked_G = _has_other(gallery)
-    if not bool(asked_G.any()):
-        return None
-    return float(known_ness(loo_sbar_GK.cpu()[asked_G]).double().quantile(quantile))
-
-
 def decide(
     p_A_NK: Tensor | None,
     p_E_NK: Tensor | None,
     video_ids: Sequence[str],
     *,
     threshold: float,
-    method: Method = "finepseudo",
+    uses_p_A: bool = True,
+    uses_p_E: bool = True,
     known_N: Tensor | None = None,
 ) -> PseudoLabels:
     """The pseudo-labels of a round.
 
-        p = (p_A + p_E) / 2  |  p_E (pseudo_video)  |  p_A (pseudo_align)                         [P]
+        p = (p_A + p_E) / 2  where both are used, otherwise the one that is                       [P]
         label = argmax p, accepted if max p >= θ and the video is known                           [P]
 
     Args:
-        p_A_NK: probabilities from alignment; may be None for "pseudo_video".
-        p_E_NK: probabilities of the clip-wise net; may be None for "pseudo_align".
+        p_A_NK: probabilities from alignment; may be None where it is not used.
+        p_E_NK: probabilities of the clip-wise net; may be None where it is not used.
         video_ids: N distinct names.
         threshold: θ in [0, 1].
-        method: what labels are made of.
+        uses_p_A: labels are made of p_A.
+        uses_p_E: labels are made of p_E.
         known_N: bool, False for videos never to be labelled (open world); None: all are known.
     Raises:
         ValueError: shapes or names do not fit, a probability is not finite (rows are named), θ is out of range, or
-            the method is unknown or lacks its input.
+            neither p_A nor p_E is used, or one that is used is None.
     """
-    if method not in ("finepseudo", "pseudo_video", "pseudo_align"):
-        raise ValueError(f"expected method finepseudo, pseudo_video or pseudo_align, got {method!r}")
+    used = {name: p for name, p, use in (("p_A", p_A_NK, uses_p_A), ("p_E", p_E_NK, uses_p_E)) if use}
+    if not used:
+        raise ValueError("expected labels made of p_A, p_E or both, got neither")
+    parts = [p for p in used.values() if p is not None]
+    if len(parts) < len(used):
+        missing = " and ".join(name for name, p in used.items() if p is None)
+        raise ValueError(f"expected {' and '.join(used)} to make labels of, got no {missing}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"expected threshold in [0, 1], got {threshold}")
-    needed = {"finepseudo": (p_A_NK, p_E_NK), "pseudo_video": (p_E_NK,), "pseudo_align": (p_A_NK,)}[method]
-    if any(p is None for p in needed):
-        raise ValueError(f"method {method} lacks its probabilities: p_A {p_A_NK is not None}, p_E {p_E_NK is not None}")
-    parts = [p for p in needed if p is not None]
     p_NK = (fuse(*parts) if len(parts) == 2 else parts[0]).detach().float().cpu().numpy()
     N, names = len(video_ids), len(set(video_ids))
     if p_NK.ndim != 2 or len(p_NK) != N or p_NK.shape[1] == 0 or names != N:

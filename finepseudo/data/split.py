@@ -30,12 +30,6 @@ class SplitLists:
         """JSON, fingerprint included."""
         return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=1).encode()
 
-    @staticmethod
-    def from_bytes(data: bytes) -> SplitLists:
-        """Read what `to_bytes` wrote."""
-        body = json.loads(data)
-        return SplitLists(body["seed"], body["label_fraction"], tuple(body["labelled"]), tuple(body["unlabelled"]))
-
 
 def make_split(truth: Mapping[str, int], *, label_fraction: float, seed: int) -> SplitLists:
     """Keep the label of `label_fraction` of each class's videos, of at least one.

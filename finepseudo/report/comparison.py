@@ -1,4 +1,4 @@
-"""Figures of several label seeds side by side: means, spread, and differences seed by seed. Standard library only."""
+"""Figures of several label seeds side by side: means, spread, and differences seed by seed. Only light imports."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finepseudo.recipe import METHODS
+
 PARTS = ("f_E", "fused")
 AGAINST = (
-    ("finepseudo", "f_E", "supervised", "f_E"),
-    ("finepseudo", "f_E", "supervised_2x", "f_E"),
-    ("finepseudo", "f_E", "pseudo_video", "f_E"),
-    ("finepseudo", "f_E", "pseudo_align", "f_E"),
+    *(("finepseudo", "f_E", method, "f_E") for method, traits in METHODS.items() if traits.baseline),
     ("finepseudo", "fused", "pseudo_align", "fused"),
 )
 """Pairs of figures whose difference is taken seed by seed."""

@@ -20,7 +20,7 @@ from finepseudo.data.decode import Decoder
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import plan_score
 from finepseudo.errors import DecodeError
-from finepseudo.recipe import Recipe
+from finepseudo.recipe import METHODS, Recipe
 from finepseudo.run import Run, snapshot
 from finepseudo.storage.store import Store
 from finepseudo.train.predict import Predictor
@@ -50,7 +50,7 @@ class Example:
 
 def choose_examples(run: Store, base: Store, results: Mapping[str, Any]) -> list[Example]:
     """The surest right, the surest wrong and the least sure labels of the first method that makes any."""
-    makers = ("finepseudo", "pseudo_align", "pseudo_video")
+    makers = [method for method in reversed(METHODS) if METHODS[method].labels]
     rounds = next((results["rounds"][method] for method in makers if results["rounds"].get(method)), [])
     if not rounds:
         return []

@@ -20,13 +20,12 @@ from PIL import Image
 
 from finepseudo import measures
 from finepseudo.errors import FinePseudoError
-from finepseudo.recipe import decisive
+from finepseudo.recipe import METHODS, decisive
 from finepseudo.report.examples import Example, choose_examples
 from finepseudo.run import REPORT, Run, training
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
-METHODS = ("supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo")
 PAIRS = (
     ("pooled_cosine", "pooled cosine"),
     ("timestamp_cosine", "cosine per timestamp"),

@@ -17,7 +17,7 @@ import torch
 from finepseudo.align import collaborate
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import derive
-from finepseudo.recipe import digest
+from finepseudo.recipe import METHODS, digest
 from finepseudo.results import RoundLabels, accuracy, gains, pair_test, round_quality
 from finepseudo.run import RESULTS, SECONDS, Run
 from finepseudo.runtime.stages import Finish, Start, Work
@@ -127,7 +127,7 @@ def _evaluate(
 def _gains(predictions: pa.Table) -> dict[str, Any]:
     """Top-1 of finepseudo minus that of every other method, on the same test videos."""
     columns = {name: predictions.column(name).to_numpy() for name in predictions.column_names if "/" in name}
-    others = ("supervised", "supervised_2x", "pseudo_video", "pseudo_align")
+    others = [method for method, traits in METHODS.items() if traits.baseline]
     paired = gains(columns, predictions.column("truth").to_numpy(), "finepseudo", others)
     return {name: asdict(gain) for name, gain in paired.items()}
 

@@ -17,7 +17,7 @@ from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.data.split import SplitLists, make_split
 from finepseudo.errors import ManifestError
-from finepseudo.recipe import Recipe
+from finepseudo.recipe import METHODS, Recipe
 from finepseudo.run import claim, labels, round_name
 from finepseudo.runtime import results
 from finepseudo.runtime.prepare import ensure_manifest
@@ -111,7 +111,7 @@ def run_methods(work: Work, start: Start) -> dict[str, Finish]:
     def first_scores() -> Scores:
         return _score_unlabelled(work, "round-1", start.frame, start.video, members)
 
-    pseudo = [method for method in methods if not method.startswith("supervised")]
+    pseudo = [method for method in methods if METHODS[method].labels]
     if unlabelled and any(artefacts.committed(work.run, labels(round_name(method, 1))) is None for method in pseudo):
         first_scores()  # once, for all methods that label: their first round starts from the same encoders
 
@@ -151,7 +151,7 @@ def _self_train(work: Work, start: Start, members: Gallery, method: Any, first_s
                 init_digest=init.digest,
             )  # fmt: skip
 
-        if number <= rounds.frame_rounds and method != "pseudo_video":
+        if number <= rounds.frame_rounds and METHODS[method].trains_f_A:
             video, frame = side_by_side(train_video, train_frame)
             gallery = work.gallery(work.embed(name, frame))
         else:
@@ -201,7 +201,7 @@ def _classify_plan(work: Work, name: str, steps: int, pseudo: Any = (), targets:
 def ensure_split(recipe: Recipe, run: Store, truth: dict[str, int]) -> SplitLists:
     """D_l and D_u, committed with their seed in the name."""
     made = make_split(truth, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
-    labelling = [method for method in recipe.methods if not method.startswith("supervised")]
+    labelling = [method for method in recipe.methods if METHODS[method].labels]
     if labelling and not made.unlabelled:
         raise ManifestError(
             f"no unlabelled video is left for {', '.join(labelling)}: {len(made.labelled)} training videos, all "

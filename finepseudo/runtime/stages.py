@@ -23,7 +23,7 @@ from finepseudo.data.manifest import Manifest, Video
 from finepseudo.data.plan import Plan, Sample, derive
 from finepseudo.data.split import SplitLists
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import Recipe
+from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.run import (
     EMBEDDINGS,
     LABELS,
@@ -173,7 +173,7 @@ class Work:
     def label(
         self,
         name: str,
-        method: collaborate.Method,
+        method: Method,
         scores: Callable[[], Scores],
         accuracy_A: float | None,
         lineage: Mapping[str, Any],
@@ -190,7 +190,14 @@ class Work:
             sbar_NK, logits_NK = torch.from_numpy(found["sbar/f_A"]), torch.from_numpy(found["logits/f_E"])
             heat = temperatures(sbar_NK, logits_NK, accuracy_A)
             p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            made = collaborate.decide(p_A_NK, p_E_NK, found.video_ids, threshold=recipe.label.threshold, method=method)
+            made = collaborate.decide(
+                p_A_NK,
+                p_E_NK,
+                found.video_ids,
+                threshold=recipe.label.threshold,
+                uses_p_A=METHODS[method].uses_p_A,
+                uses_p_E=METHODS[method].uses_p_E,
+            )
             return {
                 LABELS: artefacts.table_bytes(label_table(made, p_A_NK, p_E_NK)),
                 TEMPERATURES: json.dumps(vars(heat)).encode(),

@@ -11,7 +11,6 @@ import errno
 import functools
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,17 +119,6 @@ class Store:
             self._fs.rm(self.uri(path), recursive=True)
         except FileNotFoundError:
             return
-
-
-def await_file(store: Store, path: str, *, deadline_s: float, poll_s: float = 0.5) -> None:
-    """Return once a file is there; ArtefactError, saying what was seen instead, after `deadline_s`."""
-    ends = time.monotonic() + deadline_s
-    while not store.exists(path):
-        if time.monotonic() > ends:
-            folder = path.rpartition("/")[0]
-            seen = ", ".join(store.list(folder)) or "nothing"
-            raise ArtefactError(f"{store.uri(path)} did not appear in {deadline_s:g} s; seen there: {seen}")
-        time.sleep(poll_s)
 
 
 def default_cache_dir() -> str:

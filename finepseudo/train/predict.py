@@ -5,7 +5,6 @@ Axes: B rows, V views of a video, N videos, T frames, D embedding, K classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,9 +104,3 @@ def _load(uri: str, part: str, recipe: Recipe, num_classes: int, device: torch.d
 def _snapshot_state(uri: str) -> dict[str, Tensor]:
     run, _, folder = uri.rpartition("/")
     return weights.read_state(artefacts.read_part(Store(run), folder, "weights.safetensors"))
-
-
-def snapshot_lineage(uri: str) -> dict[str, Any]:
-    """What a snapshot was made from."""
-    run, _, folder = uri.rpartition("/")
-    return json.loads(weights.read_metadata(artefacts.read_part(Store(run), folder, "weights.safetensors"))["lineage"])

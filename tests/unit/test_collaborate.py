@@ -10,8 +10,6 @@ from finepseudo.align.collaborate import (
     decide,
     fit_temperature,
     fuse,
-    known_ness,
-    known_threshold,
     leave_one_out_accuracy,
     leave_one_out_scores,
     p_align,
@@ -134,17 +132,8 @@ def test_leave_one_out_of_separate_classes_is_perfect_and_of_singles_undefined()
     assert leave_one_out_accuracy(gallery(label.tolist(), 2), dist) == 1
     assert leave_one_out_accuracy(gallery(label.tolist(), 2), 1 - dist) == 0
     assert leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.rand(3, 3)) is None
-    assert known_threshold(gallery([0, 1, 2], 3), torch.zeros(3, 3)) is None
     with pytest.raises(ValueError, match=r"dist \(3, 3\) for a gallery of 3, got \(2, 2\)"):
         leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.zeros(2, 2))
-
-
-def test_known_ness_is_the_best_class_and_its_threshold_a_quantile():
-    sbar = torch.tensor([[0.1, 0.9], [0.3, -INF], [-2.0, -1.0], [7.0, 7.0]])
-    assert known_ness(sbar).tolist() == pytest.approx([0.9, 0.3, -1.0, 7.0])
-    members = gallery([0, 0, 0, 1], 2)  # the last is a class of one and is not asked
-    assert known_threshold(members, sbar, quantile=0.5) == pytest.approx(0.3)
-    assert known_threshold(members, sbar, quantile=0) == pytest.approx(-1)
 
 
 P_A = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
@@ -152,15 +141,15 @@ P_E = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
 
 
 @pytest.mark.parametrize(
-    ("method", "label", "confidence", "accepted"),
+    ("used", "label", "confidence", "accepted"),
     [
-        ("finepseudo", [0, 0, 2], [0.85, 0.45, 0.7], [True, False, True]),
-        ("pseudo_video", [0, 0, 2], [0.9, 0.8, 0.8], [True, True, True]),
-        ("pseudo_align", [0, 1, 2], [0.8, 0.6, 0.6], [True, False, False]),
+        ({}, [0, 0, 2], [0.85, 0.45, 0.7], [True, False, True]),
+        ({"uses_p_A": False}, [0, 0, 2], [0.9, 0.8, 0.8], [True, True, True]),
+        ({"uses_p_E": False}, [0, 1, 2], [0.8, 0.6, 0.6], [True, False, False]),
     ],
 )
-def test_decisions_by_method(method, label, confidence, accepted):
-    out = decide(P_A, P_E, ["a", "b", "c"], threshold=0.69, method=method)
+def test_decisions_by_what_is_used(used, label, confidence, accepted):
+    out = decide(P_A, P_E, ["a", "b", "c"], threshold=0.69, **used)
     assert out.video_ids == ("a", "b", "c")
     assert out.label.tolist() == label
     assert out.confidence.tolist() == pytest.approx(confidence)
@@ -177,11 +166,17 @@ def test_novel_videos_are_never_accepted():
     assert out.known.tolist() == [True, False, True]
 
 
-def test_a_method_asks_only_for_what_it_uses():
-    assert decide(None, P_E, ["a", "b", "c"], threshold=0.5, method="pseudo_video").label_A.tolist() == [-1, -1, -1]
-    assert decide(P_A, None, ["a", "b", "c"], threshold=0.5, method="pseudo_align").label_E.tolist() == [-1, -1, -1]
-    with pytest.raises(ValueError, match="method finepseudo lacks its probabilities: p_A True, p_E False"):
-        decide(P_A, None, ["a", "b", "c"], threshold=0.5)
+def test_only_what_is_used_must_be_there():
+    assert decide(None, P_E, ["a", "b", "c"], threshold=0.5, uses_p_A=False).label_A.tolist() == [-1, -1, -1]
+    assert decide(P_A, None, ["a", "b", "c"], threshold=0.5, uses_p_E=False).label_E.tolist() == [-1, -1, -1]
+    for p_A, p_E, used, words in (
+        (P_A, None, {}, "expected p_A and p_E to make labels of, got no p_E$"),
+        (None, P_E, {}, "got no p_A$"),
+        (None, None, {}, "got no p_A and p_E$"),
+        (P_A, None, {"uses_p_A": False}, "expected p_E to make labels of, got no p_E$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            decide(p_A, p_E, ["a", "b", "c"], threshold=0.5, **used)
 
 
 def test_no_videos_have_no_labels():
@@ -194,7 +189,7 @@ def test_no_videos_have_no_labels():
     ("change", "words"),
     [
         ({"threshold": 1.5}, r"threshold in \[0, 1\], got 1.5"),
-        ({"method": "half"}, "pseudo_align, got 'half'"),
+        ({"uses_p_A": False, "uses_p_E": False}, "labels made of p_A, p_E or both, got neither"),
         ({"video_ids": ["a", "b"]}, r"N = 2 distinct video_ids, got \(3, 3\) and 2 names"),
         ({"video_ids": ["a", "b", "a"]}, "and 2 names"),
         ({"known_N": torch.ones(2)}, r"known_N \(3,\), got \(2,\)"),

@@ -155,10 +155,3 @@ def test_counts_and_agreement():
         m.class_counts([0, -1], 2)
     assert m.agreement([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
     assert math.isnan(m.agreement([], []))
-
-
-def test_known_auroc_is_the_share_of_pairs_in_order():
-    score, known = RNG(0).integers(0, 5, 40), RNG(1).random(40) < 0.5
-    pairs = [(a > b) + 0.5 * (a == b) for a in score[known] for b in score[~known]]
-    assert m.known_auroc(score, known) == pytest.approx(np.mean(pairs))
-    assert math.isnan(m.known_auroc([1, 2], [True, True]))

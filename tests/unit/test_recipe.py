@@ -5,17 +5,22 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Annotated, get_args, get_origin
 
 import pytest
+from annotated_types import Le
 
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import (
+    METHODS,
     Augment,
     Data,
+    Method,
     Optimiser,
     Recipe,
     Rehearsal,
     Scale,
+    check_fields,
     decisive,
     digest,
     recipe_from,
@@ -116,7 +121,7 @@ def test_differences_name_the_field_and_both_values():
         ({"models.video_weights": "s3://b/w"}, r"models\.video_weights = 's3://b/w' and models\.video_sha256 = ''"),
         ({"models.frame_sha256": "ab"}, r"models\.frame_weights = '' and models\.frame_sha256 = 'ab'"),
         ({"align.triplet_weight": 0, "align.score_weight": 0}, r"align\.triplet_weight and align\.score_weight"),
-        ({"methods": ()}, r"methods: expected at least one of finepseudo, supervised, .*pseudo_align"),
+        ({"methods": ()}, r"methods: expected at least one of supervised, .*finepseudo"),
         ({"methods": ("finepseudo", "fixmatch")}, r"methods: expected finepseudo, .* got 'fixmatch'"),
         ({"optimiser.precision": "fp16"}, r"optimiser\.precision: expected fp32, bf16, got 'fp16'"),
         ({"rounds.targets": "Soft"}, r"rounds\.targets: expected soft, hard, got 'Soft'"),
@@ -135,9 +140,7 @@ def test_broken_rules_name_their_fields(values, message):
         with_all(find("rehearsal"), values)
 
 
-NUMBERS = [
-    path for path, value in leaves(find("rehearsal")) if isinstance(value, int | float) and not path.endswith("seed")
-]
+NUMBERS = [path for path, value in leaves(find("rehearsal")) if isinstance(value, int | float)]
 
 
 @pytest.mark.parametrize("path", NUMBERS)
@@ -145,6 +148,46 @@ NUMBERS = [
 def test_no_number_is_negative_or_not_finite(path, value):
     with pytest.raises(RecipeError, match=path.replace(".", r"\.")):
         with_leaf(find("rehearsal"), path, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"align.steps": "3"}, "align.steps: expected int, got '3'"),
+        ({"align.steps": 3.0}, "align.steps: expected int, got 3.0"),
+        ({"align.steps": True}, "align.steps: expected int, got True"),
+        ({"align.lr": "1"}, "align.lr: expected float, got '1'"),
+        ({"align.lr": False}, "align.lr: expected float, got False"),
+        ({"align.lr": None}, "align.lr: expected float, got None"),
+        ({"scale.zero_stage": True}, "scale.zero_stage: expected 0, 1, 2, 3, got True"),
+        ({"name": 3}, "name: expected str, got 3"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"split.label_fraction": 2}, "split.label_fraction: expected from 0 to 1, got 2"),
+        ({"optimiser.clip": 0}, "optimiser.clip: expected at least 1e-06, got 0"),
+        ({"methods": "finepseudo"}, "methods: expected tuple, got 'finepseudo'"),
+        ({"methods": (3,)}, "methods: expected finepseudo, supervised, .*, got 3"),
+        ({"align": {"steps": 3}}, "align: expected Align, got {'steps': 3}"),
+        ({"data.rehearsal": "yes"}, "data.rehearsal: expected Rehearsal, got 'yes'"),
+        ({"data.rehearsal.fps": 25.0}, "data.rehearsal.fps: expected int, got 25.0"),
+        ({"data.rehearsal.words": ("TW-U", 3)}, "data.rehearsal.words: expected str, got 3"),
+    ],
+)
+def test_values_have_the_type_and_the_bound_of_their_field(values, message):
+    with pytest.raises(RecipeError, match=f"^{message}$"):
+        with_all(find("rehearsal"), values)
+
+
+@pytest.mark.parametrize("kind", [int, float, Annotated[int, Le(3)], int | None, tuple[int, ...]], ids=str)
+def test_a_number_without_a_bound_is_caught(kind):
+    part = dataclasses.make_dataclass("Part", [("more", kind)])
+    with pytest.raises(TypeError, match="align.more: a number needs its smallest value in its type"):
+        check_fields(part((1,) if get_origin(kind) is tuple else 1), "align.")
+
+
+def test_the_table_of_methods_has_every_method():
+    assert set(METHODS) == set(get_args(Method))
+    assert [method for method, traits in METHODS.items() if not traits.baseline] == ["finepseudo"]
+    assert [method for method, traits in METHODS.items() if not traits.labels] == ["supervised", "supervised_2x"]
 
 
 def test_recipes_are_frozen_and_keyword_only():

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from finepseudo import rehearsal
 from finepseudo.recipe import Rehearsal
+from finepseudo.rehearsal.scene import LUMA
 
 SPEC = Rehearsal()
 FIRST = rehearsal.video_ids(SPEC, "train")[0][0]
@@ -176,7 +177,7 @@ def test_wild_colours_stand_out_from_the_background():
     spec = replace(SPEC, look=2)
     for name, _ in rehearsal.video_ids(spec, "train")[:300]:
         n = rehearsal.nuisance(spec, "train", name)
-        luma = {part: sum(w * n[f"{part}_{c}"] for w, c in zip(rehearsal.LUMA, "rgb", strict=True)) for part in
+        luma = {part: sum(w * n[f"{part}_{c}"] for w, c in zip(LUMA, "rgb", strict=True)) for part in
                 ("ground", "left", "trunk", "head")}  # fmt: skip
         for part in ("left", "trunk", "head"):
             assert abs(luma[part] - luma["ground"]) > 45

@@ -15,9 +15,9 @@ from finepseudo.align.gallery import Embeddings
 from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import FOLDER, build_manifest
 from finepseudo.models import weights
-from finepseudo.recipe import Rehearsal
+from finepseudo.recipe import METHODS, Rehearsal
 from finepseudo.recipes import find
-from finepseudo.report.page import METHODS, figure, gain, summary, write_report
+from finepseudo.report.page import figure, gain, summary, write_report
 from finepseudo.run import claim
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store

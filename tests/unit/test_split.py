@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finepseudo.data.split import SplitLists, make_split
+from finepseudo.data.split import make_split
 from finepseudo.errors import ManifestError
 
 TRUTH = {f"{label}-{number}": label for label in range(3) for number in range(10 * label + 1)}
@@ -58,9 +58,8 @@ def test_larger_shares_contain_smaller_ones():
     assert all(small <= large for small, large in itertools.pairwise(shares))
 
 
-def test_lists_survive_json():
+def test_the_fingerprint_is_written_and_tells_lists_apart():
     split = make_split(TRUTH, label_fraction=0.2, seed=3)
-    assert SplitLists.from_bytes(split.to_bytes()) == split
     assert split.fingerprint.encode() in split.to_bytes()
     moved = replace(split, labelled=split.labelled[1:], unlabelled=(*split.unlabelled, split.labelled[0]))
     assert moved.fingerprint != split.fingerprint

@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from finepseudo.errors import ArtefactError
-from finepseudo.storage.store import Store, await_file, read_uri
+from finepseudo.storage.store import Store, read_uri
 
 
 @pytest.fixture
@@ -153,21 +152,6 @@ def test_a_name_in_the_way_is_one_clear_error(tmp_path):
     with pytest.raises(ArtefactError, match="folder/part: cannot be written: Is a directory"):
         Store(str(tmp_path)).write("folder/part", b"1")
     assert every_file(tmp_path) == ["taken"]
-
-
-def test_waiting_ends_when_the_file_appears(store):
-    store.write("stage/other", b"")
-    threading.Thread(target=lambda: (time.sleep(0.1), store.write("stage/marker", b""))).start()
-    await_file(store, "stage/marker", deadline_s=30, poll_s=0.01)
-    assert store.exists("stage/marker")
-
-
-def test_waiting_has_a_deadline_and_says_what_it_saw(store):
-    with pytest.raises(ArtefactError, match=r"stage/marker did not appear in 0.05 s; seen there: nothing"):
-        await_file(store, "stage/marker", deadline_s=0.05, poll_s=0.01)
-    store.write("stage/other", b"")
-    with pytest.raises(ArtefactError, match=r"marker did not appear in 0.05 s; seen there: other"):
-        await_file(store, "stage/marker", deadline_s=0.05, poll_s=0.01)
 
 
 @pytest.mark.parametrize("verb", ["write", "create"])

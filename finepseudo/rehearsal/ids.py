@@ -1,0 +1,59 @@
+"""Which clips there are, the class word of each, and the random numbers that belong to it.
+
+A class word such as `TPW-U` names the elements in their order, then the landing:
+
+    T tuck somersault    P pike somersault    W full twist    K straddle hold    |    U landing, arms up    F folded
+
+All randomness is keyed by the clip's own id: adding clips or classes changes no other clip.
+"""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+
+from finepseudo.recipe import Rehearsal
+from finepseudo.rehearsal.levels import LOOKS, PACES
+
+ELEMENTS, LANDINGS = "TPWK", "UF"
+SPLITS = ("train", "test")
+
+
+def letters(word: str) -> tuple[str, ...]:
+    """`TPW-U` -> ("T", "P", "W", "U"). Raises ValueError if it is not elements, a hyphen and one landing."""
+    elements, hyphen, landing = word.partition("-")
+    if not elements or set(elements) - set(ELEMENTS) or not hyphen or landing not in tuple(LANDINGS):
+        raise ValueError(f"expected a class word such as 'TPW-U' (of {ELEMENTS}, then one of {LANDINGS}), got {word!r}")
+    return (*elements, landing)
+
+
+@lru_cache(maxsize=16)
+def _labels(spec: Rehearsal, split: str) -> dict[str, int]:
+    """video_id -> label, in the order of the ids."""
+    if split not in SPLITS:
+        raise ValueError(f"expected a split of {SPLITS}, got {split!r}")
+    if spec.look not in range(len(LOOKS)) or spec.time not in range(len(PACES)):
+        raise ValueError(f"expected look 0..{len(LOOKS) - 1}, time 0..{len(PACES) - 1}, got {spec.look}, {spec.time}")
+    for word in spec.words:
+        letters(word)
+    count = spec.train_per_class if split == "train" else spec.test_per_class
+    keys = [(f"{spec.seed}/{split}/{word}/{i}", label) for label, word in enumerate(spec.words) for i in range(count)]
+    return dict(sorted((hashlib.sha256(key.encode()).hexdigest()[:12], label) for key, label in keys))
+
+
+def video_ids(spec: Rehearsal, split: str) -> list[tuple[str, int]]:
+    """(video_id, label) of a split. Ids are hashes, sorted, so neither id nor order tells the class."""
+    return list(_labels(spec, split).items())
+
+
+def word_of(spec: Rehearsal, split: str, video_id: str) -> tuple[str, ...]:
+    """The letters of a clip's class word. Raises ValueError if the split has no such clip."""
+    label = _labels(spec, split).get(video_id)
+    if label is None:
+        raise ValueError(f"expected a video_id of the {split} split, got {video_id!r}")
+    return letters(spec.words[label])
+
+
+def stream(video_id: str, purpose: str) -> np.random.Generator:
+    """Random numbers of one clip for one purpose, which no draw for another purpose moves."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{video_id}/{purpose}".encode()).digest()[:16], "big"))

@@ -1,0 +1,92 @@
+"""The scene around a clip's movement: place, camera, proportions, colours and background, drawn by its look.
+
+Axes: P colours of the palette, H height, W width, C colour.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from finepseudo.recipe import Rehearsal
+from finepseudo.rehearsal.ids import stream
+from finepseudo.rehearsal.levels import LOOKS, REFERENCE
+
+FLOOR = 0.91  # height of the floor line, shares of the frame from its top
+AZIMUTH = 0.75  # mean camera azimuth, 0 = seen from the gymnast's right, pi/2 = from the front
+POSITION = (3.0, 1.5)  # the gymnast's and floor's place: uniform within +- px, across and down
+MARGIN = 24  # px of background around the frame, for a moving camera
+RIGHT = 0.6  # brightness of the right limbs, relative to the left ones
+CONTRAST = 45.0  # least difference of luminance between limbs, trunk, head and the mean background of wild looks
+LUMA = np.array((0.299, 0.587, 0.114))
+GREY = (214.0, 219.0, 224.0)  # background of looks that are not wild
+LEFT_TRUNK_HEAD = ((226.0, 58.0, 42.0), (48.0, 84.0, 165.0), (146.0, 98.0, 70.0))  # body of looks that are not wild
+BRIGHT, DARK = (255.0, 228.0, 70.0), (20.0, 16.0, 28.0)  # chest mark on a dark, on a bright trunk
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one clip's frames have in common."""
+
+    palette_PC: np.ndarray  # left limbs, right limbs, trunk, head, mark
+    background_HWC: np.ndarray  # uint8, `margin` wider than the frame on each side
+    margin: int
+    floor: float  # px from the top of the frame
+    nuisance: dict[str, float]
+
+
+def make_scene(spec: Rehearsal, video_id: str) -> Scene:
+    """Draw the clip's look nuisance: body, camera, colours, background."""
+    rng, look, px = stream(video_id, "look"), LOOKS[spec.look], spec.size / REFERENCE
+    n = {"place_x": rng.uniform(-POSITION[0], POSITION[0]), "place_y": rng.uniform(-POSITION[1], POSITION[1])}
+    n |= {"scale": rng.uniform(*look.scale), "azimuth": AZIMUTH + look.azimuth_sd * rng.standard_normal()}
+    n |= {"drift_x": look.drift_sd * rng.standard_normal(), "drift_y": look.drift_sd * rng.standard_normal() / 4}
+    n |= {"jitter": rng.uniform(*look.jitter), "gain": rng.uniform(*look.gain), "noise": rng.uniform(*look.noise)}
+    n |= {"mirror": float(look.mirror and rng.random() < 0.5), "sway": rng.uniform(0, 2 * math.pi)}
+    n |= {part: rng.uniform(*look.proportion) for part in ("trunk", "arm", "leg")}
+    margin, floor = round(MARGIN * px), FLOOR * spec.size + n["place_y"] * px
+    side = spec.size + 2 * margin
+    if look.wild:
+        background, blocks = _wild_background(rng, side)
+        left, trunk, head = _wild_body(rng, float((background.mean((0, 1)) * LUMA).sum()))
+    else:
+        tint = rng.uniform(-look.tint, look.tint, (4, 3))
+        background, blocks = np.broadcast_to(GREY + tint[3], (side, side, 3)), 0
+        left, trunk, head = np.array(LEFT_TRUNK_HEAD) + tint[:3]
+    n |= {"blocks": float(blocks)}
+    for name, rgb in (("ground", background.mean((0, 1))), ("left", left), ("trunk", trunk), ("head", head)):
+        n |= {f"{name}_{channel}": float(value) for channel, value in zip("rgb", rgb, strict=True)}
+
+    mark = BRIGHT if trunk @ LUMA < 140 else DARK
+    palette = np.clip(np.array((left, RIGHT * left, trunk, head, mark)) * n["gain"], 0, 255)
+    background = np.clip(background * n["gain"], 0, 255).astype(np.uint8)
+    top = margin + round(floor)
+    line = background[top : top + (round(2 * px) or 1)]
+    line[:] = line // 3 + (0 if line.mean() > 96 else 80)
+    return Scene(palette.astype(np.float32), background, margin, floor, n)
+
+
+def _wild_background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, int]:
+    """A gradient with some rectangles on it, and the number of these."""
+    # dark or bright, never in between, where no limb could stand out in both its shades
+    ends = (rng.uniform(30, 60) if rng.random() < 0.5 else rng.uniform(130, 225)) + rng.uniform(-30, 30, (2, 3))
+    angle = rng.uniform(0, 2 * math.pi)
+    across = np.linspace(-0.5, 0.5, side)
+    ramp_HW = 0.5 + 0.7 * (across[:, None] * math.sin(angle) + across[None] * math.cos(angle))
+    background = ends[0] + ramp_HW[..., None] * (ends[1] - ends[0])
+    blocks = int(rng.integers(2, 6))
+    for y, x, h, w in rng.uniform((0, 0, 0.1, 0.1), (0.9, 0.9, 0.4, 0.4), (blocks, 4)):
+        box = (slice(int(y * side), int((y + h) * side)), slice(int(x * side), int((x + w) * side)))
+        background[box] += rng.uniform(-35, 35, 3)
+    return background, blocks
+
+
+def _wild_body(rng: np.random.Generator, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colours of left limbs, trunk and head that stand out from a background of luminance `level`."""
+    colours = rng.uniform(0, 255, (2048, 3))
+    luma = colours @ LUMA
+    clear = np.abs(luma - level) > CONTRAST
+    # left limbs must stand out in their darker, right shade as well
+    left = colours[clear & (np.abs(RIGHT * luma - level) > CONTRAST) & (luma > 40)][0]
+    trunk, head = colours[clear][-2:]
+    return left, trunk, head
