@@ -43,20 +43,21 @@ from finepseudo.data.batch import make_batch
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, plan_score
 from finepseudo.data.probe import examine
+from finepseudo.data.stream import BlockReader
 from finepseudo.data.transforms import centre
+from finepseudo.driver.steps import BLOCK_VIDEOS
 from finepseudo.errors import FinePseudoError, RecipeError
-from finepseudo.recipe import Recipe, Rehearsal
+from finepseudo.recipe import CrossEntropy, GitdlLoss, Recipe, Rehearsal, part_of
 from finepseudo.recipes import RECIPES, find
+from finepseudo.results import Results
 from finepseudo.run import Run
-from finepseudo.runtime.ingest import DecodeBlocks
-from finepseudo.runtime.scorers import BLOCK_VIDEOS
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
-from finepseudo.train.initial import build_encoder
-from finepseudo.train.loop import Stage, build_objective
+from finepseudo.train.initial import random_encoder
 from finepseudo.train.pseudo_labels import temperatures
 from finepseudo.train.session import Session
+from finepseudo.train.stage import build_objective, stage_of
 
 FILE_FRAMES, FILE_SIZE = 300, 256
 """Of the files on which a recipe is measured that does not generate its own."""
@@ -98,7 +99,7 @@ class Bench:
         view = plan_score(videos, align_frames=T, video_frames=recipe.frames.video, clips=1, block_videos=len(videos))
         off = changed(recipe, scale={"cache_gib": 0.0})
         # The first pass brings decoder and files into memory.
-        clips = [self.decoded("view", view, how) for how in (off, off, recipe, recipe)]
+        clips = [self.decoded(view, how) for how in (off, off, recipe, recipe)]
         _, once_s, kept_s, hit_s = (float(found["decode_s"].mean()) for found in clips)
         kinds = ["gitdl/frame", "align/frame", "classify/video"] + ["gitdl/video"] * bool(recipe.gitdl.video_steps)
         plan_s = typical(lambda: make_plan(recipe, "classify/video", samples, [], steps=20).parts())
@@ -113,19 +114,18 @@ class Bench:
 
     def file(self, index: int) -> Video:
         """A generated file; as long as others are where the recipe does not generate its own."""
-        spec, uri = self.recipe.data.rehearsal or Rehearsal(size=FILE_SIZE), self.store.uri(f"{index}.mp4")
+        spec, path = self.recipe.data.rehearsal or Rehearsal(size=FILE_SIZE), f"{index}.mp4"
         video_id, _ = rehearsal.video_ids(spec, "train")[index]
         frames_FHWC = rehearsal.clip(spec, "train", video_id).frames
         if self.recipe.data.rehearsal is None:
             frames_FHWC = np.resize(frames_FHWC, (FILE_FRAMES, *frames_FHWC.shape[1:]))
-        self.store.write(f"{index}.mp4", rehearsal.encode_mp4(frames_FHWC, spec.fps))
-        found = examine(uri)
-        return Video(index, video_id, uri, *(found[name] for name in ("sha256", "num_frames", "height", "width")))
+        self.store.write(path, rehearsal.encode_mp4(frames_FHWC, spec.fps))
+        found = examine(self.store.uri(path))
+        return Video(index, video_id, path, *(found[name] for name in ("sha256", "num_frames", "height", "width")))
 
-    def decoded(self, name: str, plan: Plan, recipe: Recipe) -> dict[str, Any]:
-        """The first block of a plan, by the actor of a stream."""
-        artefacts.ensure(self.store, name, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
-        found = DecodeBlocks(self.store.root, name, recipe, lambda number: iter([number]))({"id": np.array([0])})
+    def decoded(self, plan: Plan, recipe: Recipe) -> dict[str, Any]:
+        """The first block of a plan."""
+        found = BlockReader.of(recipe, self.store, plan).read([0])
         assert not any(found["error"]), found["error"]
         return found
 
@@ -133,13 +133,15 @@ class Bench:
         """Seconds of a frame in one optimiser step of one block."""
         objective, part = kind.split("/")
         plan = make_plan(self.recipe, kind, samples, [], steps=8)
-        columns, common = self.decoded(kind, plan, self.recipe), {"steps": 8, "lr": 1e-4}
-        stage: Any = Stage(
-            folder=kind, part=part, objective=objective, plan=kind, plan_fingerprint=plan.fingerprint,
+        columns, common = self.decoded(plan, self.recipe), {"steps": 8, "lr": 1e-4}
+        recipe = self.recipe
+        losses = {"gitdl": part_of(GitdlLoss, recipe.gitdl), "align": recipe.align.chosen(), "classify": CrossEntropy()}
+        stage: Any = stage_of(
+            recipe, part, losses[objective], folder=kind, plan=kind, plan_fingerprint=plan.fingerprint,
             num_classes=self.classes, score_std=1.0 * (objective == "align"), **common,
         )  # fmt: skip
         engine: Any = Engine(
-            build_objective(stage, self.recipe), Session(self.device, print), self.recipe.optimiser,
+            build_objective(stage), Session(self.device, print), self.recipe.optimiser,
             block_rows=plan.block_rows, zero_stage=self.recipe.scale.zero_stage, **common,
         )  # fmt: skip
 
@@ -150,9 +152,14 @@ class Bench:
 
         return typical(step) / (plan.block_rows * row_frames(plan))
 
+    def encoder(self, part: Any) -> Any:
+        """With random weights."""
+        how, size = self.recipe.models.encoder(part), self.recipe.frames.crop
+        return random_encoder(how, num_classes=self.classes, size=size, seed=self.recipe.seed)
+
     def embed(self, part: Any, columns: Mapping[str, Any]) -> float:
         """Seconds of a frame: from decoded clips to embeddings or logits."""
-        encoder = build_encoder(self.recipe, part, self.classes).to(self.device).eval()
+        encoder = self.encoder(part).to(self.device).eval()
         clip_BTHWC = columns["clip_0" if part == "frame" else "clip_1"]
 
         def forward() -> None:
@@ -164,7 +171,7 @@ class Bench:
 
     def pair(self, T: int, N: int = 4 * BLOCK_VIDEOS, G: int = 256) -> float:
         """Seconds of a video with a gallery member, from (unrelated) embeddings to class means."""
-        recipe, dim = self.recipe, build_encoder(self.recipe, "frame", self.classes).dim
+        recipe, dim = self.recipe, self.recipe.models.encoder("frame").options.dim
         emb_NTD, emb_GTD = F.normalize(torch.randn(N + G, T, dim), dim=-1).to(self.device).split([N, G])
         gallery = Gallery(emb_GTD, torch.arange(G) % self.classes, tuple(map(str, range(G))), self.classes)
         head, how = ScoreHead().to(self.device), {"gamma": recipe.align.gamma, "mean": recipe.label.mean}
@@ -289,18 +296,18 @@ Doubling multiplies by 2^e (steps stay, unless they are doubled too):
 
 def finished(run: Path) -> tuple[Recipe, Sizes, dict[str, float]]:
     """Recipe and sizes of a finished run, and the seconds of its stages and, from the split on, of all."""
-    results = json.loads((run / "results.json").read_text())
-    folder = Path(results["predictions"]).parent
+    results = Results.from_json((run / "results.json").read_bytes())
+    folder = Path(results.predictions).parent
     evaluated = json.loads((run / folder / artefacts.MARKER).read_text())["lineage"]["evaluate"]
     recipe = Run.at(Store(str(run))).recipe()
-    recipe = changed(replace(recipe, methods=tuple(results["rounds"])), evaluate=evaluated)
-    usable, parts = results["manifest"]["usable"], ("launch", "setup", "wait", "transfer", "compute", "commit")
-    timing = {**results["timing"], "results": results["timing"][f"{folder}"]}
+    recipe = changed(replace(recipe, methods=tuple(results.rounds)), evaluate=evaluated)
+    usable, parts = results.manifest.usable, ("launch", "setup", "wait", "transfer", "compute", "commit")
+    timing = {**results.timing, "results": results.timing[f"{folder}"]}
     measured = {
         name: seconds.get("total", sum(seconds.get(part, 0.0) for part in parts)) for name, seconds in timing.items()
     }
     measured["run"] = sum(_after_split(path.read_text()) for path in (run / "logs").glob("*.log"))
-    return recipe, Sizes(usable["train"], usable["test"], len(results["classes"])), measured
+    return recipe, Sizes(usable["train"], usable["test"], len(results.classes)), measured
 
 
 def _after_split(log: str) -> float:

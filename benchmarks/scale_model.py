@@ -19,11 +19,11 @@ from typing import Any
 
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, plan_align, plan_classify, plan_gitdl, plan_score
+from finepseudo.driver.evaluate import CALIBRATION
+from finepseudo.driver.steps import BLOCK_VIDEOS
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.runtime.ingest import Layout
-from finepseudo.runtime.results import CALIBRATION
-from finepseudo.runtime.scorers import BLOCK_VIDEOS
 from finepseudo.train.pseudo_labels import COMPARED
 
 GROUPS = ("decode", "train", "score")
@@ -123,7 +123,7 @@ class StageCost:
 
 
 class Model:
-    """runtime/rounds.py in seconds. Every pseudo-label is accepted; between rounds the methods wait for each other."""
+    """driver/rounds.py in seconds. Every pseudo-label is accepted; between rounds the methods wait for each other."""
 
     def __init__(self, recipe: Recipe, sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> None:
         sizes, frames, gitdl = sizes.of(recipe), recipe.frames, recipe.gitdl

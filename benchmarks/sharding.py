@@ -11,8 +11,8 @@ import os
 import torch
 import torch.distributed as dist
 
-from finepseudo.align.head import ScoreHead
 from finepseudo.models.encoders import build
+from finepseudo.models.table import choose
 from finepseudo.recipe import Align, Augment, Optimiser
 from finepseudo.train.engine import Engine
 from finepseudo.train.objectives import AlignObjective
@@ -22,7 +22,7 @@ from finepseudo.train.session import Session
 def main() -> None:
     """Build the objective once per stage and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--encoder", default="vtn_resnet18", help="an f_A of models/encoders.py")
+    parser.add_argument("--encoder", default="vtn_resnet18", help="an f_A of models/table.py")
     parser.add_argument("--size", type=int, default=112, help="height and width of its input, pixels")
     options = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", os.environ.get("RANK", "0"))
@@ -30,8 +30,8 @@ def main() -> None:
     session = Session(torch.device("cpu"), report=print)
     rows = []
     for stage in (0, 1, 2, 3):
-        encoder = build(options.encoder, size=options.size, seed=0)
-        objective = AlignObjective(encoder, ScoreHead(), Align(), Augment(), options.size)
+        encoder = build(choose(options.encoder, part="frame"), num_classes=2, size=options.size, seed=0)
+        objective = AlignObjective(encoder, Align(), Augment(), options.size)
         optimiser = Optimiser(blocks_per_step=session.world)
         engine = Engine(objective, session, optimiser, steps=1, lr=1e-3, block_rows=1, zero_stage=stage)
         rows.append((stage, session.gather(engine.sharded_bytes())))

@@ -67,7 +67,7 @@ def gallery(size: int, T: int, D: int, K: int) -> Gallery:
 def head() -> ScoreHead:
     """Standardised at what unrelated embeddings give."""
     score = ScoreHead()
-    score.standardise(torch.tensor([0.3, 0.5]))
+    score.standardise(0.4, 0.1414)
     return score
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = find("rehearsal")
     T, crop, B = recipe.frames.align, recipe.frames.crop, recipe.align.classes * recipe.align.clips
-    encoder, score = build(recipe.models.frame, size=crop, seed=0), head()
+    encoder, score = build(recipe.models.encoder("frame"), num_classes=2, size=crop, seed=0), head()
     clips = torch.rand(B, T, 3, crop, crop)
     label_B, video_B, weight_B = torch.arange(B) // recipe.align.clips, torch.arange(B), torch.ones(B)
     emb = encoder(clips).detach().requires_grad_()

@@ -8,28 +8,17 @@ more baseline or more clips at evaluation find the same artefacts.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from annotated_types import Ge, Interval
 
 from finepseudo.errors import RecipeError
+from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, Several, Share, Side, check_fields
+from finepseudo.models.table import Encoder, Part, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
-
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
-"""Of what may be left out."""
-Several = Annotated[int, Ge(2)]
-Side = Annotated[int, Ge(8)]
-"""Pixels."""
-Seed = Annotated[int, Ge(0)]
-Positive = Annotated[float, Ge(1e-6)]
-NotNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Interval(ge=0, le=1)]
 
 Method = Literal["supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
 
@@ -166,15 +155,26 @@ class Augment(PixelAugment):
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The two encoders: names of the table in models/encoders.py, and where their weights come from."""
+    """The two encoders: names and options of models/table.py, and where their weights come from."""
 
     frame: str = "tiny_vtn"
     video: str = "tiny_r2plus1d"
+    frame_options: dict[str, str] = field(default_factory=dict[str, str])
+    """Options of f_A, such as `positions sinusoidal`."""
+    video_options: dict[str, str] = field(default_factory=dict[str, str])
     frame_weights: str = ""
     """URI of safetensors weights; empty: pre-trained here without labels."""
     frame_sha256: str = ""
     video_weights: str = ""
     video_sha256: str = ""
+
+    def encoder(self, part: Part) -> Encoder:
+        """f_A or f_E with its options.
+
+        Raises:
+            RecipeError: no such encoder or option; what there is, is shown.
+        """
+        return choose(getattr(self, part), getattr(self, f"{part}_options"), part=part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,14 +235,29 @@ class AvLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class Align(AvLoss):
-    """Alignability-verification metric learning of f_A (L_AV = L_AT + w L_Score)."""
+    """Alignability-verification metric learning of f_A."""
 
+    loss: Literal["av"] = "av"
+    """A name of ALIGN_LOSSES; its options stand here too."""
     steps: Count = 150
     lr: NotNegative = 7e-4
     classes: Several = 8
     """P classes in one block."""
     clips: Several = 4
     """M clips of each class."""
+
+    def chosen(self) -> AvLoss:
+        """The options of the loss alone: what a training by it reads of this section."""
+        return part_of(ALIGN_LOSSES[self.loss], self)
+
+
+ALIGN_LOSSES: dict[str, type[AvLoss]] = {"av": AvLoss}
+"""What f_A may be aligned by: the options of each loss. train/objectives.py has what computes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Of f_E with labels or soft targets; there is nothing to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,21 +388,27 @@ class Recipe:
 
 
 OUTSIDE = ("scale", "methods", "evaluate")
-"""Parts that may change between two starts in one run directory: they decide nothing that is trained."""
+"""Sections that may change between two starts in one run directory: they decide nothing that is trained."""
+PLACES = {"data": ("root",), "models": ("frame_weights", "video_weights")}
+"""Fields that say where something lies. It may move: what it is, is known by its own digest."""
 
 
 def digest(recipe: Recipe) -> str:
     """Twelve hexadecimal digits of what decides the training: the fields that are not as they are by default."""
-    return fingerprint({name: part for name, part in chosen(recipe).items() if name not in OUTSIDE})
+    body = {name: part for name, part in chosen(recipe).items() if name not in OUTSIDE}
+    for section, places in PLACES.items():
+        kept = {name: value for name, value in body.pop(section, {}).items() if name not in places}
+        body |= {section: kept} if kept else {}
+    return fingerprint(body)
 
 
-def decisive(recipe: Recipe) -> dict[str, Any]:
-    """All fields that decide the training, as plain JSON values."""
+def described(recipe: Recipe) -> dict[str, Any]:
+    """All fields but those of OUTSIDE, as plain JSON values; `recipe_from` reads them."""
     return {name: part for name, part in plain(recipe).items() if name not in OUTSIDE}
 
 
 def recipe_from(body: Mapping[str, Any]) -> Recipe:
-    """The recipe that `decisive` described; what it leaves out has its defaults.
+    """The recipe that `described` wrote down; what it leaves out has its defaults.
 
     Raises:
         RecipeError: it has a field that no recipe has (any more).
@@ -415,62 +436,6 @@ def _read(kind: Any, value: Any, name: str) -> Any:
     return tuple(cast(list[Any], value)) if isinstance(value, list) else value
 
 
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    """The type of every field of a dataclass, with the bounds that annotate it."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
-
-
-def check_fields(part: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass, and of the dataclasses in it, against its type, its bound and its choices.
-
-    Args:
-        part: an instance, such as a whole recipe.
-        prefix: of the names in errors.
-    Raises:
-        RecipeError: a value is none that its field may have.
-        TypeError: a field of numbers has no smallest value in its type.
-    """
-    for key, hint in _hints(part.__class__).items():
-        _check_value(prefix + key, hint, getattr(part, key))
-
-
-def _check_value(name: str, hint: Any, value: Any) -> None:
-    kind, bounds = (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
-    options = get_args(kind)
-    if get_origin(kind) is Literal:
-        if not any(type(value) is type(option) and value == option for option in options):
-            raise RecipeError(f"{name}: expected {', '.join(map(str, options))}, got {value!r}")
-    elif type(None) in options:
-        if value is not None:
-            _check_value(name, options[0], value)
-    else:
-        outer: type = get_origin(kind) or kind
-        right = isinstance(value, int | float if outer is float else outer)
-        if not right or (isinstance(value, bool) and outer is not bool):
-            raise RecipeError(f"{name}: expected {outer.__name__}, got {value!r}")
-        if outer in (int, float):
-            _check_bounds(name, bounds, value)
-        elif outer is tuple:
-            for item in cast(tuple[Any, ...], value):
-                _check_value(name, options[0], item)
-        elif dataclasses.is_dataclass(outer):
-            check_fields(value, f"{name}.")
-
-
-def _check_bounds(name: str, bounds: tuple[Any, ...], value: float) -> None:
-    low, high = (
-        next((found for item in bounds if (found := getattr(item, side, None)) is not None), None)
-        for side in ("ge", "le")
-    )
-    if low is None:
-        raise TypeError(f"{name}: a number needs its smallest value in its type, such as Count or Share have")
-    if not low <= value <= (sys.float_info.max if high is None else high):
-        bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        raise RecipeError(f"{name}: expected {bound}, got {value!r}")
-
-
 def _check_across(recipe: Recipe) -> None:
     k, workers = recipe.optimiser.blocks_per_step, recipe.scale.train_workers
     if k % workers:
@@ -489,12 +454,21 @@ def _check_across(recipe: Recipe) -> None:
         raise RecipeError(f"data.videos: expected a path with {{video_id}} in it, got {recipe.data.videos!r}")
     if recipe.align.triplet_weight == 0 and recipe.align.score_weight == 0:
         raise RecipeError("align.triplet_weight and align.score_weight are both 0: f_A would learn nothing")
-    for part in ("frame", "video"):
+    parts: tuple[Part, ...] = ("frame", "video")
+    for part in parts:
         weights, sha = getattr(recipe.models, f"{part}_weights"), getattr(recipe.models, f"{part}_sha256")
         if bool(weights) != bool(sha):
             raise RecipeError(
                 f"models.{part}_weights = {weights!r} and models.{part}_sha256 = {sha!r} belong together: "
                 "give both (sha256sum of the file), or neither"
+            )
+        encoder = recipe.models.encoder(part)
+        stride = encoder.options.time_stride if isinstance(encoder.options, VideoOptions) else 1
+        if stride > 1 and recipe.gitdl.video_steps and not weights:
+            raise RecipeError(
+                f"gitdl.video_steps = {recipe.gitdl.video_steps}: {encoder.name} has one time feature for {stride} "
+                "frames, and pre-training compares frames; set --models.video-options temporal_stride_1 true, give "
+                "models.video_weights, or set gitdl.video_steps to 0"
             )
     if recipe.data.rehearsal is not None:
         _check_rehearsal(recipe.data.rehearsal)

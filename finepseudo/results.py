@@ -5,18 +5,24 @@ Axes: N videos, P pairs, K classes, T frames, D embedding. What is compared come
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from finepseudo import measures
+from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.score import distances
+from finepseudo.errors import ArtefactError
 
+VERSION = 1
+"""Of results.json."""
 CURVE_POINTS = 50
 """Of a precision x coverage curve, about: what a plot can show."""
 RESAMPLES = 50
@@ -100,11 +106,127 @@ class PairTest:
     same: int
     scores: dict[str, Share]
 
-    def json(self) -> dict[str, Any]:
-        """The scores stand beside the counts."""
-        body = asdict(self)
-        scores = body.pop("scores")
-        return {**body, **scores}
+
+@dataclass(frozen=True)
+class RecipeName:
+    """Which recipe a run belongs to."""
+
+    name: str
+    digest: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """How many training videos kept their label."""
+
+    seed: int
+    fingerprint: str
+    labelled: int
+    unlabelled: int
+
+
+@dataclass(frozen=True)
+class ManifestCounts:
+    """What probing found."""
+
+    fingerprint: str
+    usable: dict[str, int]
+    """By split."""
+    rejected: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pair of encoders on the test videos."""
+
+    f_E: Accuracy
+    p_A: Accuracy
+    fused: Accuracy
+    temperatures: Temperatures
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """The labels of one round."""
+
+    name: str
+    quality: RoundQuality
+    temperatures: Temperatures
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """A pair of encoders: the run directory's folders of their weights, or URIs where those lie elsewhere, and digests
+    of these."""
+
+    f_A: str
+    f_E: str
+    digest_f_A: str
+    digest_f_E: str
+
+
+STAGE_2 = "stage_2"
+"""Name of the encoders that all methods start from, beside the methods."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a run found out: what results.json holds."""
+
+    recipe: RecipeName
+    split: SplitCounts
+    manifest: ManifestCounts
+    classes: list[str]
+    measured: dict[str, Measured]
+    """By method, and STAGE_2."""
+    rounds: dict[str, list[RoundResult]]
+    """By method."""
+    pairs: PairTest
+    gains: dict[str, Share]
+    """Of finepseudo: `<f_E or fused>, over <method>`."""
+    snapshots: dict[str, Snapshots]
+    """By method, and STAGE_2."""
+    predictions: str
+    """Below the run: a table with one row a test video, its truth, and the label by `<method>/<part>`."""
+    timing: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    """Seconds by kind, of each training and pass, by its folder."""
+    version: int = VERSION
+
+    def all_rounds(self) -> list[RoundResult]:
+        """Of all methods."""
+        return [one for rounds in self.rounds.values() for one in rounds]
+
+    def to_json(self) -> bytes:
+        """What `from_json` reads."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> Results:
+        """Read results.json.
+
+        Raises:
+            ArtefactError: it is of another version, or no such file; the first wrong field is named.
+        """
+        try:
+            body = json.loads(data)
+            version = body.get("version") if isinstance(body, dict) else None
+            if version != VERSION:
+                raise ArtefactError(
+                    f"results of version {version}, expected {VERSION}: another version of this program wrote them; "
+                    "jobs/evaluate.py writes them again"
+                )
+            return _READER.validate_python(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ArtefactError(f"results are damaged: field {where}: {first['msg']}") from None
+        except ValueError as error:
+            raise ArtefactError(f"results are damaged: not JSON: {error}") from None
+
+
+_READER = TypeAdapter(Results)
 
 
 def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:

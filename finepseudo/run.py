@@ -18,10 +18,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
-from finepseudo.data.manifest import Manifest
+from finepseudo.data.manifest import Manifest, Video
+from finepseudo.data.plan import derive
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import OUTSIDE, Recipe, decisive, digest, recipe_from
+from finepseudo.models.table import Part
+from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
+from finepseudo.results import Results
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import differences, plain
 from finepseudo.storage.store import Store
@@ -30,6 +34,8 @@ from finepseudo.train import checkpoint
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
 EMBEDDINGS = "embeddings.safetensors"
+LAUNCHES = "timing"
+"""Folder, below a training, of the seconds that each launch took."""
 
 
 def training(name: str) -> str:
@@ -67,17 +73,44 @@ def labels(name: str) -> str:
     return f"labels/{name}"
 
 
+def data_store(recipe: Recipe, base: Store) -> Store:
+    """Where annotations and videos are; `base` is where generated ones lie."""
+    return Store(recipe.data.root) if recipe.data.root else base.child("data")
+
+
+def pair_videos(recipe: Recipe, manifest: Manifest) -> list[Video]:
+    """Held-out videos of the pair test, the same for every f_A."""
+    order = sorted(manifest.videos("test"), key=lambda video: derive("pairs", recipe.seed, video.video_id))
+    return order[: recipe.evaluate.pair_videos]
+
+
+def launch_seconds(store: Store, folder: str) -> float:
+    """Seconds between asking for workers and their first own step, summed over a training's launches."""
+    base = f"{folder}/{LAUNCHES}"
+    markers = [artefacts.committed(store, f"{base}/{name}") for name in store.list(base)]
+    return sum(marker["lineage"]["launch_s"] for marker in markers if marker)
+
+
 def claim(store: Store, recipe: Recipe) -> None:
     """Make the run directory belong to this recipe, or check that it does.
 
     Raises:
         ArtefactError: it belongs to another recipe; both digests and the differing fields are shown.
     """
-    body = {"digest": digest(recipe), "recipe": decisive(recipe)}
-    if store.create(RECIPE, json.dumps(body, indent=1, sort_keys=True).encode()):
+    body = {"digest": digest(recipe), "recipe": described(recipe)}
+    data = json.dumps(body, indent=1, sort_keys=True).encode()
+    if store.create(RECIPE, data):
         return
     theirs = _owner(store)
-    changed = differences(recipe, {**theirs["recipe"], **{name: plain(getattr(recipe, name)) for name in OUTSIDE}})
+    mine = plain(recipe)
+    aside = {name: mine[name] for name in OUTSIDE}
+    moved = {
+        section: {**theirs["recipe"].get(section, {}), **{name: mine[section][name] for name in places}}
+        for section, places in PLACES.items()
+    }
+    changed = differences(recipe, {**theirs["recipe"], **moved, **aside})
+    if not changed and theirs["recipe"] != body["recipe"]:
+        store.write(RECIPE, data)  # readers look where things lie now
     if changed:
         raise ArtefactError(
             f"{store.uri()} belongs to recipe {theirs['digest']}, asked for is {body['digest']}; they differ in "
@@ -110,6 +143,10 @@ class Run:
         """The recipe that the run belongs to; what may change between starts has its defaults."""
         return recipe_from(_owner(self.store)["recipe"])
 
+    def data(self) -> Store:
+        """Where annotations and videos are."""
+        return data_store(self.recipe(), self.base)
+
     def manifest(self) -> Manifest:
         """Every annotated clip."""
         return Manifest.load(self.base)
@@ -118,9 +155,9 @@ class Run:
         """Pseudo-labels of a round, one row a video."""
         return artefacts.read_table(self.store, labels(name), LABELS)
 
-    def temperatures(self, name: str) -> dict[str, Any]:
+    def temperatures(self, name: str) -> Temperatures:
         """What the labels of a round were decided with."""
-        return json.loads(artefacts.read_part(self.store, labels(name), TEMPERATURES))
+        return Temperatures(**json.loads(artefacts.read_part(self.store, labels(name), TEMPERATURES)))
 
     def embeddings(self, name: str) -> Embeddings:
         """What one f_A made of videos."""
@@ -146,6 +183,35 @@ class Run:
             for folder in _below(self.store, root, SECONDS)
             if artefacts.committed(self.store, folder) is not None
         ]
+
+    def timing(self) -> dict[str, dict[str, float]]:
+        """Seconds by kind of every training and pass, by its folder."""
+        timing: dict[str, dict[str, float]] = {}
+        for store, folder in self.trainings():
+            seconds = checkpoint.read_history(store, folder)[2]
+            timing[folder] = {**seconds, "launch": launch_seconds(store, folder)}
+        for store, folder in self.passes():
+            timing[folder] = json.loads(artefacts.read_part(store, folder, SECONDS))
+        return timing
+
+    def results(self) -> Results:
+        """Every figure.
+
+        Raises:
+            ArtefactError: the run has not come to its end, or another version wrote them.
+        """
+        try:
+            return Results.from_json(self.store.read(RESULTS))
+        except FileNotFoundError:
+            raise ArtefactError(f"{self.store.uri()} has no results yet; jobs/run.py makes them") from None
+
+    def snapshot(self, method: str, part: Part) -> str:
+        """URI of the weights that a method ended with, or those of STAGE_2."""
+        snapshots = self.results().snapshots
+        if method not in snapshots:
+            raise ArtefactError(f"{self.store.uri()} has no snapshots of {method!r}; it has {', '.join(snapshots)}")
+        place = snapshots[method].f_A if part == "frame" else snapshots[method].f_E
+        return place if place.startswith("/") or "://" in place else self.store.uri(place)
 
     def _uses(self, name: str) -> bool:
         """Whether a training of the base is one of this run's: pre-training is, others left their plan here."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from finepseudo.cli import Options, describe, logged_to, main, parse
 from finepseudo.recipe import METHODS
-from finepseudo.report.comparison import compare, table
 from finepseudo.storage.store import Store
 
 
@@ -30,19 +28,23 @@ def job(argv: Sequence[str]) -> None:
     if options.dry_run:
         print(describe(recipe, root), f"label seeds: {', '.join(map(str, options.seeds))}", sep="\n")
         return
+    from finepseudo.driver.evaluate import ensure_results
+    from finepseudo.driver.rounds import run_rounds
+    from finepseudo.report.comparison import compare
     from finepseudo.report.page import write_report
-    from finepseudo.runtime.cluster import cluster
-    from finepseudo.runtime.rounds import run_rounds
+    from finepseudo.run import Run
+    from finepseudo.runtime.executor import on_ray
 
-    found, base = {}, Store(options.base) if options.base else root.child("shared")
-    with logged_to(root), cluster(recipe):
+    results, base = {}, Store(options.base) if options.base else root.child("shared")
+    with logged_to(root), on_ray(recipe) as executor:
         for seed in options.seeds:
             run = root.child(f"seed-{seed}")
-            found[seed] = run_rounds(replace(recipe, split=replace(recipe.split, seed=seed)), run, base)
-            write_report(run, found[seed], base)
-    body = compare(found)
-    root.write("compare.json", json.dumps(body, indent=1).encode())
-    print(table(body))
+            of_seed = replace(recipe, split=replace(recipe.split, seed=seed))
+            results[seed] = ensure_results(run_rounds(of_seed, run, executor, base))
+            write_report(Run.at(run, base))
+    compared = compare(results)
+    root.write("compare.json", compared.to_json())
+    print(compared.table())
     print(f"figures: {root.uri('compare.json')}")
 
 

@@ -12,14 +12,16 @@ def job(argv: Sequence[str]) -> None:
     """Parse, evaluate, print. Nothing is trained: a stage that is not committed is an error."""
     options = parse(Options, argv, program="jobs/evaluate.py", description=__doc__ or "")
     run, base = Store(options.run), Store(options.base or options.run)
+    from finepseudo.driver.evaluate import ensure_results
+    from finepseudo.driver.rounds import run_rounds
     from finepseudo.report.page import summary, write_report
-    from finepseudo.runtime.cluster import cluster
-    from finepseudo.runtime.rounds import run_rounds
+    from finepseudo.run import Run
+    from finepseudo.runtime.executor import on_ray
 
-    with logged_to(run), cluster(options.recipe):
-        results = run_rounds(options.recipe, run, base, train=False)
+    with logged_to(run), on_ray(options.recipe) as executor:
+        results = ensure_results(run_rounds(options.recipe, run, executor, base, train=False))
     print(summary(results))
-    print(f"results: {run.uri('results.json')}\npage: {write_report(run, results, base)}")
+    print(f"results: {run.uri('results.json')}\npage: {write_report(Run.at(run, base))}")
 
 
 if __name__ == "__main__":

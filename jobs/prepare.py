@@ -13,14 +13,13 @@ def job(argv: Sequence[str]) -> None:
     """Parse, prepare, print what is usable and what was rejected, with reasons."""
     options = parse(Options, argv, program="jobs/prepare.py", description=__doc__ or "")
     run, base = Store(options.run), Store(options.base or options.run)
+    from finepseudo.driver.prepare import ensure_manifest, ensure_split
     from finepseudo.run import claim
-    from finepseudo.runtime.cluster import cluster
-    from finepseudo.runtime.prepare import ensure_manifest
-    from finepseudo.runtime.rounds import ensure_split
+    from finepseudo.runtime.executor import on_ray
 
-    with logged_to(run), cluster(options.recipe):
+    with logged_to(run), on_ray(options.recipe) as executor:
         claim(run, options.recipe)
-        manifest = ensure_manifest(options.recipe, base)
+        manifest = ensure_manifest(options.recipe, base, executor)
         split = ensure_split(options.recipe, run, manifest.truth("train"))
     for row in manifest.table.to_pylist():
         if row["status"] != "ok":

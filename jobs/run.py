@@ -24,14 +24,16 @@ def job(argv: Sequence[str]) -> None:
     if options.dry_run:
         print(describe(options.recipe, run))
         return
+    from finepseudo.driver.evaluate import ensure_results
+    from finepseudo.driver.rounds import run_rounds
     from finepseudo.report.page import summary, write_report
-    from finepseudo.runtime.cluster import cluster
-    from finepseudo.runtime.rounds import run_rounds
+    from finepseudo.run import Run
+    from finepseudo.runtime.executor import on_ray
 
-    with logged_to(run), cluster(options.recipe):
-        results = run_rounds(options.recipe, run, base)
+    with logged_to(run), on_ray(options.recipe) as executor:
+        results = ensure_results(run_rounds(options.recipe, run, executor, base))
     print(summary(results))
-    print(f"results: {run.uri('results.json')}\npage: {write_report(run, results, base)}")
+    print(f"results: {run.uri('results.json')}\npage: {write_report(Run.at(run, base))}")
 
 
 if __name__ == "__main__":

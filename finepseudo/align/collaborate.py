@@ -19,6 +19,16 @@ from finepseudo.align.head import Mean, ScoreHead, alignability
 LOWEST_TAU, HIGHEST_TAU = 1e-4, 1e4
 
 
+@dataclass(frozen=True)
+class Temperatures:
+    """Of p_A and p_E, and the estimated accuracies that they were fitted to."""
+
+    tau_A: float
+    tau_E: float
+    accuracy_A: float
+    accuracy_E: float
+
+
 @dataclass(frozen=True, eq=False)
 class PseudoLabels:
     """The labels of one round, one row a video: every field has N rows."""

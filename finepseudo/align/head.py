@@ -43,24 +43,17 @@ class ScoreHead(nn.Module):
         self._ready = False
 
     @torch.no_grad()
-    def standardise(self, dist: Tensor) -> None:
-        """Set mean and deviation, once, from the distances of the labelled pairs (any shape, no self-pairs).
+    def standardise(self, mean: float, std: float) -> None:
+        """Set, once, mean and deviation of D over the labelled pairs.
 
         Raises:
-            ValueError: they are set already, or `dist` has fewer than two values, a non-finite or no varying one.
+            ValueError: they are set already, or are no finite mean and positive deviation.
         """
         if float(self.std) > 0:
             raise ValueError("this head is standardised already; make a new ScoreHead for another set of pairs")
-        values = dist.double().flatten()
-        if values.numel() < 2 or not bool(values.isfinite().all()):
-            raise ValueError(
-                f"expected at least two finite distances, got {tuple(dist.shape)} with "
-                f"{int((~values.isfinite()).sum())} non-finite"
-            )
-        std = float(values.std())
-        if std < 1e-6:
-            raise ValueError(f"expected distances that vary, got deviation {std:.1e}; are the embeddings constant?")
-        self.mean.fill_(float(values.mean()))
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(f"expected a finite mean and a positive deviation of D, got {mean} and {std}")
+        self.mean.fill_(mean)
         self.std.fill_(std)
 
     def forward(self, dist: Tensor) -> Tensor:
@@ -91,7 +84,7 @@ class ScoreHead(nn.Module):
     def check_ready(self) -> None:
         """Raise a ValueError if the head is not standardised."""
         if not self._ready and not float(self.std) > 0:  # asked until it holds once: each question waits for a GPU
-            raise ValueError("expected a standardised head; call standardise(dist of the labelled pairs) first")
+            raise ValueError("expected a standardised head; call standardise(mean, std) of its pairs' D first")
         self._ready = True
 
 

@@ -17,6 +17,11 @@ from finepseudo.data.plan import Plan
 from finepseudo.errors import StreamError
 
 
+def too_many_rejected(rejected: int, rows: int, max_share: float) -> bool:
+    """Whether more rows could not be decoded than the recipe admits; one row is, unless it admits none."""
+    return rejected > max(max_share * rows, 1 if max_share else 0)
+
+
 @dataclass(frozen=True)
 class ClipBatch:
     """One block: decoded clips, and beside them what the plan says of its rows."""

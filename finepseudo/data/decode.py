@@ -16,7 +16,7 @@ import numpy as np
 
 from finepseudo.data.cache import ClipCache
 from finepseudo.errors import DecodeError
-from finepseudo.storage.store import read_uri
+from finepseudo.storage.store import Store
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -28,8 +28,9 @@ _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes the clips of plan rows at one size, through a node's cache of decoded videos."""
+    """Decodes the clips of plan rows at one size, through a node's cache of decoded videos; `data` has the files."""
 
+    data: Store
     height: int
     width: int
     cache: ClipCache
@@ -52,9 +53,9 @@ class Decoder:
         return [frames_FHWC[np.searchsorted(every, index_T)] for index_T in wanted]
 
     def _decode(self, row: Mapping[str, Any], index_F: np.ndarray) -> np.ndarray:
-        uri = row["uri"]
+        uri = self.data.uri(row["path"])
         try:
-            data = read_uri(uri)
+            data = self.data.read(row["path"])
         except OSError as error:
             raise DecodeError(f"{uri}: unreadable: {error}") from error
         found = hashlib.sha256(data).hexdigest()

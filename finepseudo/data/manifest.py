@@ -22,9 +22,7 @@ FOLDER = "manifest"
 SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
+        ("path", pa.string()),
         ("label", pa.int32()),
         ("label_name", pa.string()),
         ("split", pa.string()),
@@ -46,7 +44,8 @@ class Video:
 
     index: int
     video_id: str
-    uri: str
+    path: str
+    """Below the folder of the data."""
     sha256: str
     num_frames: int
     height: int
@@ -62,8 +61,8 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of what the rows say, whatever folder the videos lie in."""
-        rows = self.table.drop_columns(["uri"]).to_pylist()
+        """Digest of what the rows say."""
+        rows = self.table.to_pylist()
         return hashlib.sha256(repr((rows, self.class_names)).encode()).hexdigest()[:12]
 
     @staticmethod
@@ -79,7 +78,7 @@ class Manifest:
 
     def videos(self, split: str) -> list[Video]:
         """The usable clips of a split, without labels."""
-        names = ("video_id", "uri", "sha256", "num_frames", "height", "width")
+        names = ("video_id", "path", "sha256", "num_frames", "height", "width")
         return [
             Video(index=index, **{name: row[name] for name in names})
             for index, row in enumerate(self.table.to_pylist())
@@ -103,7 +102,7 @@ def build_manifest(
     annotations: Sequence[Annotation],
     class_names: Sequence[str],
     probes: Mapping[str, Mapping[str, Any]],
-    uris: Mapping[str, str],
+    paths: Mapping[str, str],
     *,
     min_frames: int,
 ) -> Manifest:
@@ -121,7 +120,7 @@ def build_manifest(
         rows.append(
             {
                 "video_id": annotation.video_id,
-                "uri": uris[annotation.video_id],
+                "path": paths[annotation.video_id],
                 "label": annotation.label,
                 "label_name": class_names[annotation.label],
                 "split": annotation.split,

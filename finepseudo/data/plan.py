@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("video", pa.int32()),
         ("video_id", pa.string()),
-        ("uri", pa.string()),
+        ("path", pa.string()),
         ("sha256", pa.string()),
         ("num_frames", pa.int32()),
         ("height", pa.int32()),
@@ -62,10 +62,15 @@ class Plan:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, the last of which may be shorter in a pass over videos."""
+        return -(-len(self) // self.block_rows)
+
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the rows, whatever folder the videos lie in."""
-        columns = [self.table.column(name) for name in self.table.column_names if name != "uri"]
+        """Digest of the rows."""
+        columns = [self.table.column(name) for name in self.table.column_names]
         state = hashlib.sha256(repr(self.block_rows).encode())
         for column in columns:
             for value in column.to_pylist():
@@ -237,7 +242,7 @@ def _row(
         "row": number,
         "video": video.index,
         "video_id": video.video_id,
-        "uri": video.uri,
+        "path": video.path,
         "sha256": video.sha256,
         "num_frames": video.num_frames,
         "height": video.height,

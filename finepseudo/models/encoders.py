@@ -1,22 +1,20 @@
-"""The encoders by name: f_A gives one embedding per frame, f_E class logits per clip.
+"""The encoders: f_A gives one embedding per frame, f_E class logits per clip. models/table.py has their options.
 
 Axes: B batch, T frames, C channels, H W pixels, D embedding, F features, K classes.
 
 Clips are float and normalised. No parameter is used outside its module's forward: a sharded engine may gather them.
 """
 
-import difflib
-import inspect
-from collections.abc import Callable
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finepseudo.errors import RecipeError
 from finepseudo.models.resnet import WIDTHS, ResNet18, clip_layer, clip_stem, init_weights
+from finepseudo.models.table import ENCODERS, Encoder, Positions
 from finepseudo.models.tiny import FEATURE_DIM, FrameFeatures, TemporalStage, frames_of
-from finepseudo.models.vtn import Positions, TemporalTransformer, UnitProjection
+from finepseudo.models.vtn import TemporalTransformer, UnitProjection
 
 
 class FrameEncoder(nn.Module):
@@ -54,7 +52,7 @@ class VideoEncoder(nn.Module):
 class TinyVTN(FrameEncoder):
     """f_A for small frames on a CPU: four convolutions, then two Transformer layers of width 128; D = 64 [C]."""
 
-    def __init__(self, *, size: int, dim: int = 64, positions: Positions = "none") -> None:
+    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
         super().__init__()
         self.dim, self.feature_dim = dim, FEATURE_DIM
         self.backbone = FrameFeatures(size)
@@ -73,7 +71,7 @@ class VTNResNet18(FrameEncoder):
     The backbone's parameters are named `backbone.` + the public ResNet-18 names. Frames of any size.
     """
 
-    def __init__(self, *, size: int, dim: int = 128, positions: Positions = "none") -> None:
+    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
         super().__init__()
         del size  # the mean over positions takes frames of any size
         self.dim, self.feature_dim = dim, 256
@@ -91,7 +89,7 @@ class VTNResNet18(FrameEncoder):
 class TinyR2Plus1D(VideoEncoder):
     """f_E for small frames on a CPU: TinyVTN's convolutions, four temporal ones of stride 1, mean, dropout [C]."""
 
-    def __init__(self, *, size: int, num_classes: int, dropout: float = 0.2) -> None:
+    def __init__(self, *, size: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.feature_dim, self.num_classes = FEATURE_DIM, num_classes
         self.backbone = FrameFeatures(size, temporal_after=(3, 4))
@@ -122,7 +120,7 @@ class R2Plus1D18(VideoEncoder):
             and not T/8; for pre-training on short clips [C].
     """
 
-    def __init__(self, *, size: int, num_classes: int, temporal_stride_1: bool = False) -> None:
+    def __init__(self, *, size: int, num_classes: int, temporal_stride_1: bool) -> None:
         super().__init__()
         del size
         self.feature_dim, self.num_classes = WIDTHS[-1], num_classes
@@ -150,51 +148,18 @@ class R2Plus1D18(VideoEncoder):
         return self.fc(self.time_features(clip_BTCHW).mean(dim=1))
 
 
-ENCODERS: dict[str, Callable[..., FrameEncoder | VideoEncoder]] = {
-    "tiny_vtn": TinyVTN,
-    "vtn_resnet18": VTNResNet18,
-    "tiny_r2plus1d": TinyR2Plus1D,
-    "r2plus1d_18": R2Plus1D18,
-}
-
-
-def build(
-    name: str, *, num_classes: int | None = None, size: int, seed: int, **options: Any
-) -> FrameEncoder | VideoEncoder:
-    """The encoder `name` with initial weights that depend on `seed` alone; the global generator stays as it was.
+def build(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
+    """A FrameEncoder or VideoEncoder with initial weights that depend on `seed` alone; the global generator stays.
 
     Args:
-        name: a key of ENCODERS.
-        num_classes: K, for the encoders that classify; None for the others.
+        encoder: which, with its options.
+        num_classes: K, of an f_E; an f_A embeds frames and does not ask.
         size: height and width of the frames it will see.
         seed: of the initial weights.
-        options: further arguments of the encoder, such as `positions` or `temporal_stride_1`.
-    Raises:
-        RecipeError: an unknown name or option, or `num_classes` missing or out of place.
     """
-    if name not in ENCODERS:
-        raise RecipeError(f"no encoder {name!r}{_nearest(name, list(ENCODERS))}; the choices are {', '.join(ENCODERS)}")
-    known = list(inspect.signature(ENCODERS[name]).parameters)
-    if ("num_classes" in known) != (num_classes is not None):
-        need = "needs num_classes" if "num_classes" in known else "embeds frames and takes no num_classes"
-        raise RecipeError(f"encoder {name!r} {need}, got num_classes={num_classes}")
-    if size < 1 or (num_classes is not None and num_classes < 1):
-        raise RecipeError(f"encoder {name!r}: expected size and num_classes >= 1, got {size} and {num_classes}")
-    choices = [key for key in known if key not in ("size", "num_classes")]
-    for key in options:
-        if key not in choices:
-            near = _nearest(key, choices)
-            raise RecipeError(f"encoder {name!r} has no option {key!r}{near}; the choices are {', '.join(choices)}")
-    if num_classes is not None:
-        options["num_classes"] = num_classes
+    module, _, name = ENCODERS[encoder.name].made_by.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    classes = {"num_classes": num_classes} if encoder.part == "video" else {}
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # of the CPU alone: those of accelerators are not touched
-        try:
-            return ENCODERS[name](size=size, **options)
-        except ValueError as error:
-            raise RecipeError(f"encoder {name!r}: {error}") from error
-
-
-def _nearest(word: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.4)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+        return kind(size=size, **classes, **vars(encoder.options))

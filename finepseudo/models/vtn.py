@@ -4,13 +4,12 @@ Axes: B batch, T frames, D embedding, F features (the Transformer's width), h he
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Positions = Literal["none", "sinusoidal"]
+from finepseudo.models.table import Positions
 
 
 def sinusoidal_positions(num_frames: int, width: int, like: Tensor) -> Tensor:
@@ -82,13 +81,11 @@ class TemporalTransformer(nn.Module):
     """
 
     def __init__(
-        self, in_width: int, width: int, *, layers: int, heads: int, mlp_ratio: int, positions: Positions = "none"
+        self, in_width: int, width: int, *, layers: int, heads: int, mlp_ratio: int, positions: Positions
     ) -> None:
         super().__init__()
         if width % heads or width % 2:
             raise ValueError(f"expected an even width that heads divide, got width {width} and heads {heads}")
-        if positions not in ("none", "sinusoidal"):
-            raise ValueError(f'expected positions "none" or "sinusoidal", got {positions!r}')
         self.width = width
         self.positions = positions
         self.conv = TemporalConv(in_width, width)

@@ -20,10 +20,10 @@ from finepseudo.data.decode import Decoder
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import plan_score
 from finepseudo.errors import DecodeError
-from finepseudo.recipe import METHODS, Recipe
-from finepseudo.run import Run, snapshot
-from finepseudo.storage.store import Store
-from finepseudo.train.predict import Predictor
+from finepseudo.recipe import METHODS
+from finepseudo.results import STAGE_2, Results
+from finepseudo.run import Run
+from finepseudo.train.predict import Pass, Predictor
 
 SHOWN, EACH = 8, 4
 """Frames shown of a clip; examples of a kind."""
@@ -48,29 +48,27 @@ class Example:
     """The neighbour's frames that the hard path aligns with those shown."""
 
 
-def choose_examples(run: Store, base: Store, results: Mapping[str, Any]) -> list[Example]:
+def choose_examples(run: Run, results: Results) -> list[Example]:
     """The surest right, the surest wrong and the least sure labels of the first method that makes any."""
     makers = [method for method in reversed(METHODS) if METHODS[method].labels]
-    rounds = next((results["rounds"][method] for method in makers if results["rounds"].get(method)), [])
+    rounds = next((results.rounds[method] for method in makers if results.rounds.get(method)), [])
     if not rounds:
         return []
-    reader = Run.at(run, base)
-    recipe, manifest = reader.recipe(), reader.manifest()
+    manifest = run.manifest()
     truth = manifest.truth("train")
-    rows = reader.labels(rounds[-1]["name"]).to_pylist()
-    chosen = _chosen(rows, truth)
+    chosen = _chosen(run.labels(rounds[-1].name).to_pylist(), truth)
     videos = {video.video_id: video for video in manifest.videos("train")}
-    labelled = reader.embeddings("aligned").gallery(truth, manifest.num_classes)
-    look = _Look(recipe, manifest.num_classes, run)
+    labelled = run.embeddings("aligned").gallery(truth, manifest.num_classes)
+    look = _Look(run, manifest.num_classes)
     names = manifest.class_names
-    found = []
+    examples: list[Example] = []
     for kind, row in chosen:
         try:
             seen = look.at(videos[row["video_id"]], labelled, videos)
         except DecodeError:  # it was counted and logged where it mattered
             continue
         neighbour, distance, frames, aligned = seen
-        found.append(
+        examples.append(
             Example(
                 kind=kind,
                 video_id=row["video_id"],
@@ -86,7 +84,7 @@ def choose_examples(run: Store, base: Store, results: Mapping[str, Any]) -> list
                 aligned_THWC=aligned,
             )
         )
-    return found
+    return examples
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, int]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -102,21 +100,20 @@ def _chosen(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, int]) -> list
 class _Look:
     """Decodes and embeds a few videos here, without the pool."""
 
-    def __init__(self, recipe: Recipe, num_classes: int, run: Store) -> None:
-        self.frames = recipe.frames
-        self.decoder = Decoder(recipe.frames.height, recipe.frames.width, ClipCache("", 0))
-        weights = run.uri(snapshot("align/frame"))
-        self.predict = Predictor(
-            recipe, num_classes, frame={"f_A": weights}, video={}, galleries={}, device=torch.device("cpu")
-        )
+    def __init__(self, run: Run, num_classes: int) -> None:
+        recipe = run.recipe()
+        self.frames, self.gamma = recipe.frames, recipe.align.gamma
+        self.decoder = Decoder(run.data(), recipe.frames.height, recipe.frames.width, ClipCache("", 0))
+        what = Pass(frame={"f_A": run.snapshot(STAGE_2, "frame")})
+        self.predictor = Predictor(recipe, num_classes, what, torch.device("cpu"))
 
     def at(
         self, video: Video, gallery: Gallery, videos: Mapping[str, Video]
     ) -> tuple[str, float, np.ndarray, np.ndarray]:
         """Nearest gallery member, distance, shown frames, and the member's frames aligned with them."""
         clip = self._clip(video)
-        emb_1TD = torch.from_numpy(self.predict(clip[None], clip[None], 1)["emb/f_A"])
-        dist_G = distances(emb_1TD, gallery.emb_GTD, self.predict.recipe.align.gamma)[0]
+        emb_1TD = self.predictor.embed("f_A", clip[None])
+        dist_G = distances(emb_1TD, gallery.emb_GTD, self.gamma)[0]
         nearest = int(dist_G.argmin())
         path = dict(reversed(dtw_path(cosine_cost(emb_1TD, gallery.emb_GTD[nearest : nearest + 1])[0])))
         shown = np.linspace(0, len(clip) - 1, SHOWN).round().astype(int)

@@ -20,11 +20,11 @@ from PIL import Image
 
 from finepseudo import measures
 from finepseudo.errors import FinePseudoError
-from finepseudo.recipe import METHODS, decisive
+from finepseudo.recipe import METHODS, described
 from finepseudo.report.examples import Example, choose_examples
+from finepseudo.results import STAGE_2, Results, RoundResult, Share
 from finepseudo.run import REPORT, Run, training
 from finepseudo.storage import artefacts
-from finepseudo.storage.store import Store
 
 PAIRS = (
     ("pooled_cosine", "pooled cosine"),
@@ -42,8 +42,7 @@ CLEAR = 2.0
 ROUNDS_PRINTED = 4
 """More rounds than this are on the page only; the lines give the last one of each method."""
 
-Results = Mapping[str, Any]
-Value = Mapping[str, Any]
+Seconds = Mapping[str, float]
 
 
 def summary(results: Results) -> str:
@@ -52,59 +51,50 @@ def summary(results: Results) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def write_report(run: Store, results: Results, base: Store | None = None) -> str:
+def write_report(run: Run) -> str:
     """Write report.html into the run; its address.
 
-    Args:
-        run: the run directory.
-        results: what results.json holds.
-        base: the run directory that holds data and pre-training, where it is another one.
+    Raises:
+        ArtefactError: the run has no results.
     """
-    base, results = base or run, {"rounds": {}, "timing": {}, **results}
+    results = run.results()
     try:
-        examples, no_examples = [_drawn(example) for example in choose_examples(run, base, results)], ""
+        examples, no_examples = [_drawn(example) for example in choose_examples(run, results)], ""
     except (FinePseudoError, FileNotFoundError) as error:  # videos may have moved since; the figures are still there
         examples, no_examples = [], str(error)
     template = files("finepseudo.report").joinpath("page.html.jinja").read_text()
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    body = page.render(
+    strict = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    body = strict.from_string(template).render(
         results=results,
         headline=[_order_sentence(results), *_label_sentence(results), *_gain_sentences(results)],
         methods=_method_rows(results),
         pairs=_pair_rows(results),
-        curves=_learning_plot(run, base, results),
-        rounds=[_round_row(found) for found in _rounds(results)],
+        curves=_learning_plot(run, results),
+        rounds=[_round_row(one) for one in results.all_rounds()],
         quality=_quality_plot(results),
         classes=_class_rows(run, results),
         kinds=[(kind, title, colour) for (kind, title), colour in zip(KINDS.items(), COLOURS, strict=True)],
         longest=max(map(_whole, _trainings(results)), default=0.0),
         examples=examples,
         no_examples=no_examples,
-        recipe=json.dumps(decisive(Run.at(run).recipe()), indent=1),
+        recipe=json.dumps(described(run.recipe()), indent=1),
         summary=summary(results),
     )
-    run.write(REPORT, body.encode())
-    return run.uri(REPORT)
+    run.store.write(REPORT, body.encode())
+    return run.store.uri(REPORT)
 
 
-def figure(value: Value | None, sign: str = "") -> str:
+def figure(share: Share | None, sign: str = "") -> str:
     """`.950 ±.009`; `-` for what is not known."""
-    if value is None or not _known(value.get("value")):
+    if share is None or not _known(share.value):
         return "-"
-    se = f" ±{_short(value['se'])}" if _known(value.get("se")) else " ±?"
-    return _short(value["value"], sign) + se
+    se = f" ±{_short(share.se)}" if _known(share.se) else " ±?"
+    return _short(share.value, sign) + se
 
 
-def gain(results: Results, part: str, other: str) -> dict[str, Any] | None:
-    """Top-1 of finepseudo minus that of another method; unpaired, so with too wide an error, if results lack it."""
-    paired = results.get("gains", {}).get(f"{part}, over {other}")
-    if paired is not None:
-        return {**paired, "paired": True}
-    if other not in results or "finepseudo" not in results or other == "finepseudo":
-        return None
-    mine, theirs = results["finepseudo"][part], results[other][part]
-    se = math.hypot(mine["top1_se"], theirs["top1_se"])
-    return {"value": mine["top1"] - theirs["top1"], "se": se, "paired": False}
+def gain(results: Results, part: str, other: str) -> Share | None:
+    """Top-1 of finepseudo minus that of another method, paired."""
+    return results.gains.get(f"{part}, over {other}")
 
 
 def _known(number: float | None) -> bool:
@@ -120,19 +110,15 @@ def _short(number: float | None, sign: str = "") -> str:
 
 def _share(share: float, count: int) -> str:
     """A share of `count` videos."""
-    return figure({"value": share, "se": measures.proportion_standard_error(share, count)}) if _known(share) else "-"
-
-
-def _rounds(results: Results) -> list[Mapping[str, Any]]:
-    return [found for rounds in results.get("rounds", {}).values() for found in rounds]
+    return figure(Share(share, measures.proportion_standard_error(share, count))) if _known(share) else "-"
 
 
 def _pair_rows(results: Results) -> list[dict[str, Any]]:
     """The four scores of the pair test in the order expected of them; nothing where it was not possible."""
-    found = [(title, results.get("pairs", {}).get(key)) for key, title in PAIRS]
-    if not all(value and _known(value["value"]) for _, value in found):
+    scores = results.pairs.scores
+    if not all(key in scores and _known(scores[key].value) for key, _ in PAIRS):
         return []
-    return [{"name": title, **value, "text": figure(value)} for title, value in found]
+    return [{"name": title, **vars(scores[key]), "text": figure(scores[key])} for key, title in PAIRS]
 
 
 def _order_sentence(results: Results) -> str:
@@ -145,57 +131,57 @@ def _order_sentence(results: Results) -> str:
 
 
 def _label_sentence(results: Results) -> list[str]:
-    last = (results.get("rounds", {}).get("finepseudo") or [None])[-1]
-    if not last:
+    rounds = results.rounds.get("finepseudo")
+    if not rounds:
         return []
-    right = figure(last["precision_accepted"]["p"])
-    text = f"finepseudo's last round gave {last['accepted']} of {last['unlabelled']} unlabelled videos a label"
+    last = rounds[-1].quality
+    right = figure(last.precision_accepted["p"])
+    text = f"finepseudo's last round gave {last.accepted} of {last.unlabelled} unlabelled videos a label"
     return [f"{text}; the share of right ones is {right}"]
 
 
 def _gain_sentences(results: Results) -> list[str]:
-    found = []
+    sentences: list[str] = []
     for part in ("f_E", "fused"):
-        value = gain(results, part, "supervised")
-        if value is None or not _known(value["se"]):
+        share = gain(results, part, "supervised")
+        if share is None or share.se is None:
             continue
-        clear = abs(value["value"]) > CLEAR * value["se"]
-        words = ("better than" if value["value"] > 0 else "WORSE than") if clear else "not told apart from"
-        how = "" if value["paired"] else ", unpaired"
-        found.append(f"finepseudo's {part} is {words} supervised of equal steps: {figure(value, '+')}{how}")
-    return found
+        clear = abs(share.value) > CLEAR * share.se
+        words = ("better than" if share.value > 0 else "WORSE than") if clear else "not told apart from"
+        sentences.append(f"finepseudo's {part} is {words} supervised of equal steps: {figure(share, '+')}")
+    return sentences
 
 
 def _pair_lines(results: Results) -> list[str]:
     order = _order_sentence(results)
     if not (rows := _pair_rows(results)):
         return [order]
-    count = results["pairs"]["pairs"]
+    count = results.pairs.pairs
     lines = [f"Are two held-out clips the same action? average precision over {count} pairs, chance .5"]
     lines += [f"  {row['name']:<34}{row['text']}" for row in rows]
     return lines + textwrap.wrap(order, 98, initial_indent="  ", subsequent_indent="    ")
 
 
-def _round_row(found: Mapping[str, Any]) -> dict[str, Any]:
+def _round_row(one: RoundResult) -> dict[str, Any]:
     """One round's figures, written out, for lines and page."""
-    every, kept, count = found["precision_all"], found["precision_accepted"], found["unlabelled"]
-    method, _, number = found["name"].partition("/round-")
+    quality, count = one.quality, one.quality.unlabelled
+    method, _, number = one.name.partition("/round-")
     return {
         "name": f"{method}, round {number}",
         "unlabelled": count,
-        "accepted": found["accepted"],
-        "coverage": _share(found["coverage"], count),
-        "agreement": _share(found["agreement"], count),
-        "all": [figure(every[key]) for key in ("p_E", "p_A", "p")],
-        "kept": [figure(kept[key]) for key in ("p_E", "p_A", "p")],
-        "calibration_error": _short(found["calibration_error"]),
+        "accepted": quality.accepted,
+        "coverage": _share(quality.coverage, count),
+        "agreement": _share(quality.agreement, count),
+        "all": [figure(quality.precision_all[key]) for key in ("p_E", "p_A", "p")],
+        "kept": [figure(quality.precision_accepted[key]) for key in ("p_E", "p_A", "p")],
+        "calibration_error": _short(quality.calibration_error),
     }
 
 
 def _round_lines(results: Results) -> list[str]:
-    rounds = _rounds(results)
+    rounds = results.all_rounds()
     if len(rounds) > ROUNDS_PRINTED:
-        rounds = [every[-1] for every in results["rounds"].values() if every]
+        rounds = [every[-1] for every in results.rounds.values() if every]
     lines = [f"{'Precision of pseudo-labels':<63}{'p_E':<13}{'p_A':<13}p"] if rounds else []
     for row in map(_round_row, rounds):
         for name, kind, share, figures in (
@@ -203,32 +189,28 @@ def _round_lines(results: Results) -> list[str]:
             ("", f"accepted {row['accepted']}", f"coverage  {row['coverage']}", row["kept"]),
         ):
             lines.append(f"  {name:<23}{kind:<14} {share:<23}" + "".join(f"{text:<13}" for text in figures).rstrip())
-    return [*lines, "  (earlier rounds are on the page)"] if len(rounds) < len(_rounds(results)) else lines
+    return [*lines, "  (earlier rounds are on the page)"] if len(rounds) < len(results.all_rounds()) else lines
 
 
 def _method_rows(results: Results) -> list[dict[str, str]]:
     """One row a method, written out, for lines and page; top-5 of five classes says nothing."""
-    rows = []
-    for name in ("stage_2", *METHODS):
-        if name not in results:
+    rows: list[dict[str, str]] = []
+    for name in (STAGE_2, *METHODS):
+        if name not in results.measured:
             continue
-        parts = results[name]
-
-        def of(part: str, kind: str, parts: Results = parts) -> str:
-            return figure({"value": parts[part][kind], "se": parts[part][f"{kind}_se"]})
-
-        compared = name in METHODS
+        measured = results.measured[name]
+        f_E = measured.f_E
         rows.append(
             {
-                "name": "after stage 2" if name == "stage_2" else name,
-                "f_E": of("f_E", "top1"),
-                "fused": of("fused", "top1"),
-                "p_A": of("p_A", "top1"),
-                "top5": of("f_E", "top5") if len(results["classes"]) > 5 else "-",
-                "mean_class": of("f_E", "mean_class"),
-                "calibration_error": _short(parts["f_E"]["calibration_error"]),
-                "gain_f_E": figure(gain(results, "f_E", name), "+") if compared else "-",
-                "gain_fused": figure(gain(results, "fused", name), "+") if compared else "-",
+                "name": "after stage 2" if name == STAGE_2 else name,
+                "f_E": figure(Share(f_E.top1, f_E.top1_se)),
+                "fused": figure(Share(measured.fused.top1, measured.fused.top1_se)),
+                "p_A": figure(Share(measured.p_A.top1, measured.p_A.top1_se)),
+                "top5": figure(Share(f_E.top5, f_E.top5_se)) if len(results.classes) > 5 else "-",
+                "mean_class": figure(Share(f_E.mean_class, f_E.mean_class_se)),
+                "calibration_error": _short(f_E.calibration_error),
+                "gain_f_E": figure(gain(results, "f_E", name), "+"),
+                "gain_fused": figure(gain(results, "fused", name), "+"),
             }
         )
     return rows
@@ -238,29 +220,29 @@ def _method_lines(results: Results) -> list[str]:
     rows = _method_rows(results)
     if not rows:
         return []
-    count = next(results[name]["f_E"]["videos"] for name in ("stage_2", *METHODS) if name in results)
+    count = next(iter(results.measured.values())).f_E.videos
     gains = any(row[key] != "-" for row in rows for key in ("gain_f_E", "gain_fused"))
     keys = ("f_E", "fused", "top5", "mean_class", *(("gain_f_E", "gain_fused") if gains else ()))
     titles = ("f_E", "fused", "f_E top-5", "f_E by class", "f_E", "fused")
-    head = f"Top-1 on {count} test videos (± is over these), with {results['split']['labelled']} labelled clips"
+    head = f"Top-1 on {count} test videos (± is over these), with {results.split.labelled} labelled clips"
     lines = [f"{head:<70} finepseudo gains" if gains else head]
     lines.append(f"  {'':<15}" + "".join(f"{title:<14}" for title in titles[: len(keys)]))
     lines += [f"  {row['name']:<15}" + "".join(f"{row[key]:<14}" for key in keys) for row in rows]
     return [line.rstrip() for line in lines] + [f"  {sentence}" for sentence in _gain_sentences(results)]
 
 
-def _trainings(results: Results) -> list[Value]:
-    return [seconds for seconds in results.get("timing", {}).values() if "compute" in seconds]
+def _trainings(results: Results) -> list[Seconds]:
+    return [seconds for seconds in results.timing.values() if "compute" in seconds]
 
 
-def _whole(seconds: Value) -> float:
+def _whole(seconds: Seconds) -> float:
     return sum(seconds.get(kind, 0.0) for kind in KINDS)
 
 
 def _time_lines(results: Results) -> list[str]:
-    lines, trainings = [], _trainings(results)
+    lines, trainings = list[str](), _trainings(results)
     # The first labels of several methods come from one pass, which each of them reports.
-    passes = {json.dumps(seconds): seconds for seconds in results.get("timing", {}).values() if "predict" in seconds}
+    passes = {json.dumps(seconds): seconds for seconds in results.timing.values() if "predict" in seconds}
     if trainings:
         sums = {kind: sum(seconds.get(kind, 0.0) for seconds in trainings) for kind in (*KINDS, "decode")}
         whole = _whole(sums) or 1.0
@@ -301,13 +283,9 @@ def _axes(width: float, height: float, count: int = 1, columns: int = 1) -> tupl
     return drawn, axes
 
 
-def _learning_plot(run: Store, base: Store, results: Results) -> str:
-    curves = {}
-    reader = Run.at(run, base)
-    for folder in (folder for folder in results.get("timing", {}) if folder.startswith(training(""))):
-        name = folder.removeprefix(training(""))
-        if curve := reader.curve(name):
-            curves[name] = curve
+def _learning_plot(run: Run, results: Results) -> str:
+    names = [folder.removeprefix(training("")) for folder in results.timing if folder.startswith(training(""))]
+    curves = {name: curve for name in names if (curve := run.curve(name))}
     if not curves:
         return ""
     drawn, axes = _axes(10, 1.8 * -(-len(curves) // 3), len(curves), 3)
@@ -323,43 +301,42 @@ def _learning_plot(run: Store, base: Store, results: Results) -> str:
 
 
 def _quality_plot(results: Results) -> str:
-    rounds = [found for found in _rounds(results) if found.get("curves")]
+    rounds = results.all_rounds()
     if not rounds:
         return ""
     drawn, axes = _axes(10, 2.6 * -(-len(rounds) // 3), max(3, len(rounds)), 3)
     for axis in axes[len(rounds) :]:
         axis.set_visible(False)
-    for axis, found in zip(axes, rounds, strict=False):
+    for axis, one in zip(axes, rounds, strict=False):
         for name, colour, width in zip(("p", "p_E", "p_A"), ("#bbd3ba", *COLOURS), (5, 1.3, 1.3), strict=False):
-            curve = found["curves"][name]  # p lies below, and wide: some methods have p = p_E or p = p_A
-            axis.plot(curve["coverage"], curve["precision"], label=name, color=colour, linewidth=width)
-        axis.axvline(found["coverage"], color="#888888", linestyle=":", linewidth=1)
-        axis.set_title(found["name"], fontsize=8, parse_math=False)
+            curve = one.quality.curves[name]  # p lies below, and wide: some methods have p = p_E or p = p_A
+            axis.plot(curve.coverage, curve.precision, label=name, color=colour, linewidth=width)
+        axis.axvline(one.quality.coverage, color="#888888", linestyle=":", linewidth=1)
+        axis.set_title(one.name, fontsize=8, parse_math=False)
         axis.set_xlabel("coverage (dotted: accepted)", fontsize=7)
         axis.set_ylabel("precision", fontsize=7)
         axis.legend(fontsize=7, frameon=False)
     return _svg(drawn)
 
 
-def _class_rows(run: Store, results: Results) -> list[dict[str, Any]]:
+def _class_rows(run: Run, results: Results) -> list[dict[str, Any]]:
     """One row a class: accuracy by method, and what became of its pseudo-labels in finepseudo's last round."""
-    last = (results.get("rounds", {}).get("finepseudo") or [None])[-1]
+    shown = (("supervised", "f_E"), ("finepseudo", "f_E"), ("finepseudo", "fused"))
     columns = {
-        f"{name} {part}": results[name][part]["per_class"]
-        for name, part in (("supervised", "f_E"), ("finepseudo", "f_E"), ("finepseudo", "fused"))
-        if name in results
+        f"{name} {part}": getattr(results.measured[name], part).per_class
+        for name, part in shown
+        if name in results.measured
     }
-    count_K: Sequence[int | None] = [None] * len(results["classes"])
-    if results.get("predictions"):
-        folder, _, name = results["predictions"].rpartition("/")
-        truth_N = artefacts.read_table(run, folder, name).column("truth").to_numpy()
-        count_K = measures.class_counts(truth_N, len(results["classes"])).tolist()
-    rows = []
-    for index, name in enumerate(results["classes"]):
+    folder, _, name = results.predictions.rpartition("/")
+    truth_N = artefacts.read_table(run.store, folder, name).column("truth").to_numpy()
+    count_K = measures.class_counts(truth_N, len(results.classes)).tolist()
+    rows: list[dict[str, Any]] = []
+    for index, name in enumerate(results.classes):
         row: dict[str, Any] = {"class": name, "test videos": count_K[index]}
         row |= {title: _short(values[index]) for title, values in columns.items()}
-        if last:
-            accepted, right = last["accepted_per_class"][index], last["right_per_class"][index]
+        if rounds := results.rounds.get("finepseudo"):
+            last = rounds[-1].quality
+            accepted, right = last.accepted_per_class[index], last.right_per_class[index]
             row |= {"accepted as it": accepted, "of these right": _short(right / accepted if accepted else None)}
         rows.append(row)
     return rows

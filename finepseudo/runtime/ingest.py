@@ -18,12 +18,13 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from finepseudo.data.cache import ClipCache
-from finepseudo.data.decode import Decoder
 from finepseudo.data.plan import Plan
-from finepseudo.errors import DecodeError
+from finepseudo.data.stream import BlockReader
 from finepseudo.recipe import Recipe
-from finepseudo.storage.store import Store, default_cache_dir
+from finepseudo.storage.store import Store
+
+Blocks = Callable[[int], Iterator[int]]
+"""Number of a stream block -> numbers of the plan's blocks in it."""
 
 
 @dataclass(frozen=True)
@@ -59,46 +60,20 @@ class Layout:
 
 
 class DecodeBlocks:
-    """Actor of a stream: stream block numbers in, decoded rows out; one that fails keeps its place, with its reason."""
+    """Actor of a stream: stream block numbers in, decoded columns out."""
 
-    def __init__(self, run: str, plan: str, recipe: Recipe, rows_of: Callable[[int], Iterator[int]]) -> None:
-        self.plan = Plan.load(Store(run), plan)
-        self.rows_of = rows_of
-        frames, scale = recipe.frames, recipe.scale
-        cache = ClipCache(scale.cache_dir or default_cache_dir(), int(scale.cache_gib * (1 << 30)))
-        self.decoder = Decoder(frames.height, frames.width, cache)
-        first = self.plan.rows(0, 1)[0]
-        self.columns = [name for name in ("frames_0", "frames_1") if first[name] is not None]
+    def __init__(self, run: Store, data: Store, plan: str, recipe: Recipe, blocks_of: Blocks) -> None:
+        self.reader = BlockReader.of(recipe, data, Plan.load(run, plan))
+        self.blocks_of = blocks_of
 
     def __call__(self, numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Columns row, clip_0 (and clip_1), error, decode_s, cache_hit."""
-        rows = [row for number in numbers["id"] for row in self._rows(int(number))]
-        decoded = [self._decode(row) for row in rows]
-        found: dict[str, Any] = {"row": np.array([row["row"] for row in rows], np.int64)}
-        for index in range(len(self.columns)):
-            found[f"clip_{index}"] = np.stack([item[0][index] for item in decoded])
-        found["error"] = np.array([item[1] for item in decoded], dtype=object)
-        found["decode_s"] = np.array([item[2] for item in decoded])
-        found["cache_hit"] = np.array([item[3] for item in decoded])
-        return found
-
-    def _rows(self, number: int) -> Iterator[dict[str, Any]]:
-        for block in self.rows_of(number):
-            start = block * self.plan.block_rows
-            yield from self.plan.rows(start, min(start + self.plan.block_rows, len(self.plan)))
-
-    def _decode(self, row: Mapping[str, Any]) -> tuple[list[np.ndarray], str, float, bool]:
-        began, hits = time.monotonic(), self.decoder.cache.hits
-        try:
-            clips, error = self.decoder.clips(row, self.columns), ""
-        except DecodeError as failure:
-            shape = (self.decoder.height, self.decoder.width, 3)
-            clips = [np.zeros((len(row[name]), *shape), np.uint8) for name in self.columns]
-            error = str(failure)
-        return clips, error, time.monotonic() - began, self.decoder.cache.hits > hits
+        """See BlockReader.read."""
+        return self.reader.read(block for number in numbers["id"] for block in self.blocks_of(int(number)))
 
 
-def training_stream(run: str, plan: str, recipe: Recipe, layout: Callable[[], Layout]) -> Callable[[], Dataset]:
+def training_stream(
+    run: Store, data: Store, plan: str, recipe: Recipe, layout: Callable[[], Layout]
+) -> Callable[[], Dataset]:
     """The data-set function of a training; Ray Train calls it anew whenever the workers restart.
 
     `layout` reads the committed position, so a restart streams the plan from there on.
@@ -110,28 +85,27 @@ def training_stream(run: str, plan: str, recipe: Recipe, layout: Callable[[], La
         context.target_max_block_size = None
         prepare_context(context)
         here = layout()
-        return _decode_blocks(run, plan, recipe, len(here), here.blocks)
+        return _decode_blocks(run, data, plan, recipe, len(here), here.blocks)
 
     return make
 
 
-def scoring_stream(run: str, plan: str, recipe: Recipe) -> Dataset:
+def scoring_stream(run: Store, data: Store, plan: str, recipe: Recipe) -> Dataset:
     """Every block of a plan once."""
     prepare_context(DataContext.get_current())
-    committed = Plan.load(Store(run), plan)
-    return _decode_blocks(run, plan, recipe, -(-len(committed) // committed.block_rows), _itself)
+    return _decode_blocks(run, data, plan, recipe, Plan.load(run, plan).blocks, _itself)
 
 
 def _itself(number: int) -> Iterator[int]:
     yield number
 
 
-def _decode_blocks(run: str, plan: str, recipe: Recipe, count: int, rows_of: Callable[[int], Iterator[int]]) -> Dataset:
+def _decode_blocks(run: Store, data: Store, plan: str, recipe: Recipe, count: int, blocks_of: Blocks) -> Dataset:
     scale = recipe.scale
     resources = {scale.decode_resource: 1.0} if scale.decode_resource else None
     return ray.data.range(count, override_num_blocks=count).map_batches(
         DecodeBlocks,
-        fn_constructor_args=(run, plan, recipe, rows_of),
+        fn_constructor_args=(run, data, plan, recipe, blocks_of),
         batch_size=1,
         compute=ActorPoolStrategy(size=min(scale.decode_workers, count)),
         num_cpus=1,

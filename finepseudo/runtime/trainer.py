@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
@@ -19,49 +18,33 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from finepseudo.data.plan import Plan
 from finepseudo.errors import FinePseudoError, TrainingError
 from finepseudo.recipe import Recipe
+from finepseudo.run import LAUNCHES
 from finepseudo.runtime.ingest import Layout, training_stream
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
-from finepseudo.train.loop import Stage, run_stage
+from finepseudo.train.loop import run_stage
 from finepseudo.train.session import Session
+from finepseudo.train.stage import Stage
 
-log = logging.getLogger("finepseudo")
-
-TIMING = "timing"
-"""Folder, below a stage, of the seconds that each launch took."""
 FAULT = "fault.txt"
 """Why a stage stopped for good; the driver raises it."""
 
 
-def ensure_trained(stage: Stage, recipe: Recipe, run: Store, board: Any) -> str:
-    """Digest of the stage's committed snapshot, which is trained if it is not there yet.
+def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, stop: int) -> None:
+    """Train from the last committed step to step `stop`.
 
     Raises:
         TrainingError: the workers failed more often than `scale.max_failures`; their first error is shown.
     """
-    lineage, folder = stage.lineage(recipe), f"{stage.folder}/snapshot"
-    while (marker := artefacts.committed(run, folder)) is None:
-        done = checkpoint.committed_step(run, stage.folder)
-        if done < stage.steps:
-            _fit(stage, recipe, run, board, stop=min(stage.steps, done + recipe.scale.segment_steps))
-        else:  # the last worker died between its checkpoint and the snapshot
-            checkpoint.export_snapshot(run, stage.folder, lineage=lineage)
-    artefacts.check_lineage(run, folder, marker, lineage)
-    return artefacts.marker_digest(marker)
-
-
-def _fit(stage: Stage, recipe: Recipe, run: Store, board: Any, *, stop: int) -> None:
-    scale, name = recipe.scale, stage.folder.partition("/")[2]
-    start = checkpoint.committed_step(run, stage.folder)
-    log.info("%s: training steps %d to %d of %d", name, start, stop, stage.steps)
+    scale, name = recipe.scale, stage.name
     resources = {"CPU": scale.train_cpus, "GPU": scale.train_gpus}
     if scale.train_resource:
         resources[scale.train_resource] = 1.0
 
     def layout() -> Layout:
         done = checkpoint.committed_step(run, stage.folder)
-        k = recipe.optimiser.blocks_per_step
+        k = stage.optimiser.blocks_per_step
         return Layout.of(done, stop, scale.train_workers, k, scale.steps_per_block)
 
     run.delete(f"{stage.folder}/{FAULT}")
@@ -69,7 +52,7 @@ def _fit(stage: Stage, recipe: Recipe, run: Store, board: Any, *, stop: int) -> 
         _work,
         train_loop_config={
             "stage": stage,
-            "recipe": recipe,
+            "scale": scale,
             "run": run,
             "stop": stop,
             "board": board,
@@ -83,7 +66,7 @@ def _fit(stage: Stage, recipe: Recipe, run: Store, board: Any, *, stop: int) -> 
         torch_config=TorchConfig(
             backend="nccl" if scale.train_gpus else "gloo", timeout_s=int(scale.collective_timeout_s)
         ),
-        datasets={"train": training_stream(run.root, stage.plan, recipe, layout)},
+        datasets={"train": training_stream(run, data, stage.plan, recipe, layout)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
         run_config=RunConfig(
             name=f"{name.replace('/', '-')}-{os.getpid()}-{time.monotonic_ns()}",
@@ -102,8 +85,8 @@ def _fit(stage: Stage, recipe: Recipe, run: Store, board: Any, *, stop: int) -> 
 def _work(config: Mapping[str, Any]) -> None:
     """The loop of one worker."""
     began = time.time()
-    stage, recipe, run, board = config["stage"], config["recipe"], config["run"], config["board"]
-    torch.set_num_threads(max(1, int(recipe.scale.train_cpus)))
+    stage, scale, run, board = config["stage"], config["scale"], config["run"], config["board"]
+    torch.set_num_threads(max(1, int(scale.train_cpus)))
     rows = Plan.load(run, stage.plan).block_rows
     device = get_device()
     session = Session(torch.device(device), report=lambda message: board.tell.remote(message))
@@ -115,20 +98,13 @@ def _work(config: Mapping[str, Any]) -> None:
 
     if session.rank == 0:
         record = {"launch_s": began - config["launched"], "from_step": checkpoint.committed_step(run, stage.folder)}
-        artefacts.commit(run, f"{stage.folder}/{TIMING}/{time.time_ns()}", {}, record)
+        artefacts.commit(run, f"{stage.folder}/{LAUNCHES}/{time.time_ns()}", {}, record)
     try:
-        run_stage(stage, recipe, run, session, stream, stop=config["stop"])
+        run_stage(stage, scale, run, session, stream, stop=config["stop"])
     except TrainingError as error:
         # Every rank is here. To try again would end the same way, so the workers end well and the driver raises.
         if session.rank == 0:
             run.write(f"{stage.folder}/{FAULT}", str(error).encode())
-
-
-def launch_seconds(run: Store, folder: str) -> float:
-    """Seconds between asking for workers and their first own step, summed over a stage's launches."""
-    base = f"{folder}/{TIMING}"
-    markers = [artefacts.committed(run, f"{base}/{name}") for name in run.list(base)]
-    return sum(marker["lineage"]["launch_s"] for marker in markers if marker)
 
 
 def _own_error(error: BaseException, name: str) -> FinePseudoError:

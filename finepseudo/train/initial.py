@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 from finepseudo.data.plan import derive
 from finepseudo.models import weights
-from finepseudo.models.encoders import FrameEncoder, VideoEncoder, build
+from finepseudo.models.encoders import build
+from finepseudo.models.table import Encoder, Part
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, read_uri
 
-Part = Literal["frame", "video"]
 
-
-def build_encoder(recipe: Recipe, part: Part, num_classes: int) -> FrameEncoder | VideoEncoder:
-    """f_A (`frame`) or f_E (`video`) with seeded random weights."""
-    classes = {"num_classes": num_classes} if part == "video" else {}
-    name = getattr(recipe.models, part)
-    return build(name, size=recipe.frames.crop, seed=derive("weights", recipe.seed, part), **classes)
+def random_encoder(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
+    """f_A or f_E with the random weights of a run's seed."""
+    return build(encoder, num_classes=num_classes, size=size, seed=derive("weights", seed, encoder.part))
 
 
 def ensure_initial(recipe: Recipe, part: Part, num_classes: int, run: Store) -> tuple[str, str]:
@@ -29,10 +26,12 @@ def ensure_initial(recipe: Recipe, part: Part, num_classes: int, run: Store) -> 
     """
     folder = f"train/initial/{part}/snapshot"
     uri, sha256 = getattr(recipe.models, f"{part}_weights"), getattr(recipe.models, f"{part}_sha256")
-    lineage = {"encoder": getattr(recipe.models, part), "sha256": sha256, "seed": recipe.seed, "classes": num_classes}
+    chosen = recipe.models.encoder(part)
+    lineage = {"encoder": chosen, "sha256": sha256, "seed": recipe.seed, "classes": num_classes}
 
     def make() -> dict[str, bytes]:
-        encoder = build_encoder(recipe, part, num_classes)
+        size = recipe.frames.crop
+        encoder = random_encoder(chosen, num_classes=num_classes, size=size, seed=recipe.seed)
         if uri:
             weights.load_bytes(encoder, read_uri(uri), sha256=sha256)
         state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}

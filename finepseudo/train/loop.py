@@ -6,25 +6,20 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from finepseudo.align.head import ScoreHead
-from finepseudo.data.batch import ClipBatch, make_batch
+from finepseudo.data.batch import ClipBatch, make_batch, too_many_rejected
 from finepseudo.data.plan import Plan, derive
 from finepseudo.errors import StreamError, TrainingError
-from finepseudo.models import weights
-from finepseudo.models.encoders import VideoEncoder
-from finepseudo.recipe import PixelAugment, Pixels, Recipe, part_of
+from finepseudo.recipe import Scale
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.engine import Engine
-from finepseudo.train.initial import Part, build_encoder
-from finepseudo.train.objectives import Objective, ObjectiveName, loss_of, make_objective
 from finepseudo.train.session import Session
+from finepseudo.train.stage import Stage, build_objective
 
 Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
 """(first step, step to stop before) -> this rank's blocks, as decoded columns."""
@@ -32,65 +27,7 @@ Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
 REPORT_EVERY_S = 10.0
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One training of one encoder: all that its workers need to know."""
-
-    folder: str
-    """Where it leaves history, checkpoints and snapshot, below the run."""
-    part: Part
-    """Which encoder: f_A or f_E."""
-    objective: ObjectiveName
-    plan: str
-    """Folder of the committed plan."""
-    plan_fingerprint: str
-    steps: int
-    lr: float
-    num_classes: int
-    init: str = ""
-    """URI of the snapshot folder to start from; empty: seeded random weights."""
-    init_digest: str = ""
-    score_mean: float = 0.0
-    score_std: float = 0.0
-    """Mean and deviation of D over the labelled pairs, for a new score head; 0: the head comes with the snapshot."""
-
-    def lineage(self, recipe: Recipe) -> dict[str, Any]:
-        """What decides the weights that come out, and nothing else: another stage's fields and places do not.
-
-        Sections are dataclasses here, so a field that an older training lacks counts as equal while it has its default.
-        """
-        beside = ("folder", "plan", "init", *(("num_classes",) if self.part == "frame" else ()))
-        return {
-            **{key: value for key, value in vars(self).items() if key not in beside},
-            "encoder": getattr(recipe.models, self.part),
-            "pixels": part_of(Pixels, recipe.frames),
-            "augment": part_of(PixelAugment, recipe.augment),
-            "loss": loss_of(self.objective, recipe),
-            "optimiser": recipe.optimiser,
-            "seed": recipe.seed,
-        }
-
-
-def build_objective(stage: Stage, recipe: Recipe) -> Objective:
-    """The stage's module with the weights that it starts from."""
-    encoder = build_encoder(recipe, stage.part, stage.num_classes)
-    score = ScoreHead() if stage.objective == "align" else None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive("head", recipe.seed, stage.part))
-        objective = make_objective(stage.objective, encoder, recipe, score)
-    if score is not None and stage.score_std:
-        score.mean.fill_(stage.score_mean)
-        score.std.fill_(stage.score_std)
-    if stage.init:
-        _load_snapshot(objective, stage, new_head=bool(stage.score_std))
-    if stage.objective == "gitdl" and stage.part == "video":
-        # The classifier takes no part: frozen, so that weight decay leaves it alone at every ZeRO stage.
-        for param in cast(VideoEncoder, encoder).fc.parameters():
-            param.requires_grad = False
-    return objective
-
-
-def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stream: Stream, *, stop: int) -> None:
+def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream: Stream, *, stop: int) -> None:
     """Train from the committed step to step `stop`, committing every `scale.checkpoint_every` steps.
 
     After the last step of the stage the snapshot is committed.
@@ -102,7 +39,7 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
     """
     began = time.monotonic()
     plan = Plan.load(store, stage.plan)
-    lineage = stage.lineage(recipe)
+    lineage = stage.lineage()
     done = artefacts.committed(store, f"{stage.folder}/snapshot")
     if done is not None:
         artefacts.check_lineage(store, f"{stage.folder}/snapshot", done, lineage)
@@ -113,16 +50,16 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
         blocks = iter(stream(start, stop)) if start < stop else iter(())
         first = ahead.submit(next, blocks, None)
         engine = Engine(
-            build_objective(stage, recipe),
+            build_objective(stage),
             session,
-            recipe.optimiser,
+            stage.optimiser,
             steps=stage.steps,
             lr=stage.lr,
             block_rows=plan.block_rows,
-            zero_stage=recipe.scale.zero_stage,
+            zero_stage=scale.zero_stage,
         )
         checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
-        recorder = _Recorder(session, plan, recipe, engine.steps, stage.folder.partition("/")[2], stage.steps)
+        recorder = _Recorder(session, plan, stage, engine.steps)
         history = checkpoint.read_history(store, stage.folder)[0] if session.rank == 0 else []
         recorder.rejected = session.gather(sum(bool(row["error"]) for row in history))[0]
         recorder.timing["setup"] = time.monotonic() - began
@@ -135,8 +72,8 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
             batch = make_batch(plan, stage.num_classes, columns).to(session.device)
         recorder.check(batch)
         with recorder.clock("compute"):
-            updated = _train_block(engine, session, batch, recipe, recorder)
-        if updated and (engine.steps % recipe.scale.checkpoint_every == 0 or engine.steps == stop):
+            updated = _train_block(engine, session, batch, stage.seed, recorder)
+        if updated and (engine.steps % scale.checkpoint_every == 0 or engine.steps == stop):
             recorder.commit(engine, store, stage.folder, lineage)
         if engine.steps < stop:
             with recorder.clock("wait"):
@@ -146,10 +83,10 @@ def run_stage(stage: Stage, recipe: Recipe, store: Store, session: Session, stre
     session.gather(None)
 
 
-def _train_block(engine: Engine, session: Session, batch: ClipBatch, recipe: Recipe, recorder: _Recorder) -> bool:
+def _train_block(engine: Engine, session: Session, batch: ClipBatch, seed: int, recorder: _Recorder) -> bool:
     """Forward, check, backward; True if the block completed a step."""
     # Dropout's draws belong to the block, not to the worker that happens to compute it.
-    torch.manual_seed(derive("dropout", recipe.seed, batch.row_B[0]))
+    torch.manual_seed(derive("dropout", seed, batch.row_B[0]))
     loss, logged = engine.forward(batch)
     fault = None
     if not math.isfinite(float(loss.detach())):
@@ -171,12 +108,11 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, recipe: Rec
 class _Recorder:
     """Checks rows against the plan, and gathers history, curve and seconds until the next commit."""
 
-    def __init__(self, session: Session, plan: Plan, recipe: Recipe, start: int, name: str, total: int) -> None:
-        self.session, self.plan, self.name, self.total = session, plan, name, total
+    def __init__(self, session: Session, plan: Plan, stage: Stage, start: int) -> None:
+        self.session, self.plan, self.name, self.total = session, plan, stage.name, stage.steps
         self.since = start
-        self.per_step = recipe.optimiser.blocks_per_step
-        self.max_rejected = recipe.data.max_rejected
-        self.block = start * self.per_step + session.rank
+        self.max_rejected = stage.max_rejected
+        self.block = start * stage.optimiser.blocks_per_step + session.rank
         self.rejected = 0
         """Rows of this stage that no rank could decode, from its first step on."""
         self.began, self.first, self.reported = 0.0, start, 0.0
@@ -197,8 +133,8 @@ class _Recorder:
         self.block += self.session.world
 
     def too_many_rejected(self) -> bool:
-        """Whether more rows could not be decoded than the recipe admits; one row is, unless it admits none."""
-        return self.rejected > max(self.max_rejected * len(self.plan), 1 if self.max_rejected else 0)
+        """Whether this stage has to end for the rows that could not be decoded."""
+        return too_many_rejected(self.rejected, len(self.plan), self.max_rejected)
 
     def describe(self, batch: ClipBatch) -> str:
         """What to say of it, with examples; nothing on a rank that decoded all of this block."""
@@ -239,7 +175,7 @@ class _Recorder:
             self.reported = now
             left = (now - self.began) / max(1, step - self.first) * (self.total - step)
             self.session.report(
-                {"stage": self.name, "step": step, "steps": self.total, "loss": self.curve[-1]["loss"], "left_s": left}
+                {"name": self.name, "done": step, "total": self.total, "left_s": left, "loss": self.curve[-1]["loss"]}
             )
 
     def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:
@@ -273,13 +209,3 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.timing[self.kind] = self.timing.get(self.kind, 0.0) + time.monotonic() - self.began
-
-
-def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> None:
-    """Weights of an earlier stage. Which names may differ follows from the two stages, and from nothing else."""
-    run, _, folder = stage.init.rpartition("/")
-    data = artefacts.read_part(Store(run), folder, "weights.safetensors")
-    here = set(objective.state_dict())
-    projection = tuple(name for name in here if name.startswith("projection."))
-    score = tuple(name for name in here if name.startswith("score.")) if new_head else ()
-    weights.load_bytes(objective, data, sha256=None, allow_missing=projection + score)

@@ -6,7 +6,8 @@ Axes: B clips, T n m frames, D F features, K classes.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,23 +19,23 @@ from finepseudo.align.softdtw import block_distances
 from finepseudo.data.batch import ClipBatch
 from finepseudo.data.transforms import augment
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder
-from finepseudo.recipe import AvLoss, GitdlLoss, PixelAugment, Recipe, part_of
+from finepseudo.recipe import AvLoss, CrossEntropy, GitdlLoss, PixelAugment
 
-ObjectiveName = Literal["gitdl", "align", "classify"]
+Loss = GitdlLoss | AvLoss | CrossEntropy
 Output = tuple[Tensor, dict[str, Tensor]]
 
 
 class Objective(nn.Module):
     """An encoder and a loss; `forward(batch)` gives the block's loss and what to log beside it."""
 
-    def __init__(self, encoder: nn.Module, how: PixelAugment, crop: int) -> None:
+    def __init__(self, encoder: nn.Module, augmentation: PixelAugment, crop: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.how, self.crop = how, crop
+        self.augmentation, self.crop = augmentation, crop
 
     def clips(self, batch: ClipBatch) -> Tensor:
         """The batch's clips, augmented by their plan rows' seeds."""
-        return augment(batch.clip_BTHWC, batch.seed_B, self.how, self.crop)
+        return augment(batch.clip_BTHWC, batch.seed_B, self.augmentation, self.crop)
 
 
 class GitdlObjective(Objective):
@@ -44,11 +45,17 @@ class GitdlObjective(Objective):
     block once.
     """
 
-    def __init__(self, encoder: FrameEncoder | VideoEncoder, gitdl: GitdlLoss, how: PixelAugment, crop: int) -> None:
-        super().__init__(encoder, how, crop)
-        self.gitdl = gitdl
+    def __init__(
+        self, encoder: FrameEncoder | VideoEncoder, loss: GitdlLoss, augmentation: PixelAugment, crop: int
+    ) -> None:
+        super().__init__(encoder, augmentation, crop)
+        self.loss = loss
         width = encoder.dim if isinstance(encoder, FrameEncoder) else encoder.feature_dim
-        self.projection = nn.Sequential(nn.Linear(width, gitdl.hidden), nn.ReLU(), nn.Linear(gitdl.hidden, gitdl.out))
+        self.projection = nn.Sequential(nn.Linear(width, loss.hidden), nn.ReLU(), nn.Linear(loss.hidden, loss.out))
+        if isinstance(encoder, VideoEncoder):
+            # The classifier takes no part: frozen, so that weight decay leaves it alone at every ZeRO stage.
+            for param in encoder.fc.parameters():
+                param.requires_grad = False
 
     def forward(self, batch: ClipBatch) -> Output:
         """Mean loss over the videos of the block."""
@@ -57,7 +64,7 @@ class GitdlObjective(Objective):
         assert batch.other_time_BT is not None
         # Two draws a video: the views must differ in more than time.
         local_seeds = [seed ^ 1 for seed in batch.seed_B]
-        local = augment(batch.other_BTHWC, local_seeds, self.how, self.crop)
+        local = augment(batch.other_BTHWC, local_seeds, self.augmentation, self.crop)
         both = torch.cat([self.clips(batch), local])
         time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
         projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)
@@ -67,36 +74,36 @@ class GitdlObjective(Objective):
             l_BmD,
             batch.time_BT,
             batch.other_time_BT,
-            sigma2=self.gitdl.sigma2,
-            tau=self.gitdl.tau,
+            sigma2=self.loss.sigma2,
+            tau=self.loss.tau,
             weight_B=batch.weight_B,
         )
         return loss, {}
 
 
 class AlignObjective(Objective):
-    """L_AV = L_AT + w L_Score of f_A on one block of P classes x M clips."""
+    """L_AV = L_AT + w L_Score of f_A on one block of P classes x M clips. The score head is part of the snapshot."""
 
-    def __init__(self, encoder: FrameEncoder, score: ScoreHead, align: AvLoss, how: PixelAugment, crop: int) -> None:
-        super().__init__(encoder, how, crop)
-        self.score = score
-        self.align = align
+    def __init__(self, encoder: FrameEncoder, loss: AvLoss, augmentation: PixelAugment, crop: int) -> None:
+        super().__init__(encoder, augmentation, crop)
+        self.loss = loss
+        self.score = ScoreHead()
 
     def forward(self, batch: ClipBatch) -> Output:
         """L_AV of the block; distances and losses in fp32 whatever the encoder's precision."""
         batch = batch.decoded()
         emb_BTD = self.encoder(self.clips(batch))
         with torch.autocast(emb_BTD.device.type, enabled=False):
-            dist_BB = block_distances(emb_BTD.float(), gamma=self.align.gamma)
+            dist_BB = block_distances(emb_BTD.float(), gamma=self.loss.gamma)
             av = av_loss(
                 dist_BB,
                 self.score(dist_BB),
                 batch.label_B,
                 batch.video_B,
                 batch.weight_B,
-                margin=self.align.margin,
-                triplet_weight=self.align.triplet_weight,
-                score_weight=self.align.score_weight,
+                margin=self.loss.margin,
+                triplet_weight=self.loss.triplet_weight,
+                score_weight=self.loss.score_weight,
             )
         logged = {"L_AT": av.triplet.loss, "L_Score": av.score, "anchors_skipped": av.triplet.skipped}
         return av.loss, {name: value.detach().float() for name, value in logged.items()}
@@ -109,6 +116,10 @@ class ClassifyObjective(Objective):
     how rows fall into blocks.
     """
 
+    def __init__(self, encoder: VideoEncoder, loss: CrossEntropy, augmentation: PixelAugment, crop: int) -> None:
+        super().__init__(encoder, augmentation, crop)
+        self.loss = loss
+
     def forward(self, batch: ClipBatch) -> Output:
         """Weighted cross-entropy of the block."""
         rows = len(batch.row_B)
@@ -119,18 +130,9 @@ class ClassifyObjective(Objective):
         return (loss_B * batch.weight_B).sum() / rows, {}
 
 
-def loss_of(name: ObjectiveName, recipe: Recipe) -> GitdlLoss | AvLoss | None:
-    """What an objective reads of the recipe: its loss, without the steps and plans of the sections that hold it."""
-    losses = {"gitdl": part_of(GitdlLoss, recipe.gitdl), "align": part_of(AvLoss, recipe.align)}
-    return losses.get(name)
-
-
-def make_objective(name: ObjectiveName, encoder: Any, recipe: Recipe, score: ScoreHead | None = None) -> Objective:
-    """The objective of a stage."""
-    how, crop, loss = part_of(PixelAugment, recipe.augment), recipe.frames.crop, loss_of(name, recipe)
-    if isinstance(loss, GitdlLoss):
-        return GitdlObjective(encoder, loss, how, crop)
-    if isinstance(loss, AvLoss):
-        assert score is not None
-        return AlignObjective(encoder, score, loss, how, crop)
-    return ClassifyObjective(encoder, how, crop)
+OBJECTIVES: dict[type[Loss], Callable[..., Objective]] = {
+    GitdlLoss: GitdlObjective,
+    AvLoss: AlignObjective,
+    CrossEntropy: ClassifyObjective,
+}
+"""What computes a loss, by the type of its options: called with encoder, options, augmentation and crop."""

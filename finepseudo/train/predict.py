@@ -5,56 +5,126 @@ Axes: B rows, V views of a video, N videos, T frames, D embedding, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from finepseudo.align.gallery import Gallery
+from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
 from finepseudo.data.transforms import centre
 from finepseudo.models import weights
 from finepseudo.models.encoders import build
+from finepseudo.models.table import Part
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
+# Columns of a pass: a prefix, and the encoder's name.
+_EMBEDDINGS, _SBAR, _LOGITS = "embeddings/", "sbar/", "logits/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What one pass over videos runs: encoders by name, each by the URI of its snapshot folder."""
+
+    frame: Mapping[str, str] = field(default_factory=dict[str, str])
+    """f_A: class means against its gallery, or embeddings where it has none."""
+    video: Mapping[str, str] = field(default_factory=dict[str, str])
+    """f_E: logits."""
+    galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])
+    """By name of an f_A."""
+    clips: int = 1
+    """V, clips of a video, one after the other; class means and logits are averaged over them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Results of one pass, one row a video in the order of `video_ids`; what could not be decoded is beside them."""
+
+    video_ids: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+    rejected: Mapping[str, str]
+    """Reasons by video."""
+    seconds: Mapping[str, float]
+
+    def sbar(self, name: str) -> Tensor:
+        """sbar_NK: class means of alignability by one f_A."""
+        return torch.from_numpy(self.columns[_SBAR + name])
+
+    def logits(self, name: str) -> Tensor:
+        """logits_NK of one f_E."""
+        return torch.from_numpy(self.columns[_LOGITS + name])
+
+    def embeddings(self, name: str) -> Embeddings:
+        """Of the first clip of each video, by one f_A."""
+        return Embeddings(torch.from_numpy(self.columns[_EMBEDDINGS + name]), self.video_ids)
+
+    @staticmethod
+    def of(blocks: Iterable[Mapping[str, np.ndarray]], video_ids: np.ndarray, seconds: Mapping[str, float]) -> Scores:
+        """Join what `Predictor.block` gave for every block of a plan, in any order.
+
+        Args:
+            blocks: of all rows of the plan.
+            video_ids: of the plan's rows.
+            seconds: to keep beside those of decoding and prediction.
+        """
+        parts = list(blocks)
+        columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        order = np.argsort(columns["row"])
+        columns = {key: value[order] for key, value in columns.items()}
+        ids, errors = video_ids[columns.pop("row")], columns.pop("error")
+        good = np.array([not text for text in errors])
+        seconds = {name: float(columns.pop(f"{name}_s").sum()) for name in ("decode", "predict")} | dict(seconds)
+        return Scores(
+            tuple(ids[good].tolist()),
+            {key: value[good] for key, value in columns.items()},
+            {str(video_id): str(text) for video_id, text in zip(ids, errors, strict=True) if text},
+            seconds,
+        )
+
 
 class Predictor:
-    """Encoders of one pass over videos, by name.
+    """The encoders of one pass, ready to run."""
 
-    For every f_A it gives class means against its gallery, or embeddings where it has none; for every f_E logits.
-    """
+    def __init__(self, recipe: Recipe, num_classes: int, what: Pass, device: torch.device) -> None:
+        self.recipe, self.views, self.device = recipe, what.clips, device
+        self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
+        self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
+        self.scorers = {name: self._scorer(name, gallery) for name, gallery in what.galleries.items()}
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        num_classes: int,
-        *,
-        frame: Mapping[str, str],
-        video: Mapping[str, str],
-        galleries: Mapping[str, Gallery],
-        device: torch.device,
-    ) -> None:
-        """`frame` and `video` give the URI of a snapshot folder for each name."""
-        self.recipe, self.device = recipe, device
-        self.frame = {name: _load(uri, "frame", recipe, num_classes, device) for name, uri in frame.items()}
-        self.video = {name: _load(uri, "video", recipe, num_classes, device)[0] for name, uri in video.items()}
-        self.scorers = {name: self._scorer(name, gallery) for name, gallery in galleries.items()}
+    def block(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Results of one block of decoded rows: whole videos, the views of each one after the other.
+
+        Returns:
+            row (of each video's first view), error, seconds decode_s and predict_s, and the columns of `__call__`.
+        """
+        began, first = time.monotonic(), slice(None, None, self.views)
+        found = self(columns["clip_0"], columns["clip_1"])
+        videos = len(columns["row"][first])
+        return {
+            "row": columns["row"][first],
+            "error": columns["error"][first],
+            "decode_s": columns["decode_s"].reshape(-1, self.views).sum(1),
+            "predict_s": np.full(videos, (time.monotonic() - began) / videos),
+            **found,
+        }
 
     @torch.inference_mode()
-    def __call__(self, clip_0: np.ndarray, clip_1: np.ndarray, views: int) -> dict[str, np.ndarray]:
+    def __call__(self, clip_0: np.ndarray, clip_1: np.ndarray) -> dict[str, np.ndarray]:
         """Results for N videos from B = N V rows, the views of a video one after the other.
 
         Args:
             clip_0: uint8 clips of f_A, BTHWC.
             clip_1: uint8 clips of f_E.
-            views: V; class means and logits are averaged over them, embeddings are those of the first.
         Returns:
-            `emb/<name>` (N,T,D), `sbar/<name>` (N,K), `logits/<name>` (N,K), float32.
+            float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and logits
+            (N,K) averaged over the views; `Scores` reads them.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -62,15 +132,28 @@ class Predictor:
             for name, (encoder, _) in self.frame.items():
                 emb_BTD = encoder(clips).float()
                 if name not in self.scorers:
-                    found[f"emb/{name}"] = emb_BTD[::views]
+                    found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
                 sbar_BK = self.scorers[name](emb_BTD)
-                found[f"sbar/{name}"] = sbar_BK.unflatten(0, (-1, views)).mean(1)
+                found[_SBAR + name] = sbar_BK.unflatten(0, (-1, self.views)).mean(1)
         if self.video:
             clips = self._clips(clip_1)
             for name, encoder in self.video.items():
-                found[f"logits/{name}"] = encoder(clips).float().unflatten(0, (-1, views)).mean(1)
+                found[_LOGITS + name] = encoder(clips).float().unflatten(0, (-1, self.views)).mean(1)
         return {name: value.cpu().numpy() for name, value in found.items()}
+
+    @torch.inference_mode()
+    def embed(self, name: str, clip_BTHWC: np.ndarray) -> Tensor:
+        """emb_BTD of uint8 clips by one f_A."""
+        return self.frame[name][0](self._clips(clip_BTHWC)).float()
+
+    def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
+        encoder = build(self.recipe.models.encoder(part), num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
+        state = _snapshot_state(uri)
+        kept = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("encoder.")}
+        weights.load_bytes(encoder, weights.to_bytes(kept, {}), sha256=None)
+        head = load_score_head(uri).to(self.device) if any(name.startswith("score.") for name in state) else None
+        return encoder.to(self.device).eval(), head
 
     def _scorer(self, name: str, gallery: Gallery) -> ClassScorer:
         head = self.frame[name][1]
@@ -89,16 +172,6 @@ def load_score_head(uri: str) -> ScoreHead:
     state = _snapshot_state(uri)
     head.load_state_dict({name.partition(".")[2]: value for name, value in state.items() if name.startswith("score.")})
     return head.eval()
-
-
-def _load(uri: str, part: str, recipe: Recipe, num_classes: int, device: torch.device) -> tuple[Any, ScoreHead | None]:
-    classes = {"num_classes": num_classes} if part == "video" else {}
-    encoder: nn.Module = build(getattr(recipe.models, part), size=recipe.frames.crop, seed=0, **classes)
-    state = _snapshot_state(uri)
-    kept = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("encoder.")}
-    weights.load_bytes(encoder, weights.to_bytes(kept, {}), sha256=None)
-    head = load_score_head(uri).to(device) if any(name.startswith("score.") for name in state) else None
-    return encoder.to(device).eval(), head
 
 
 def _snapshot_state(uri: str) -> dict[str, Tensor]:

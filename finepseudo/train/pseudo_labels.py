@@ -16,6 +16,7 @@ from torch import Tensor
 
 from finepseudo import measures
 from finepseudo.align import collaborate
+from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
 from finepseudo.data.manifest import Video
@@ -31,16 +32,6 @@ SMALLEST_STD = 1e-3
 """Of D over the labelled pairs, where these (almost) coincide."""
 LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
 """Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
-
-
-@dataclass(frozen=True)
-class Temperatures:
-    """Of p_A and p_E, and the estimated accuracies that they were fitted to."""
-
-    tau_A: float
-    tau_E: float
-    accuracy_A: float
-    accuracy_E: float
 
 
 def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -> Temperatures:

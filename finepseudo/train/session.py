@@ -20,7 +20,7 @@ class Session:
 
     device: torch.device
     report: Callable[[Mapping[str, Any]], None]
-    """Called by rank 0 now and then; what it is told reaches the user's log."""
+    """Called by rank 0 now and then; what it is told are arguments of `progress.line`, for the user's log."""
 
     @property
     def rank(self) -> int:

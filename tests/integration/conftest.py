@@ -1,6 +1,5 @@
 """A whole small run through the real command, shared by the tests that look at it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from finepseudo.results import Results
 
 ROOT = Path(__file__).parents[2]
 RUN_LIMIT_S = 600
@@ -33,7 +34,7 @@ class Finished:
 
     @property
     def results(self):
-        return json.loads((self.folder / "results.json").read_text())
+        return Results.from_json((self.folder / "results.json").read_bytes())
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,18 @@ import psutil
 import pytest
 
 from finepseudo.data.plan import Plan, Sample, plan_classify
+from finepseudo.driver.prepare import ensure_manifest, ensure_split
+from finepseudo.driver.steps import Steps, ensure_trained
+from finepseudo.recipe import CrossEntropy
 from finepseudo.recipes import find
-from finepseudo.runtime.cluster import cluster
-from finepseudo.runtime.prepare import ensure_manifest
-from finepseudo.runtime.progress import listening
-from finepseudo.runtime.scorers import AlignmentPool
-from finepseudo.runtime.trainer import ensure_trained
+from finepseudo.run import data_store
+from finepseudo.runtime.executor import RayExecutor, on_ray
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import committed_step, read_history
 from finepseudo.train.initial import ensure_initial
-from finepseudo.train.loop import Stage
+from finepseudo.train.predict import Pass
+from finepseudo.train.stage import stage_of
 
 STEPS = 40
 
@@ -38,8 +39,8 @@ def ground(base, tmp_path_factory):
     """A live cluster with two training workers' room, and a manifest."""
     run = Store(str(tmp_path_factory.mktemp("workers")))
     wide = replace(base, scale=replace(base.scale, train_workers=2))
-    with cluster(wide), listening() as board:
-        yield run, ensure_manifest(base, run), board
+    with on_ray(wide) as executor:
+        yield run, ensure_manifest(base, run, executor), executor.board
 
 
 def make_stage(run, manifest, base, name):
@@ -50,8 +51,8 @@ def make_stage(run, manifest, base, name):
     )
     where = f"plans/train/{name}"
     artefacts.ensure(run, where, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
-    return Stage(
-        folder=f"train/{name}", part="video", objective="classify", plan=where, plan_fingerprint=plan.fingerprint,
+    return stage_of(
+        base, "video", CrossEntropy(), folder=f"train/{name}", plan=where, plan_fingerprint=plan.fingerprint,
         steps=STEPS, lr=1e-3, num_classes=manifest.num_classes,
     )  # fmt: skip
 
@@ -59,7 +60,7 @@ def make_stage(run, manifest, base, name):
 def train(name, recipe, ground):
     run, manifest, board = ground
     stage = make_stage(run, manifest, recipe, name)
-    digest = ensure_trained(stage, recipe, run, board)
+    digest = ensure_trained(stage, recipe, run, data_store(recipe, run), RayExecutor(recipe, board))
     rows, curve, _ = read_history(run, stage.folder)
     assert [row["row"] for row in rows] == list(range(len(Plan.load(run, stage.plan))))
     return digest, rows, [point["loss"] for point in curve]
@@ -119,40 +120,39 @@ def test_two_workers_take_the_same_steps_as_one(base, ground, undisturbed, zero_
     assert losses[6:10] == pytest.approx(undisturbed[2][6:10], abs=2e-3)
 
 
+def scored(recipe, ground, name, clips):
+    """One pass of the pool over the training videos."""
+    run, manifest, board = ground
+    split = ensure_split(recipe, run, manifest.truth("train"))
+    steps = Steps(recipe, run, run, manifest, split, RayExecutor(recipe, board))
+    frame = ensure_initial(recipe, "frame", manifest.num_classes, run)[0]
+    return steps.score(name, manifest.videos("train"), Pass(frame={"f_A": frame}, clips=clips))
+
+
 def test_killed_scorer_costs_no_video(base, ground):
-    run, manifest, _ = ground
-    frame = ensure_initial(base, "frame", manifest.num_classes, run)[0]
-    pool = AlignmentPool(replace(base, scale=replace(base.scale, score_workers=2)), run, manifest.num_classes)
-    videos = manifest.videos("train") * 1
-    ask = {"frame": {"f_A": frame}, "video": {}, "galleries": {}, "clips": 2}
-    whole = pool.score("whole", videos, **ask)
+    two = replace(base, scale=replace(base.scale, score_workers=2))
+    whole = scored(two, ground, "whole", 2)
     killed = kill_once("MapWorker(MapBatches(_Scorer))", lambda: True, 1)
-    again = pool.score("killed", videos, **ask)
+    again = scored(two, ground, "killed", 2)
     assert killed.is_set()
     assert again.video_ids == whole.video_ids
-    assert (again["emb/f_A"] == whole["emb/f_A"]).all()
+    assert (again.embeddings("f_A").emb_NTD == whole.embeddings("f_A").emb_NTD).all()
 
 
-def test_undecodable_videos_are_recorded_and_bounded(base, ground, tmp_path):
+def test_undecodable_videos_are_recorded_and_bounded(base, ground):
     run, manifest, board = ground
-    stage = make_stage(run, manifest, base, "damaged")
-    victim = manifest.videos("train")[0]
-    with open(victim.uri, "rb") as file:
-        intact = file.read()
-    with open(victim.uri, "wb") as file:
-        file.write(intact[: len(intact) // 2])
+    data, victim = data_store(base, run), manifest.videos("train")[0]
+    intact = data.read(victim.path)
+    data.write(victim.path, intact[: len(intact) // 2])
     try:
         off = replace(base, scale=replace(base.scale, cache_gib=0), data=replace(base.data, max_rejected=0.5))
-        ensure_trained(stage, off, run, board)
+        stage = make_stage(run, manifest, off, "damaged")
+        ensure_trained(stage, off, run, data, RayExecutor(off, board))
         rows, _, _ = read_history(run, stage.folder)
-        bad = {row["video_id"] for row in rows if row["error"]}
-        assert bad == {victim.video_id}
+        assert {row["video_id"] for row in rows if row["error"]} == {victim.video_id}
         assert all("not the file that was probed" in row["error"] for row in rows if row["error"])
-        pool = AlignmentPool(off, run, manifest.num_classes)
-        frame = ensure_initial(base, "frame", manifest.num_classes, run)[0]
-        found = pool.score("damaged", manifest.videos("train"), frame={"f_A": frame}, video={}, galleries={}, clips=1)
-        assert list(found.rejected) == [victim.video_id]
-        assert victim.video_id not in found.video_ids
+        scores = scored(off, ground, "damaged", 1)
+        assert list(scores.rejected) == [victim.video_id]
+        assert victim.video_id not in scores.video_ids
     finally:
-        with open(victim.uri, "wb") as file:
-            file.write(intact)
+        data.write(victim.path, intact)

@@ -9,9 +9,11 @@ import pytest
 
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.decode import Decoder
+from finepseudo.storage.store import Store
 
 VIDEO = np.arange(3 * 32 * 32 * 3, dtype=np.uint32).reshape(3, 32, 32, 3).astype(np.uint8)
 LIMIT = 100_000
+ROOT = Store("/")
 
 
 def sha(number):
@@ -121,7 +123,7 @@ def row(video_row, tmp_path):
 )
 def test_damaged_cache_file_is_decoded_again(row, tmp_path, damage):
     cache = ClipCache(str(tmp_path / "cache"), 1 << 26)
-    decoder = Decoder(32, 32, cache)
+    decoder = Decoder(ROOT, 32, 32, cache)
     before = decoder.clips(row, ["frames_0"])[0]
     damage(cache._path(row["sha256"], 32, 32))
     assert (decoder.clips(row, ["frames_0"])[0] == before).all()
@@ -130,7 +132,7 @@ def test_damaged_cache_file_is_decoded_again(row, tmp_path, damage):
 
 def test_full_disk_does_not_fail_a_decode(row, small_disk):
     (small_disk / "filler").write_bytes(b"x" * 60_000)
-    decoder = Decoder(32, 32, ClipCache(str(small_disk / "cache"), 1 << 26))
+    decoder = Decoder(ROOT, 32, 32, ClipCache(str(small_disk / "cache"), 1 << 26))
     assert decoder.clips(row, ["frames_0"])[0].shape == (4, 32, 32, 3)
     assert not list(small_disk.rglob("*.part"))
     assert not list(small_disk.rglob("*.npy"))
@@ -138,13 +140,13 @@ def test_full_disk_does_not_fail_a_decode(row, small_disk):
 
 def test_a_folder_that_cannot_be_made_does_not_fail_a_decode(row, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    decoder = Decoder(32, 32, ClipCache(str(tmp_path / "taken"), 1 << 26))
+    decoder = Decoder(ROOT, 32, 32, ClipCache(str(tmp_path / "taken"), 1 << 26))
     assert decoder.clips(row, ["frames_0"])[0].shape == (4, 32, 32, 3)
     assert decoder.cache.misses == 1
 
 
 def test_no_cache_touches_no_disk(row, tmp_path):
-    decoder = Decoder(32, 32, ClipCache(str(tmp_path / "cache"), 0))
+    decoder = Decoder(ROOT, 32, 32, ClipCache(str(tmp_path / "cache"), 0))
     decoder.clips(row, ["frames_0"])
     assert not (tmp_path / "cache").exists()
     assert (decoder.cache.hits, decoder.cache.misses) == (0, 0)

@@ -13,7 +13,7 @@ from finepseudo.errors import ArtefactError
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import plain
 from finepseudo.train import checkpoint
-from finepseudo.train.loop import build_objective
+from finepseudo.train.stage import build_objective
 
 ZERO = (0, 1, 2, 3)
 HALF, WHOLE = 3, 6
@@ -67,7 +67,7 @@ def test_three_and_three_are_six(trained, move):
 def test_frozen_parameters_come_through(trained, zero):
     """The classifier of f_E takes no part in GITDL, and is in the snapshot all the same, as it was."""
     one = case(trained, "gitdl_video", f"frozen-zero{zero}")
-    start, end = build_objective(one.stage, one.recipe).state_dict(), snapshot(one)
+    start, end = build_objective(one.stage).state_dict(), snapshot(one)
     for name in ("encoder.fc.weight", "encoder.fc.bias"):
         assert torch.equal(start[name], end[name])
     assert not any(name.startswith("projection.") for name in end)
@@ -77,7 +77,7 @@ def test_frozen_parameters_come_through(trained, zero):
 def test_snapshot_names_its_lineage_and_checkpoints_are_gone(trained):
     one = case(trained, KIND, "whole-1-zero0")
     marker = artefacts.committed(one.store, f"{one.stage.folder}/snapshot")
-    assert marker["lineage"] == plain(one.stage.lineage(one.recipe))
+    assert marker["lineage"] == plain(one.stage.lineage())
     assert one.store.list(f"{one.stage.folder}/checkpoints") == []
 
 
@@ -141,7 +141,7 @@ def test_incomplete_checkpoint_is_refused(copy_of, damage, tmp_path):
 def test_other_lineage_and_torn_checkpoints(copy_of, tmp_path):
     """What another recipe made is refused; parts without a marker are not there; the end may be asked for twice."""
     other = copy_of("other")
-    other = replace(other, recipe=replace(other.recipe, seed=4), stop=WHOLE)
+    other = replace(other, stage=replace(other.stage, seed=4), stop=WHOLE)
     torn = copy_of("torn").but(stop=WHOLE)
     half, later = (f"{torn.stage.folder}/checkpoints/{step:08d}" for step in (HALF, 5))
     for part in ("rank-0.safetensors", "rank-1.safetensors", "whole.safetensors"):

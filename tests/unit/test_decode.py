@@ -14,8 +14,10 @@ from finepseudo.data.cache import ClipCache
 from finepseudo.data.decode import Decoder
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import Rehearsal
+from finepseudo.storage.store import Store
 
 SPEC = Rehearsal(words=("TW-U", "TP-F"), train_per_class=2, test_per_class=1, size=64, look=0)
+ROOT = Store("/")
 OFF = ClipCache("", 0)
 
 
@@ -30,7 +32,7 @@ def row(frames, video_row, tmp_path):
 
 
 def another_decoder(row):
-    with open(row["uri"], "rb") as file, av.open(io.BytesIO(file.read())) as video:
+    with open(ROOT.uri(row["path"]), "rb") as file, av.open(io.BytesIO(file.read())) as video:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
 
 
@@ -52,7 +54,7 @@ def covered(frames_FHWC, height, width):
 
 
 def test_decoded_frames_are_those_of_another_decoder(row, frames):
-    (found,) = Decoder(64, 64, OFF).clips(row, ["frames_0"])
+    (found,) = Decoder(ROOT, 64, 64, OFF).clips(row, ["frames_0"])
     assert found.shape == (4, 64, 64, 3)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - another_decoder(row)[[0, 2, 2, 5]]).mean() < 1
@@ -61,7 +63,7 @@ def test_decoded_frames_are_those_of_another_decoder(row, frames):
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_two_clips_of_a_row_in_any_order_of_frames(row, tmp_path, cache):
-    decoder = Decoder(64, 64, ClipCache(str(tmp_path / "cache"), 1 << 26) if cache else OFF)
+    decoder = Decoder(ROOT, 64, 64, ClipCache(str(tmp_path / "cache"), 1 << 26) if cache else OFF)
     last = row["num_frames"] - 1
     pair = decoder.clips({**row, "frames_0": [last, 0, 7], "frames_1": [7, 7]}, ["frames_0", "frames_1"])
     exact = another_decoder(row)
@@ -75,7 +77,7 @@ def test_two_clips_of_a_row_in_any_order_of_frames(row, tmp_path, cache):
 def test_every_size_shows_the_covered_centre(video_row, tmp_path, side, height, width):
     pictures = ramp(height, width)
     row = video_row(tmp_path / "ramp.mp4", pictures)
-    (found,) = Decoder(side, side, OFF).clips(row, ["frames_0"])
+    (found,) = Decoder(ROOT, side, side, OFF).clips(row, ["frames_0"])
     expected = covered(pictures[[0, 2, 2, 5]], side, side)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 10
@@ -85,7 +87,7 @@ def test_every_size_shows_the_covered_centre(video_row, tmp_path, side, height, 
 def test_frames_need_not_be_square(video_row, tmp_path, size):
     pictures = ramp(64, 80)
     row = video_row(tmp_path / "ramp.mp4", pictures)
-    (found,) = Decoder(*size, OFF).clips(row, ["frames_0"])
+    (found,) = Decoder(ROOT, *size, OFF).clips(row, ["frames_0"])
     expected = covered(pictures[[0, 2, 2, 5]], *size)
     assert found.shape == expected.shape == (4, *size, 3)
     assert np.abs(found.astype(int) - expected).mean() < 10
@@ -95,34 +97,34 @@ def test_wide_videos_are_cut_at_the_centre(video_row, tmp_path):
     pictures = np.zeros((8, 64, 128, 3), np.uint8)
     pictures[:, :, :32] = 255  # the left quarter lies outside the central square
     row = video_row(tmp_path / "wide.mp4", pictures)
-    (found,) = Decoder(32, 32, OFF).clips(row, ["frames_0"])
+    (found,) = Decoder(ROOT, 32, 32, OFF).clips(row, ["frames_0"])
     assert found[:, :, 2:].max() < 40
 
 
 @pytest.mark.parametrize("side", [16, 24, 48, 72, 50])
 def test_cached_equals_uncached(row, tmp_path, side):
-    cached = Decoder(side, side, ClipCache(str(tmp_path / "cache"), 1 << 27))
-    (plain,) = Decoder(side, side, OFF).clips(row, ["frames_0"])
+    cached = Decoder(ROOT, side, side, ClipCache(str(tmp_path / "cache"), 1 << 27))
+    (plain,) = Decoder(ROOT, side, side, OFF).clips(row, ["frames_0"])
     for _ in range(3):
         assert (cached.clips(row, ["frames_0"])[0] == plain).all()
     assert (cached.cache.hits, cached.cache.misses) == (2, 1)
 
 
 def test_the_cache_answers_without_the_file(row, tmp_path):
-    decoder = Decoder(32, 32, ClipCache(str(tmp_path / "cache"), 1 << 26))
+    decoder = Decoder(ROOT, 32, 32, ClipCache(str(tmp_path / "cache"), 1 << 26))
     (before,) = decoder.clips(row, ["frames_0"])
-    (after,) = decoder.clips({**row, "uri": str(tmp_path / "moved.mp4")}, ["frames_0"])
+    (after,) = decoder.clips({**row, "path": str(tmp_path / "moved.mp4")[1:]}, ["frames_0"])
     assert (before == after).all()
     after[:] = 0  # a copy: nobody can write into the cache
     assert (decoder.clips(row, ["frames_0"])[0] == before).all()
 
 
 def test_another_file_than_the_probed_one_is_refused(row, tmp_path):
-    decoder = Decoder(32, 32, OFF)
+    decoder = Decoder(ROOT, 32, 32, OFF)
     with pytest.raises(DecodeError, match=r"clip.mp4: not the file that was probed: expected sha256 000000000000, got"):
         decoder.clips({**row, "sha256": "0" * 64}, ["frames_0"])
     with pytest.raises(DecodeError, match="gone.mp4: unreadable: .*no such file"):
-        decoder.clips({**row, "uri": str(tmp_path / "gone.mp4")}, ["frames_0"])
+        decoder.clips({**row, "path": str(tmp_path / "gone.mp4")[1:]}, ["frames_0"])
     with pytest.raises(DecodeError, match=f"expected 9 frames, got {row['num_frames']}"):
         decoder.clips({**row, "num_frames": 9}, ["frames_0"])
 
@@ -132,7 +134,7 @@ def test_a_file_that_is_no_video_is_a_decode_error(row, tmp_path, cache):
     rubbish = b"no video " * 99
     (tmp_path / "clip.mp4").write_bytes(rubbish)
     wrong = {**row, "sha256": hashlib.sha256(rubbish).hexdigest()}
-    decoder = Decoder(32, 32, ClipCache(str(tmp_path / "cache"), 1 << 26) if cache else OFF)
+    decoder = Decoder(ROOT, 32, 32, ClipCache(str(tmp_path / "cache"), 1 << 26) if cache else OFF)
     with pytest.raises(DecodeError, match="clip.mp4: cannot be opened: "):
         decoder.clips(wrong, ["frames_0"])
     assert decoder.cache.get(wrong["sha256"], 32, 32) is None, "failures are not kept"

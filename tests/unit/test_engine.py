@@ -20,8 +20,8 @@ from training_helpers import (
 from finepseudo.data.batch import ClipBatch
 from finepseudo.errors import TrainingError
 from finepseudo.train.engine import MOMENTS, Engine, schedule
-from finepseudo.train.loop import build_objective
 from finepseudo.train.objectives import Objective
+from finepseudo.train.stage import build_objective
 
 ZERO = (0, 1, 2, 3)
 WORLDS = (1, 2)
@@ -80,7 +80,7 @@ def sharded(session, root):
     found = {}
     for zero in ZERO:
         one = case(root, "classify", "sharded").but(zero=zero)
-        engine = engine_of(one, session, build_objective(one.stage, one.recipe))
+        engine = engine_of(one, session, build_objective(one.stage))
         pieces = [(p.name, p.start, p.master.numel()) for p in engine.pieces() if engine.writes(p)]
         found[zero] = (engine.sharded_bytes(), pieces)
     return found
@@ -137,7 +137,7 @@ def both(session, root):
 
 def test_zero_shards(apart, tmp_path):
     one = case(tmp_path, "classify", "whole")
-    objective = build_objective(one.stage, one.recipe)
+    objective = build_objective(one.stage)
     sizes = {name: param.numel() for name, param in objective.named_parameters()}
     whole = 4 * sum(sizes.values())
     assert any(size % 2 for size in sizes.values())

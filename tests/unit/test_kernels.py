@@ -348,7 +348,7 @@ def test_threads_and_repetition_give_the_same_bits():
 
     members = Gallery(gallery, torch.arange(100) % 7, tuple(map(str, range(100))), 7)
     head = ScoreHead()
-    head.standardise(torch.tensor([0.3, 0.5]))
+    head.standardise(0.4, 0.1414)
 
     def everything():
         leaf = emb[:32].clone().requires_grad_()
@@ -385,7 +385,7 @@ from finepseudo.align.head import ScoreHead
 cpu.available()
 torch.set_num_threads(1)
 head = ScoreHead()
-head.standardise(torch.tensor([.3, .5]))
+head.standardise(.4, .1414)
 G = int(sys.argv[1])
 rows = cpu.Rows(torch.zeros(16, 16, 64))
 rows.G, rows.panels = G, rows.panels.expand(G // 16, 64, 256)  # one panel stands for all: no memory of its own
@@ -464,7 +464,7 @@ def test_which_kernel_runs_is_said_once(caplog):
 
 def test_labels_beyond_the_classes_are_refused():
     head = ScoreHead()
-    head.standardise(torch.tensor([0.3, 0.5]))
+    head.standardise(0.4, 0.1414)
     rows, emb = cpu.Rows(frames(3, 4, 8).float()), frames(2, 4, 8).float()
     with pytest.raises(ValueError, match=r"labels within 0..1, got 2 in row 1"):
         rows.class_sums(emb, 0.1, torch.tensor([0, 2, 1]), 2, head, mean="log_odds")

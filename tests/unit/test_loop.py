@@ -22,7 +22,7 @@ from finepseudo.recipe import Data
 from finepseudo.storage import artefacts
 from finepseudo.train import checkpoint
 from finepseudo.train.checkpoint import read_history
-from finepseudo.train.loop import build_objective
+from finepseudo.train.stage import build_objective
 
 KIND = "classify"
 
@@ -99,7 +99,7 @@ def train_and_die(session, one):
 def poisoned(root):
     """A stage whose initial snapshot holds one number that is none."""
     one = case(root, KIND, "clean")
-    state = build_objective(one.stage, one.recipe).state_dict()
+    state = build_objective(one.stage).state_dict()
     state["encoder.fc.bias"][2] = torch.nan
     artefacts.commit(one.store, "poison/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})
     return case(root, KIND, "poisoned", init=one.store.uri("poison/snapshot"))
@@ -209,8 +209,8 @@ def test_undecodable_row_is_recorded(tmp_path):
 def test_reports(whole, tmp_path):
     """Progress reaches the caller: the stage, the last step and a loss."""
     outcome = launch(1, tmp_path, train, [whole.again("reports")])[0][0]
-    assert outcome.reports[-1]["stage"] == "reports"
-    assert outcome.reports[-1]["step"] == outcome.reports[-1]["steps"] == STEPS
+    assert outcome.reports[-1]["name"] == "reports"
+    assert outcome.reports[-1]["done"] == outcome.reports[-1]["total"] == STEPS
     assert outcome.reports[-1]["loss"] > 0
 
 

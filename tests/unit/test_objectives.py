@@ -27,9 +27,10 @@ from finepseudo.data.batch import make_batch
 from finepseudo.data.plan import derive
 from finepseudo.errors import StreamError
 from finepseudo.models.encoders import build
+from finepseudo.models.table import choose
 from finepseudo.recipe import Gitdl, Optimiser
-from finepseudo.train.loop import build_objective
 from finepseudo.train.objectives import GitdlObjective
+from finepseudo.train.stage import build_objective
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_STEPS = 10
@@ -54,7 +55,7 @@ def test_golden_curves(kind, tmp_path):
 
 def step_on(one, batch):
     """Loss, gradients and buffers after one block in training mode."""
-    objective = build_objective(one.stage, one.recipe).train()
+    objective = build_objective(one.stage).train()
     torch.manual_seed(1)
     loss, logged = objective(batch)
     loss.backward()
@@ -101,7 +102,7 @@ def test_block_without_any_decodable_row_is_a_zero(kind, tmp_path):
 def test_rows_of_weight_zero_take_no_part_in_the_loss(kind, tmp_path):
     """With frozen statistics the loss does not depend on what such a row holds; its weight matters."""
     one = case(tmp_path, kind, kind)
-    objective = build_objective(one.stage, one.recipe).eval()
+    objective = build_objective(one.stage).eval()
     batch = batch_of(one.plan, 0)
     weight_B = batch.weight_B.clone()
     weight_B[2] = 0
@@ -120,8 +121,8 @@ def test_av_loss_weighs_its_terms_as_the_recipe_says(tmp_path):
     one = case(tmp_path, "align", "weights")
 
     def loss_of(triplet_weight, score_weight):
-        align = replace(one.recipe.align, triplet_weight=triplet_weight, score_weight=score_weight)
-        objective = build_objective(one.stage, replace(one.recipe, align=align)).eval()
+        loss = replace(one.stage.loss, triplet_weight=triplet_weight, score_weight=score_weight)
+        objective = build_objective(replace(one.stage, loss=loss)).eval()
         with torch.inference_mode():
             loss, logged = objective(batch_of(one.plan, 0))
         return float(loss), float(logged["L_AT"]), float(logged["L_Score"])
@@ -139,7 +140,7 @@ def test_soft_targets_and_weights_are_those_of_the_plan(tmp_path):
     batch = batch_of(one.plan, 0)
     rows = one.plan.rows(0, one.plan.block_rows)
     assert {row["target"] >= 0 for row in rows} == {True, False}
-    objective = build_objective(one.stage, one.recipe).eval()
+    objective = build_objective(one.stage).eval()
     with torch.inference_mode():
         loss, _ = objective(batch)
         logp_BK = objective.encoder(objective.clips(batch)).log_softmax(1)
@@ -155,7 +156,7 @@ def test_soft_targets_and_weights_are_those_of_the_plan(tmp_path):
 
 def test_dropout_depends_on_the_plan_position_only(tmp_path):
     one = case(tmp_path, "classify", "dropout")
-    objective = build_objective(one.stage, one.recipe).train()
+    objective = build_objective(one.stage).train()
     norms = [m for m in objective.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.eval()
@@ -197,7 +198,7 @@ def test_frozen_videos_cannot_beat_the_position_only_bound(long_gitdl, positions
     how = one.recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        encoder = build("tiny_vtn", size=how.frames.crop, seed=4, positions=positions)
+        encoder = build(choose("tiny_vtn", {"positions": positions}), num_classes=K, size=how.frames.crop, seed=4)
         objective = GitdlObjective(encoder, how.gitdl, how.augment, how.frames.crop)
     found = plain_loop(one, draw=still, objective=objective)
     last = float(found.losses[-12:].mean())
@@ -218,7 +219,7 @@ def test_views_differ_in_more_than_time(long_gitdl):
     batch = batch_of(one.plan, 0)
     same = replace(batch, other_BTHWC=batch.clip_BTHWC, other_time_BT=batch.time_BT)
     seen = []
-    objective = build_objective(one.stage, one.recipe).eval()
+    objective = build_objective(one.stage).eval()
     objective.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     with torch.inference_mode():
         objective(same)

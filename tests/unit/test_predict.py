@@ -17,9 +17,9 @@ from finepseudo.models import weights
 from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
-from finepseudo.train.initial import build_encoder, ensure_initial
-from finepseudo.train.loop import build_objective
-from finepseudo.train.predict import Predictor, load_score_head
+from finepseudo.train.initial import ensure_initial, random_encoder
+from finepseudo.train.predict import Pass, Predictor, Scores, load_score_head
+from finepseudo.train.stage import build_objective
 
 VIEWS = 3
 
@@ -51,10 +51,8 @@ def clips():
 
 def predictor(trained, how=None, **galleries):
     _, uris = trained
-    return Predictor(
-        how or recipe(), K, frame={"f_A": uris["align"]}, video={"f_E": uris["classify"]}, galleries=galleries,
-        device=CPU,
-    )  # fmt: skip
+    what = Pass(frame={"f_A": uris["align"]}, video={"f_E": uris["classify"]}, galleries=galleries, clips=VIEWS)
+    return Predictor(how or recipe(), K, what, CPU)
 
 
 def seen(trained, clips):
@@ -68,10 +66,10 @@ def seen(trained, clips):
 
 def test_snapshots_answer_as_the_trained_modules_do(trained, clips):
     emb_BTD, logits_BK = seen(trained, clips)
-    found = predictor(trained)(*clips, VIEWS)
-    assert found.keys() == {"emb/f_A", "logits/f_E"}
+    found = predictor(trained)(*clips)
+    assert found.keys() == {"embeddings/f_A", "logits/f_E"}
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
-    np.testing.assert_allclose(found["emb/f_A"], emb_BTD[::VIEWS], atol=1e-6)
+    np.testing.assert_allclose(found["embeddings/f_A"], emb_BTD[::VIEWS], atol=1e-6)
     np.testing.assert_allclose(found["logits/f_E"], logits_BK.view(-1, VIEWS, K).mean(1), rtol=0, atol=2e-6)
     assert not np.allclose(found["logits/f_E"], logits_BK[::VIEWS], rtol=0, atol=2e-5)
 
@@ -81,7 +79,7 @@ def test_class_means_are_those_of_the_gallery(trained, clips, mean):
     emb_BTD, _ = seen(trained, clips)
     gallery = Gallery(emb_BTD[1::VIEWS].clone(), torch.tensor([0, 1, 1, 3]), ("a", "b", "c", "d"), K)
     how = replace(recipe(), label=Label(mean=mean))
-    found = predictor(trained, how, f_A=gallery)(*clips, VIEWS)
+    found = predictor(trained, how, f_A=gallery)(*clips)
     assert found.keys() == {"sbar/f_A", "logits/f_E"}
     head = trained[0]["align"].score
     sbar_BK = class_scores(emb_BTD, gallery, head, gamma=how.align.gamma, mean=mean)
@@ -91,10 +89,29 @@ def test_class_means_are_those_of_the_gallery(trained, clips, mean):
 
 
 def test_views_of_one_video_do_not_reach_another(trained, clips):
-    every = predictor(trained)(*clips, VIEWS)
-    one = predictor(trained)(*(clip[VIEWS : 2 * VIEWS] for clip in clips), VIEWS)
+    every = predictor(trained)(*clips)
+    one = predictor(trained)(*(clip[VIEWS : 2 * VIEWS] for clip in clips))
     for name, value in every.items():
         np.testing.assert_allclose(one[name], value[1:2], atol=1e-5)
+
+
+def test_scores_are_in_the_order_of_the_plan_whatever_order_the_blocks_come_in(trained, clips):
+    """Two blocks of two videos, the second first; one video that could not be decoded."""
+    rows, ids = len(clips[0]), np.array([f"v{row // VIEWS}" for row in range(len(clips[0]))])
+    columns = {
+        "row": np.arange(rows), "clip_0": clips[0], "clip_1": clips[1], "decode_s": np.full(rows, 0.5),
+        "error": np.array(["cut short" if row // VIEWS == 1 else "" for row in range(rows)], dtype=object),
+    }  # fmt: skip
+    halves = [{key: value[part] for key, value in columns.items()} for part in (slice(6, None), slice(0, 6))]
+    scores = Scores.of([predictor(trained).block(half) for half in halves], ids, {"total": 9.0})
+    assert scores.video_ids == ("v0", "v2", "v3")
+    assert scores.rejected == {"v1": "cut short"}
+    assert scores.seconds["decode"] == pytest.approx(0.5 * rows)
+    assert scores.seconds["total"] == 9.0
+    whole = predictor(trained)(*clips)
+    np.testing.assert_allclose(scores.logits("f_E"), whole["logits/f_E"][[0, 2, 3]], atol=1e-5)
+    assert scores.embeddings("f_A").video_ids == scores.video_ids
+    np.testing.assert_allclose(scores.embeddings("f_A").emb_NTD, whole["embeddings/f_A"][[0, 2, 3]], atol=1e-5)
 
 
 def test_score_head_of_a_snapshot(trained):
@@ -106,15 +123,15 @@ def test_score_head_of_a_snapshot(trained):
 def test_snapshot_of_another_encoder_is_refused(trained):
     _, uris = trained
     with pytest.raises(ArtefactError, match="weights do not fit"):
-        Predictor(recipe(), K, frame={"f_A": uris["classify"]}, video={}, galleries={}, device=CPU)
+        Predictor(recipe(), K, Pass(frame={"f_A": uris["classify"]}), CPU)
     with pytest.raises(ArtefactError, match="of another shape"):
-        Predictor(recipe(), K + 1, frame={}, video={"f_E": uris["classify"]}, galleries={}, device=CPU)
+        Predictor(recipe(), K + 1, Pass(video={"f_E": uris["classify"]}), CPU)
 
 
 @pytest.fixture
 def named(tmp_path):
     """A recipe that names a file of weights, which are not those of its seed."""
-    source = build_encoder(replace(recipe(), seed=77), "video", K)
+    source = random_encoder(recipe().models.encoder("video"), num_classes=K, size=recipe().frames.crop, seed=77)
     data = weights.to_bytes(source, {})
     store = Store(str(tmp_path / "elsewhere"))
     store.write("public.safetensors", data)
@@ -128,10 +145,10 @@ def test_named_weights_are_what_a_stage_starts_from(named, tmp_path):
     uri, digest = ensure_initial(how, "video", K, run)
     assert ensure_initial(how, "video", K, run) == (uri, digest)
     one = case(tmp_path / "run", "classify", "named", init=uri, init_digest=digest)
-    start = build_objective(one.stage, how)
+    start = build_objective(one.stage)
     assert largest_difference(start.encoder.state_dict(), source.state_dict()) == 0
     pretrain = case(tmp_path / "run", "gitdl_video", "pretrain", init=uri, init_digest=digest)
-    assert largest_difference(build_objective(pretrain.stage, how).encoder.state_dict(), source.state_dict()) == 0
+    assert largest_difference(build_objective(pretrain.stage).encoder.state_dict(), source.state_dict()) == 0
 
 
 def test_other_digest_and_other_shape_are_refused(named, tmp_path):
@@ -162,10 +179,10 @@ def test_new_score_head_only_where_it_is_asked_for(trained, tmp_path):
     """A stage that goes on from L_AV takes the head along; one that brings no head must be given its statistics."""
     modules, uris = trained
     one = case(tmp_path, "align", "on", init=uris["align"])
-    goes_on = build_objective(replace(one.stage, score_std=0.0), one.recipe)
+    goes_on = build_objective(replace(one.stage, score_std=0.0))
     assert largest_difference(goes_on.score.state_dict(), modules["align"].score.state_dict()) == 0
     frame, _ = ensure_initial(recipe(), "frame", K, Store(str(tmp_path)))
-    fresh = build_objective(replace(one.stage, init=frame), one.recipe)
+    fresh = build_objective(replace(one.stage, init=frame))
     assert (float(fresh.score.mean), float(fresh.score.std)) == pytest.approx((0.4, 0.1))
     with pytest.raises(ArtefactError, match=r"score\."):
-        build_objective(replace(one.stage, init=frame, score_std=0.0), one.recipe)
+        build_objective(replace(one.stage, init=frame, score_std=0.0))

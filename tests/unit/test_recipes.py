@@ -9,7 +9,7 @@ import pytest
 
 from finepseudo.cli import Options, describe, parse
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import Recipe, decisive, digest, recipe_from
+from finepseudo.recipe import Recipe, described, digest, recipe_from
 from finepseudo.recipes import RECIPES, find
 from finepseudo.storage.store import Store
 
@@ -31,7 +31,7 @@ def test_every_recipe_loads(name):
     recipe = find(name)
     assert recipe.name == name
     assert recipe == find(name)
-    assert digest(recipe_from(decisive(recipe))) == digest(recipe)
+    assert digest(recipe_from(described(recipe))) == digest(recipe)
     assert RECIPES[name].__doc__, "says what it costs"
     assert options(name, "--run", "/r").recipe == recipe
 

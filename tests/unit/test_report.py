@@ -5,76 +5,95 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 import torch
 
 from finepseudo import rehearsal
+from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
 from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import FOLDER, build_manifest
 from finepseudo.models import weights
 from finepseudo.recipe import METHODS, Rehearsal
 from finepseudo.recipes import find
-from finepseudo.report.page import figure, gain, summary, write_report
-from finepseudo.run import claim
+from finepseudo.report.page import figure, summary, write_report
+from finepseudo.results import (
+    Accuracy,
+    Curve,
+    ManifestCounts,
+    Measured,
+    PairTest,
+    RecipeName,
+    Results,
+    RoundQuality,
+    RoundResult,
+    Share,
+    Snapshots,
+    SplitCounts,
+)
+from finepseudo.run import Run, claim
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
-from finepseudo.train.initial import build_encoder
+from finepseudo.train.initial import random_encoder
 
 HOSTILE = "<script>alert('x')</script>"
 FIGURE = r"[+-]?(?:1\.|\.)\d{3} ±(?:\.\d{3}|\?)"
 
 
 def accuracy(top1):
-    figures = {"top1": top1, "top5": 0.9, "mean_class": top1}
-    errors = {f"{name}_se": 0.012 for name in figures}
-    return {**figures, **errors, "calibration_error": 0.05, "per_class": [0.5, None], "videos": 40}
+    return Accuracy(
+        top1=top1, top1_se=0.012, top5=0.9, top5_se=0.012, mean_class=top1, mean_class_se=0.012, calibration_error=0.05,
+        per_class=[0.5, None, 1.0, 0.0, 0.25, 0.75], videos=40,
+    )  # fmt: skip
+
+
+HEAT = Temperatures(1.0, 1.0, 0.9, 0.5)
 
 
 def labels(name, accepted=12):
-    shares = {key: {"value": value, "se": 0.01} for key, value in (("p_E", 0.7), ("p_A", 0.8), ("p", 0.85))}
-    curve = {"coverage": [0.5, 1.0], "precision": [1.0, 0.8]}
-    return {
-        "name": name,
-        "unlabelled": 16,
-        "accepted": accepted,
-        "coverage": accepted / 16,
-        "agreement": 0.75,
-        "precision_all": shares,
-        "precision_accepted": shares if accepted else dict.fromkeys(shares),
-        "calibration_error": 0.05 if accepted else math.nan,
-        "accepted_per_class": [accepted, 0, 0, 0, 0, 0],
-        "right_per_class": [accepted // 2, 0, 0, 0, 0, 0],
-        "curves": dict.fromkeys(shares, curve),
-    }
+    shares = {key: Share(value, 0.01) for key, value in (("p_E", 0.7), ("p_A", 0.8), ("p", 0.85))}
+    quality = RoundQuality(
+        unlabelled=16,
+        accepted=accepted,
+        coverage=accepted / 16,
+        agreement=0.75,
+        precision=0.85,
+        precision_se=0.01,
+        precision_all=shares,
+        precision_accepted=shares if accepted else dict.fromkeys(shares),
+        calibration_error=0.05 if accepted else math.nan,
+        accepted_per_class=[accepted, 0, 0, 0, 0, 0],
+        right_per_class=[accepted // 2, 0, 0, 0, 0, 0],
+        curves=dict.fromkeys(shares, Curve([0.5, 1.0], [1.0, 0.8])),
+    )
+    return RoundResult(name, quality, HEAT)
 
 
-def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0, gains=True):
+def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0):
     values = {"pooled_cosine": 0.6, "timestamp_cosine": 0.7, "dtw": dtw, "score": 0.9}
-    found = {"pairs": 100, "videos": 20, "same": 10}
-    if pairs:
-        found |= {name: {"value": value, "se": 0.01} for name, value in values.items()}
     training = {"wait": 2.0, "transfer": 1.0, "compute": 5.0, "commit": 1.0, "decode": 3.0, "launch": 1.0}
     passed = {"start": 1.0, "decode": 0.1, "predict": 0.2, "total": 2.0, "rows": 20.0}
-    body = {
-        "recipe": {"name": HOSTILE, "digest": "abc", "seed": 0},
-        "split": {"seed": 0, "fingerprint": "def", "labelled": 4, "unlabelled": 16},
-        "manifest": {"fingerprint": "123", "rejected": 1, "reasons": {HOSTILE: 1}},
-        "classes": [HOSTILE, "pike", "twist", "tuck", "fold", "straddle"],
-        "pairs": found,
-        "rounds": {
+    compared = {"supervised", "finepseudo"} <= set(methods)
+    whole = accuracy(0.7)
+    return Results(
+        recipe=RecipeName(HOSTILE, "abc", 0),
+        split=SplitCounts(0, "def", 4, 16),
+        manifest=ManifestCounts("123", {"train": 20, "test": 4}, 1, {HOSTILE: 1}),
+        classes=[HOSTILE, "pike", "twist", "tuck", "fold", "straddle"],
+        measured={name: Measured(whole, whole, whole, HEAT) for name in ("stage_2", *methods)},
+        rounds={
             name: [labels(f"{name}/round-{n + 1}") for n in range(0 if name.startswith("supervised") else rounds)]
             for name in methods
         },
-        "digests": {"stage_2": {"f_A": "a1", "f_E": HOSTILE}},
-        "timing": {"train/align/frame": training, "gallery/aligned": passed},
-    }
-    if gains and {"supervised", "finepseudo"} <= set(methods):
-        body["gains"] = {f"{part}, over supervised": {"value": 0.05, "se": 0.02} for part in ("f_E", "fused")}
-    whole = accuracy(0.7) | {"per_class": [0.5, None, 1.0, 0.0, 0.25, 0.75]}
-    return body | {name: dict.fromkeys(("f_E", "p_A", "fused"), whole) for name in ("stage_2", *methods)}
+        pairs=PairTest(20, 100, 10, {name: Share(value, 0.01) for name, value in values.items()} if pairs else {}),
+        gains={f"{part}, over supervised": Share(0.05, 0.02) for part in ("f_E", "fused")} if compared else {},
+        snapshots={"stage_2": Snapshots("train/align/frame/snapshot", "train/x/snapshot", "a1", HOSTILE)},
+        predictions="results/1/predictions.parquet",
+        timing={"train/align/frame": training, "embeddings/aligned": passed},
+    )
 
 
 def a_run(folder, recipe="rehearsal_smoke"):
@@ -84,7 +103,10 @@ def a_run(folder, recipe="rehearsal_smoke"):
 
 
 def page_of(run, body, base=None):
-    assert write_report(run, body, base) == run.uri("report.html")
+    predictions = {"predictions.parquet": artefacts.table_bytes(pa.table({"truth": [0, 0, 0, 2]}))}
+    artefacts.commit(run, "results/1", predictions, {})
+    run.write("results.json", body.to_json())
+    assert write_report(Run.at(run, base)) == run.uri("report.html")
     return run.read("report.html").decode()
 
 
@@ -124,30 +146,22 @@ def test_summary_is_honest_about_the_order():
 )
 def test_a_difference_is_called_one_beyond_two_standard_errors(value, se, words):
     body = results()
-    body["gains"]["f_E, over supervised"] = {"value": value, "se": se}
+    body.gains["f_E, over supervised"] = Share(value, se)
     (line,) = [line for line in summary(body).splitlines() if "finepseudo's f_E" in line]
     assert words in line
-    assert figure({"value": value, "se": se}, "+") in line
-
-
-def test_a_gain_without_paired_figures_says_so():
-    body = results(gains=False)
-    assert gain(body, "f_E", "supervised") == {"value": 0.0, "se": pytest.approx(0.012 * 2**0.5), "paired": False}
-    assert "+.000 ±.017, unpaired" in summary(body)
-    assert max(map(len, summary(body).splitlines())) <= 100
-    assert gain(body, "f_E", "pseudo_video") is None
+    assert figure(Share(value, se), "+") in line
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
         (None, "-"),
-        ({"value": math.nan, "se": math.nan}, "-"),
-        ({"value": 0.95, "se": 0.009}, ".950 ±.009"),
-        ({"value": 1.0, "se": 0.0}, "1.000 ±.000"),
-        ({"value": 0.9996, "se": None}, "1.000 ±?"),
-        ({"value": -0.0601, "se": 0.01}, "-.060 ±.010"),
-        ({"value": -0.0001, "se": 0.01}, ".000 ±.010"),
+        (Share(math.nan, math.nan), "-"),
+        (Share(0.95, 0.009), ".950 ±.009"),
+        (Share(1.0, 0.0), "1.000 ±.000"),
+        (Share(0.9996, None), "1.000 ±?"),
+        (Share(-0.0601, 0.01), "-.060 ±.010"),
+        (Share(-0.0001, 0.01), ".000 ±.010"),
     ],
 )
 def test_figures(value, text):
@@ -164,7 +178,7 @@ def test_many_rounds_are_cut_to_the_last_ones():
 def test_one_pass_for_several_methods_is_counted_once():
     body = results()
     seconds = {"start": 3.0, "decode": 2.0, "predict": 1.0, "total": 6.0, "rows": 16.0}
-    body["timing"] |= {f"labels/{name}/round-1": dict(seconds) for name in ("finepseudo", "pseudo_video")}
+    body.timing.update({f"labels/{name}/round-1": dict(seconds) for name in ("finepseudo", "pseudo_video")})
     assert "the pool's 2 passes over videos: start 4 s" in summary(body)
     assert "arithmetic 5 s (50%)" in summary(body)
 
@@ -175,10 +189,9 @@ def test_one_pass_for_several_methods_is_counted_once():
         results(methods=()),
         results(methods=("supervised",), pairs=False),
         results(dtw=math.nan),
-        {**results(), "timing": {}, "rounds": {"finepseudo": [labels("finepseudo/round-1", accepted=0)]}},
-        {key: results()[key] for key in ("recipe", "split", "manifest", "classes")},
+        replace(results(), timing={}, rounds={"finepseudo": [labels("finepseudo/round-1", accepted=0)]}),
     ],
-    ids=("no method", "supervised alone", "pair test without figures", "nothing accepted", "next to nothing"),
+    ids=("no method", "supervised alone", "pair test without figures", "nothing accepted"),
 )
 def test_missing_pieces_leave_a_whole_page(tmp_path, body):
     page = page_of(a_run(tmp_path), body)
@@ -192,9 +205,7 @@ def test_page_of_figures_alone(tmp_path):
     parts = {"curve.parquet": artefacts.table_bytes(curve), "timing.json": b"{}"}
     base = Store(str(tmp_path / "base"))
     artefacts.commit(base, "train/align/frame/history/00000000-00000100", parts, {})
-    predictions = {"predictions.parquet": artefacts.table_bytes(pa.table({"truth": [0, 0, 0, 2]}))}
-    artefacts.commit(run, "results/1", predictions, {})
-    page = page_of(run, {**results(), "predictions": "results/1/predictions.parquet"}, base)
+    page = page_of(run, results(), base)
     check_self_contained(page)
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
@@ -203,7 +214,7 @@ def test_page_of_figures_alone(tmp_path):
     assert "No method of this run" in page
     assert "Learning curves" in page
     assert re.search(r"<td>&lt;script&gt;alert\(&#39;x&#39;\)&lt;/script&gt;</td><td>3</td><td>\.500</td>", page)
-    assert page_of(run, {**results(), "predictions": "results/1/predictions.parquet"}, base) == page
+    assert page_of(run, results(), base) == page
 
 
 def test_page_without_videos_still_has_the_figures(tmp_path):
@@ -218,22 +229,23 @@ def labelled_run(tmp_path):
     """A run with four real videos whose names are hostile: two labelled, two with a pseudo-label."""
     recipe, spec = find("rehearsal_smoke"), Rehearsal(words=("TW-U", "TP-F"), train_per_class=2, test_per_class=1)
     run, ids = a_run(tmp_path), rehearsal.video_ids(spec, "train") + rehearsal.video_ids(spec, "test")
-    names, annotations, probes, uris = (f"{HOSTILE} tuck", "pike"), [], {}, {}
+    names, annotations, probes, paths = (f"{HOSTILE} tuck", "pike"), [], {}, {}
     for number, (video_id, label) in enumerate(ids):
         split, name = "train" if number < 4 else "test", f"{HOSTILE}{number}"
         data = rehearsal.video(spec, split, video_id)[0]
         run.write(f"data/{number}.mp4", data)
-        uris[name] = run.uri(f"data/{number}.mp4")
+        paths[name] = f"{number}.mp4"
         probes[name] = {
             "num_frames": len(rehearsal.truth(spec, split, video_id).phase_F), "fps": 25.0, "height": spec.size,
             "width": spec.size, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
         }  # fmt: skip
         annotations.append(Annotation(name, label, split))
-    manifest = build_manifest(annotations, names, probes, uris, min_frames=8)
+    manifest = build_manifest(annotations, names, probes, paths, min_frames=8)
     classes = json.dumps(names).encode()
     parts = {"manifest.parquet": artefacts.table_bytes(manifest.table), "classes.json": classes}
     artefacts.commit(run, FOLDER, parts, {})
-    state = {f"encoder.{key}": value for key, value in build_encoder(recipe, "frame", 2).state_dict().items()}
+    encoder = random_encoder(recipe.models.encoder("frame"), num_classes=2, size=recipe.frames.crop, seed=0)
+    state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     artefacts.commit(run, "train/align/frame/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})
     train = manifest.videos("train")
     labelled, unlabelled = [train[0], train[2]], [train[1], train[3]]

@@ -148,12 +148,6 @@ def test_pair_test_takes_each_score_from_its_own_embeddings():
     assert len({round(value, 6) for value in expected.values()}) == 4, "the case tells the four apart"
     assert {name: value.value for name, value in found.scores.items()} == pytest.approx(expected)
     assert all(value.se > 0 for value in found.scores.values())
-    assert found.json() == {
-        "videos": 8,
-        "pairs": 28,
-        "same": int(same.sum()),
-        **{name: asdict(value) for name, value in found.scores.items()},
-    }
 
 
 @pytest.mark.parametrize("label_N", [[0, 0, 0], [0, 1, 2]])
@@ -161,4 +155,4 @@ def test_pair_test_needs_pairs_of_both_kinds(label_N):
     emb = walks(3, np.array(label_N))
     found = pair_test(emb, emb, np.array(label_N), 0.1)
     assert found.scores == {}
-    assert found.json() == {"videos": 3, "pairs": 3, "same": 3 if len(set(label_N)) == 1 else 0}
+    assert (found.videos, found.pairs, found.same) == (3, 3, 3 if len(set(label_N)) == 1 else 0)

@@ -59,7 +59,7 @@ def test_run_of_an_older_version_is_continued_while_the_new_field_has_its_defaul
     del body["recipe"]["align"]["margin"]  # as if the field had come later
     store.write("recipe.json", json.dumps(body).encode())
     claim(store, recipe)
-    with pytest.raises(ArtefactError, match=r"align.margin: '\(absent\)' -> 0.2"):
+    with pytest.raises(ArtefactError, match="align.margin: 0.1 -> 0.2"):
         claim(store, dataclasses.replace(recipe, align=dataclasses.replace(recipe.align, margin=0.2)))
 
 

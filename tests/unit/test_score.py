@@ -23,7 +23,7 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def ready_head(mean: float = 0.4, std: float = 0.1) -> ScoreHead:
     head = ScoreHead()
-    head.standardise(torch.tensor([mean - std / math.sqrt(2), mean + std / math.sqrt(2)]))
+    head.standardise(mean, std)
     return head
 
 

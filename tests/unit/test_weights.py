@@ -10,11 +10,12 @@ from torch import nn
 
 from finepseudo.errors import ArtefactError
 from finepseudo.models.encoders import build
+from finepseudo.models.table import choose
 from finepseudo.models.weights import load_bytes, read_metadata, to_bytes
 
 
 def small(seed=0):
-    return build("tiny_r2plus1d", num_classes=3, size=16, seed=seed)
+    return build(choose("tiny_r2plus1d"), num_classes=3, size=16, seed=seed)
 
 
 def digest(data):

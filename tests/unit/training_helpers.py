@@ -25,12 +25,26 @@ from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, derive, plan_align, plan_classify, plan_gitdl
 from finepseudo.models import weights
-from finepseudo.recipe import Align, Frames, Gitdl, Optimiser, Recipe, Scale, Supervise
+from finepseudo.models.table import Part
+from finepseudo.recipe import (
+    Align,
+    CrossEntropy,
+    Frames,
+    Gitdl,
+    GitdlLoss,
+    Optimiser,
+    Recipe,
+    Scale,
+    Supervise,
+    part_of,
+)
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
-from finepseudo.train.loop import Stage, build_objective, run_stage
+from finepseudo.train.loop import run_stage
+from finepseudo.train.objectives import Loss
 from finepseudo.train.session import Session
+from finepseudo.train.stage import Stage, build_objective, stage_of
 
 SIDE, CLASSES, K = 20, 3, 5
 """Decoded frames; classes that have videos; classes of f_E, so that its last layer does not divide by two ranks."""
@@ -134,12 +148,13 @@ class Case:
 
     def but(self, **changes: Any) -> Case:
         """The same case with another recipe.scale, recipe.optimiser or other fields."""
-        how = self.recipe
+        how, stage = self.recipe, self.stage
         if "zero" in changes:
             how = replace(how, scale=replace(how.scale, zero_stage=changes.pop("zero")))
         if "precision" in changes:
             how = replace(how, optimiser=replace(how.optimiser, precision=changes.pop("precision")))
-        return replace(self, **{"recipe": how, **changes})
+            stage = replace(stage, optimiser=how.optimiser)
+        return replace(self, **{"recipe": how, "stage": stage, **changes})
 
     def again(self, name: str) -> Case:
         """The same training, in a folder of its own."""
@@ -153,10 +168,10 @@ def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, s
     plan = make_plan(kind, how, steps)
     where = f"plans/{kind}-{plan.fingerprint}"
     artefacts.ensure(store, where, {"block_rows": plan.block_rows}, plan.parts)
-    stage = Stage(
+    stage = stage_of(
+        how,
+        *what(kind, how),
         folder=f"train/{name}",
-        part="frame" if kind in ("gitdl_frame", "align") else "video",
-        objective=kind.partition("_")[0],
         plan=where,
         plan_fingerprint=plan.fingerprint,
         steps=steps,
@@ -164,6 +179,16 @@ def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, s
         **{"lr": 2e-3, **({"score_mean": 0.4, "score_std": 0.1} if kind == "align" else {}), **more},
     )
     return Case(stage, how, store, stop=steps)
+
+
+def what(kind: str, how: Recipe) -> tuple[Part, Loss]:
+    """Which encoder a kind trains, and by which loss."""
+    return {
+        "gitdl_frame": ("frame", part_of(GitdlLoss, how.gitdl)),
+        "gitdl_video": ("video", part_of(GitdlLoss, how.gitdl)),
+        "align": ("frame", how.align.chosen()),
+        "classify": ("video", CrossEntropy()),
+    }[kind]
 
 
 @dataclass
@@ -210,7 +235,7 @@ def train(session: Session, cases: Sequence[Case]) -> list[Outcome]:
         outcome = Outcome()
         here = replace(session, report=outcome.reports.append)
         try:
-            run_stage(one.stage, one.recipe, one.store, here, stream_of(one, here), stop=one.stop)
+            run_stage(one.stage, one.recipe.scale, one.store, here, stream_of(one, here), stop=one.stop)
         except Exception as error:  # noqa: BLE001  what it is, the test says
             outcome.error, outcome.text = type(error).__name__, str(error)
         outcomes.append(outcome)
@@ -342,7 +367,7 @@ def plain_loop(
     """AdamW, one-cycle rate, clipping, mean over a step's blocks: one process, no DeepSpeed, no loop of ours."""
     torch.set_num_threads(1)  # as the processes do: sums in another order differ, and Adam makes much of little
     how, plan, k = case.recipe, case.plan, case.recipe.optimiser.blocks_per_step
-    objective = (objective or build_objective(case.stage, how)).train()
+    objective = (objective or build_objective(case.stage)).train()
     params = [p for p in objective.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": how.optimiser.weight_decay},

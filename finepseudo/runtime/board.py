@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from finepseudo.progress import line
+
 log = logging.getLogger("finepseudo")
 
 POLL_S = 2.0
@@ -31,14 +33,14 @@ class _Board:
 
 @contextmanager
 def listening() -> Iterator[Any]:
-    """A board for workers to tell their progress to; what arrives is logged within the block."""
+    """An actor handle for workers to tell their progress to; what arrives is logged within the block."""
     remote_board: Any = ray.remote(num_cpus=0)(_Board)
     board, done = remote_board.remote(), threading.Event()
 
     def listen() -> None:
         while not done.wait(POLL_S):
             for message in ray.get(board.take.remote(), timeout=60):
-                log.info("%s", describe(message))
+                log.info("%s", line(**message))
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -48,16 +50,3 @@ def listening() -> Iterator[Any]:
         done.set()
         thread.join(timeout=10)
         ray.kill(board)
-
-
-def describe(message: Mapping[str, Any]) -> str:
-    """One line of a training's or a pass's progress."""
-    head = f"{message['stage']}: {message['step']}/{message['steps']}"
-    loss = f", loss {message['loss']:.3f}" if "loss" in message else ""
-    return f"{head}{loss}, {_duration(message['left_s'])} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

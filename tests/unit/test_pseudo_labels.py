@@ -1,4 +1,4 @@
-"""Temperatures, the guard, soft targets and the split: what stands between scores and the next training."""
+"""Temperatures, the guard, soft targets, samples: what stands between scores and the next training."""
 
 from dataclasses import replace
 
@@ -13,12 +13,8 @@ from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
 from finepseudo.data.manifest import Video
-from finepseudo.errors import ManifestError, TrainingError
+from finepseudo.errors import TrainingError
 from finepseudo.recipes import find
-from finepseudo.report.comparison import compare, table
-from finepseudo.runtime.rounds import ensure_split
-from finepseudo.runtime.stages import side_by_side
-from finepseudo.storage.store import Store
 from finepseudo.train.pseudo_labels import (
     COMPARED,
     compare_labelled,
@@ -176,40 +172,3 @@ def test_statistics_of_too_little_are_still_usable(few):
     found = compare_labelled(few, 0.1, 0)
     assert np.isfinite(found.mean)
     assert 0 < found.std < 0.1
-
-
-def test_methods_that_label_need_something_to_label(tmp_path):
-    recipe, store = find("rehearsal"), Store(str(tmp_path))
-    truth = {f"v{number}": number % 2 for number in range(6)}
-    whole = replace(recipe, split=replace(recipe.split, label_fraction=1.0))
-    with pytest.raises(ManifestError, match=r"no unlabelled video is left for finepseudo: 6 training videos"):
-        ensure_split(whole, store, truth)
-    assert store.list() == []
-    assert ensure_split(replace(whole, methods=("supervised",)), store, truth).unlabelled == ()
-
-
-def test_side_by_side_waits_for_all_before_it_fails():
-    ended = []
-
-    def fails():
-        raise TrainingError("first")
-
-    with pytest.raises(TrainingError, match="first"):
-        side_by_side(fails, lambda: ended.append(1))
-    assert ended == [1]
-    assert side_by_side(lambda: 1, lambda: 2) == [1, 2]
-
-
-def test_comparison_takes_differences_seed_by_seed():
-    def result(a, b):
-        parts = {"f_E": {"top1": a}, "fused": {"top1": b}, "p_A": {"top1": b}}
-        lower = {name: {"top1": part["top1"] - 0.1} for name, part in parts.items()}
-        return {"recipe": {}, "finepseudo": parts, "supervised": lower}
-
-    body = compare({0: result(0.8, 0.9), 1: result(0.6, 0.9)})
-    assert body["top1"]["finepseudo"]["f_E"]["mean"] == pytest.approx(0.7)
-    assert body["top1"]["finepseudo"]["f_E"]["se"] == pytest.approx(0.1)
-    gain = body["differences"]["finepseudo f_E - supervised f_E"]
-    assert gain["mean"] == pytest.approx(0.1)
-    assert gain["se"] == pytest.approx(0.0, abs=1e-12)
-    assert "+0.100" in table(body)

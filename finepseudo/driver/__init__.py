@@ -1,0 +1,1 @@
+"""The driver: the story of the method, whoever does the work of it."""

@@ -1,0 +1,148 @@
+"""What a run found out: measures on the test videos, the pair test, quality of the labels, where the time went.
+
+With `prepare`, the only part of the driver that reads the truth of the test and the unlabelled videos. Axes: N videos,
+K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+
+import numpy as np
+import pyarrow as pa
+
+from finepseudo import results
+from finepseudo.align import collaborate
+from finepseudo.data.plan import derive
+from finepseudo.driver.rounds import Start, Story
+from finepseudo.driver.steps import Steps, Trained
+from finepseudo.recipe import METHODS, digest
+from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
+from finepseudo.run import RESULTS, SECONDS, Run
+from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import fingerprint
+from finepseudo.train.predict import Pass
+from finepseudo.train.pseudo_labels import temperatures
+
+CALIBRATION = 256
+"""Unlabelled videos on which the temperatures of an evaluation are set: test videos never set anything."""
+PREDICTIONS = "predictions.parquet"
+
+
+def ensure_results(story: Story) -> Results:
+    """Evaluate every method, once; the results, also written to results.json."""
+    steps = story.steps
+    recipe, run = steps.recipe, steps.run
+    lineage = {
+        "recipe": digest(recipe),
+        "evaluate": asdict(recipe.evaluate),
+        "split": steps.split.fingerprint,
+        "methods": {name: [finish.frame.digest, finish.video.digest] for name, finish in story.finishes.items()},
+        "version": results.VERSION,
+    }
+    folder = f"results/{fingerprint(lineage)}"
+
+    def make() -> Mapping[str, bytes]:
+        measured, predictions, seconds = _measure(story)
+        found = Results(
+            recipe=results.RecipeName(recipe.name, digest(recipe), recipe.seed),
+            split=results.SplitCounts(
+                seed=steps.split.seed,
+                fingerprint=steps.split.fingerprint,
+                labelled=len(steps.split.labelled),
+                unlabelled=len(steps.split.unlabelled),
+            ),
+            manifest=results.ManifestCounts(steps.manifest.fingerprint, **steps.manifest.summary()),
+            classes=list(steps.manifest.class_names),
+            measured=measured,
+            rounds={name: [_round(steps, one) for one in finish.rounds] for name, finish in story.finishes.items()},
+            pairs=_pairs(steps, story.start),
+            gains=_gains(predictions),
+            snapshots={
+                STAGE_2: _snapshots(steps, story.start.frame, story.start.video),
+                **{name: _snapshots(steps, finish.frame, finish.video) for name, finish in story.finishes.items()},
+            },
+            predictions=f"{folder}/{PREDICTIONS}",
+        )
+        return {
+            RESULTS: found.to_json(),
+            PREDICTIONS: artefacts.table_bytes(predictions),
+            SECONDS: json.dumps(seconds).encode(),
+        }
+
+    artefacts.ensure(run, folder, lineage, make)
+    found = Results.from_json(artefacts.read_part(run, folder, RESULTS))
+    found = replace(found, timing=Run.at(run, story.shared.run).timing())
+    run.write(RESULTS, found.to_json())
+    return found
+
+
+def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, float]]:
+    """One pass over test and calibration videos, through all encoders."""
+    steps, start = story.steps, story.start
+    frames = {STAGE_2: (start.frame, steps.gallery(start.aligned))}
+    frames |= {name: (finish.frame, finish.gallery) for name, finish in story.finishes.items()}
+    videos = {STAGE_2: start.video} | {name: finish.video for name, finish in story.finishes.items()}
+    # An f_A that several methods share runs once, under the digest of its weights.
+    once = {frame.digest: (frame, gallery) for frame, gallery in frames.values()}
+    test = steps.manifest.videos("test")
+    calibration = sorted(steps.split.unlabelled, key=lambda video_id: derive("calibration", video_id))[:CALIBRATION]
+    what = Pass(
+        frame={name: frame.uri for name, (frame, _) in once.items()},
+        video={name: trained.uri for name, trained in videos.items()},
+        galleries={name: gallery for name, (_, gallery) in once.items()},
+        clips=steps.recipe.evaluate.clips,
+    )
+    scores = steps.score("evaluate", test + [steps.videos[video_id] for video_id in calibration], what)
+    truth = steps.manifest.truth("test")
+    is_test_N = np.array([video_id in truth for video_id in scores.video_ids])
+    unlabelled_N = ~is_test_N if (~is_test_N).any() else np.ones_like(is_test_N)
+    test_ids = [video_id for video_id in scores.video_ids if video_id in truth]
+    truth_N = np.array([truth[video_id] for video_id in test_ids])
+    measured: dict[str, Measured] = {}
+    columns: dict[str, object] = {"video_id": test_ids, "truth": truth_N}
+    for name, (frame, _) in frames.items():
+        sbar_NK, logits_NK = scores.sbar(frame.digest), scores.logits(name)
+        heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)
+        p_A_NK = collaborate.p_align(sbar_NK[is_test_N], heat.tau_A)
+        p_E_NK = collaborate.p_video(logits_NK[is_test_N], heat.tau_E)
+        parts = {"f_E": p_E_NK, "p_A": p_A_NK, "fused": collaborate.fuse(p_A_NK, p_E_NK)}
+        accuracies = {part: results.accuracy(p_NK.numpy(), truth_N) for part, p_NK in parts.items()}
+        measured[name] = Measured(**accuracies, temperatures=heat)
+        columns |= {f"{name}/{part}": p_NK.argmax(1).numpy() for part, p_NK in parts.items()}
+    return measured, pa.table(columns), dict(scores.seconds)
+
+
+def _gains(predictions: pa.Table) -> dict[str, results.Share]:
+    """Top-1 of finepseudo minus that of every other method, on the same test videos."""
+    columns = {name: predictions.column(name).to_numpy() for name in predictions.column_names if "/" in name}
+    others = [method for method, traits in METHODS.items() if traits.baseline]
+    return results.gains(columns, predictions.column("truth").to_numpy(), "finepseudo", others)
+
+
+def _round(steps: Steps, name: str) -> RoundResult:
+    """Quality of the labels of one round, by the truth that labelling never saw."""
+    reader, truth = Run.at(steps.run), steps.manifest.truth("train")
+    table = reader.labels(name)
+    columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
+    truth_N = np.array([truth[video_id] for video_id in table.column("video_id").to_pylist()])
+    quality = results.round_quality(RoundLabels(**columns), truth_N, steps.manifest.num_classes)
+    return RoundResult(name, quality, reader.temperatures(name))
+
+
+def _pairs(steps: Steps, start: Start) -> results.PairTest:
+    """The pair test on the held-out videos that were embedded beside D_l."""
+    truth = steps.manifest.truth("test")
+    pretrained, aligned = (embedded.among(truth.keys()) for embedded in (start.pretrained, start.aligned))
+    if pretrained.video_ids != aligned.video_ids:
+        raise AssertionError("the pair test needs the same videos before and after alignment")
+    label_N = np.array([truth[video_id] for video_id in pretrained.video_ids])
+    return results.pair_test(pretrained.emb_NTD, aligned.emb_NTD, label_N, steps.recipe.align.gamma)
+
+
+def _snapshots(steps: Steps, frame: Trained, video: Trained) -> Snapshots:
+    inside = f"{steps.run.uri()}/"  # a run directory that moves keeps its own snapshots
+    places = [trained.uri.removeprefix(inside) for trained in (frame, video)]
+    return Snapshots(places[0], places[1], frame.digest, video.digest)

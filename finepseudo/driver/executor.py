@@ -1,0 +1,99 @@
+"""Who does the work: what the driver asks for, and the executor that does it all in this process.
+
+`runtime/` has the one that asks Ray. Both give the same results; this one is for debugging, notebooks and tests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from finepseudo.data.plan import Plan
+from finepseudo.data.stream import BlockReader
+from finepseudo.progress import Progress, line
+from finepseudo.recipe import Recipe
+from finepseudo.storage.store import Store
+from finepseudo.train.loop import run_stage
+from finepseudo.train.predict import Pass, Predictor
+from finepseudo.train.session import Session
+from finepseudo.train.stage import Stage
+
+log = logging.getLogger("finepseudo")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Executor(Protocol):
+    """Does the work of one recipe. Files are in `run` (plans, trainings) and `data` (videos)."""
+
+    def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
+        """Results of a task over groups of something, in their order."""
+        ...
+
+    def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
+        """Train from the last committed step to step `stop`.
+
+        Raises:
+            TrainingError: it cannot go on; its committed steps stay.
+        """
+        ...
+
+    def score(
+        self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """What `Predictor.block` gives for every block of a committed plan, in any order."""
+        ...
+
+
+class InProcess:
+    """Everything one after the other in this process, on the CPU, without Ray."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._one = threading.RLock()  # trainings share torch's generator and process group
+
+    def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
+        """See Executor."""
+        progress, results = Progress(name, len(groups)), list[R]()
+        for group in groups:
+            results.append(task(group))
+            progress.add(1)
+        return results
+
+    def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
+        """See Executor."""
+        with self._one:
+            _join_alone()
+            plan = Plan.load(run, stage.plan)
+            reader = BlockReader.of(self.recipe, data, plan)
+            k = stage.optimiser.blocks_per_step
+            session = Session(torch.device("cpu"), report=lambda message: log.info("%s", line(**message)))
+            run_stage(
+                stage, self.recipe.scale, run, session, lambda start, stop: reader.each(start * k, stop * k), stop=stop
+            )
+
+    def score(
+        self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """See Executor."""
+        committed = Plan.load(run, plan)
+        reader = BlockReader.of(self.recipe, data, committed)
+        predictor = Predictor(self.recipe, num_classes, what, torch.device("cpu"))
+        return map(predictor.block, reader.each(0, committed.blocks))
+
+
+def _join_alone() -> None:
+    """A torch process group of this process alone, where there is none; DeepSpeed keeps it for good."""
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        meeting = os.path.join(tempfile.mkdtemp(), "meeting")
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)

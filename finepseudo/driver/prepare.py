@@ -1,0 +1,131 @@
+"""From a recipe to a committed manifest and split: a rehearsal set is generated, and every video probed once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from finepseudo import rehearsal
+from finepseudo.data.formats import read_annotations
+from finepseudo.data.manifest import FOLDER, Manifest, build_manifest
+from finepseudo.data.probe import Prober
+from finepseudo.data.split import SplitLists, make_split
+from finepseudo.driver.executor import Executor
+from finepseudo.errors import ManifestError
+from finepseudo.recipe import METHODS, Recipe, Rehearsal
+from finepseudo.run import data_store
+from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import fingerprint
+from finepseudo.storage.store import Store
+
+log = logging.getLogger("finepseudo")
+
+GROUP = 28
+"""Videos that one task generates or probes."""
+
+
+def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
+    """The manifest of the run's data; made by probing every video if it is not committed yet.
+
+    Raises:
+        ManifestError: annotations are wrong (file, entry and field are named), or no video is usable.
+    """
+    data = data_store(recipe, run)
+    if recipe.data.rehearsal is not None:
+        generate(recipe.data.rehearsal, data, executor)
+    annotations, names = read_annotations(data, recipe.data)
+    lineage = {
+        "annotations": fingerprint([(row.video_id, row.label, row.split) for row in annotations]),
+        "classes": fingerprint(names),
+        "min_frames": recipe.data.min_frames,
+        "videos": recipe.data.videos,
+    }
+
+    def make() -> dict[str, bytes]:
+        paths = {row.video_id: recipe.data.videos.format(video_id=row.video_id) for row in annotations}
+        task = functools.partial(_probe, {video_id: data.uri(path) for video_id, path in paths.items()}, recipe)
+        found = executor.spread(task, _groups(list(paths)), f"probing videos, groups of {GROUP}")
+        probes = {video_id: probe for group in found for video_id, probe in group.items()}
+        manifest = build_manifest(annotations, names, probes, paths, min_frames=recipe.data.min_frames)
+        return {
+            "manifest.parquet": artefacts.table_bytes(manifest.table),
+            "classes.json": json.dumps(list(manifest.class_names)).encode(),
+        }
+
+    artefacts.ensure(run, FOLDER, lineage, make)
+    manifest = Manifest.load(run)
+    _log_summary(manifest, recipe)
+    return manifest
+
+
+def ensure_split(recipe: Recipe, run: Store, truth: Mapping[str, int]) -> SplitLists:
+    """D_l and D_u, committed with their seed in the name."""
+    made = make_split(truth, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
+    labelling = [method for method in recipe.methods if METHODS[method].labels]
+    if labelling and not made.unlabelled:
+        raise ManifestError(
+            f"no unlabelled video is left for {', '.join(labelling)}: {len(made.labelled)} training videos, all "
+            f"labelled; lower split.label_fraction (now {recipe.split.label_fraction:g}), or ask for methods supervised"
+        )
+    lineage = {"fingerprint": made.fingerprint, "seed": recipe.split.seed, "fraction": recipe.split.label_fraction}
+    artefacts.ensure(run, "split", lineage, lambda: {f"split-seed{recipe.split.seed}.json": made.to_bytes()})
+    log.info("split %s: %d labelled, %d unlabelled", made.fingerprint, len(made.labelled), len(made.unlabelled))
+    return made
+
+
+def generate(spec: Rehearsal, data: Store, executor: Executor) -> None:
+    """Write what is missing of the rehearsal set: videos, annotations, and the exact phases of every frame."""
+    lineage = asdict(spec)
+    marker = artefacts.committed(data, "rehearsal")
+    if marker is None:
+        there = set(data.list("videos"))
+        every = [(split, video_id) for split in rehearsal.SPLITS for video_id, _ in rehearsal.video_ids(spec, split)]
+        missing = [item for item in every if f"{item[1]}.mp4" not in there]
+        task = functools.partial(_render, spec, data)
+        executor.spread(task, _groups(missing), f"generating videos, groups of {GROUP}")
+        for name, body in rehearsal.annotations(spec).items():
+            data.write(name, body)
+        marker = artefacts.commit(data, "rehearsal", {"truth.parquet": _truth(spec, every)}, lineage)
+    artefacts.check_lineage(data, "rehearsal", marker, lineage)
+
+
+def _groups(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[at : at + GROUP] for at in range(0, len(items), GROUP)]
+
+
+def _truth(spec: Rehearsal, every: Sequence[tuple[str, str]]) -> bytes:
+    rows = []
+    for split, video_id in every:
+        truth = rehearsal.truth(spec, split, video_id)
+        rows.append({"video_id": video_id, **vars(truth)})
+    return artefacts.table_bytes(pa.Table.from_pylist(rows))
+
+
+def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> None:
+    for split, video_id in group:
+        data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
+
+
+def _probe(uris: Mapping[str, str], recipe: Recipe, group: Sequence[str]) -> dict[str, dict[str, Any]]:
+    prober = Prober(recipe.scale.probe_deadline_s)
+    try:
+        return {video_id: prober.probe(uris[video_id]) for video_id in group}
+    finally:
+        prober.close()
+
+
+def _log_summary(manifest: Manifest, recipe: Recipe) -> None:
+    summary = manifest.summary()
+    rejected = f"{summary['rejected']} rejected {summary['reasons'] or ''}".strip()
+    log.info("manifest %s: %s usable, %s", manifest.fingerprint, summary["usable"], rejected)
+    for part in ("align", "video"):
+        asked = getattr(recipe.frames, part)
+        short = sum(1 for split in ("train", "test") for v in manifest.videos(split) if v.num_frames < asked)
+        if short:
+            log.warning("%d videos have fewer than frames.%s = %d frames; theirs are repeated", short, part, asked)

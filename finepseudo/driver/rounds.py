@@ -1,0 +1,267 @@
+"""The story of the method, from videos to results, each step looked up before it is made.
+
+    f_A:  pre-train by GITDL -> embed D_l -> align by L_AV ---+
+    f_E:  pre-train by GITDL -> supervise by cross-entropy ---+-> rounds of: label D_u, train both again -> evaluate
+
+A killed run that is started again with the same command continues and ends with the same artefacts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from finepseudo.align.gallery import Embeddings, Gallery
+from finepseudo.data.plan import Plan, Sample, plan_align, plan_classify, plan_gitdl
+from finepseudo.driver.executor import Executor
+from finepseudo.driver.prepare import ensure_manifest, ensure_split
+from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
+from finepseudo.models.table import Part
+from finepseudo.recipe import METHODS, CrossEntropy, GitdlLoss, Method, Recipe, part_of
+from finepseudo.run import claim, labels, pair_videos, round_name
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
+from finepseudo.train.initial import ensure_initial
+from finepseudo.train.predict import Pass, Scores
+from finepseudo.train.pseudo_labels import compare_labelled
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all methods start from: the encoders after stage 2, and what f_A makes of D_l."""
+
+    frame: Trained
+    video: Trained
+    pretrained: Embeddings
+    aligned: Embeddings
+    accuracy_A: float | None
+    """Of the pre-trained f_A, leave-one-out."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What a method ends with; `gallery` is that of its f_A."""
+
+    frame: Trained
+    video: Trained
+    gallery: Gallery
+    rounds: list[str] = field(default_factory=list[str])
+    """Names of its committed labels."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run that is trained."""
+
+    steps: Steps
+    shared: Steps
+    """The same verbs in the base: pre-training lies there."""
+    start: Start
+    finishes: dict[Method, Finish]
+
+
+def run_rounds(
+    recipe: Recipe, run: Store, executor: Executor, base: Store | None = None, *, train: bool = True
+) -> Story:
+    """Train, or continue to train, everything that the recipe asks for.
+
+    Args:
+        recipe: what to run.
+        run: the run directory.
+        executor: who does the work.
+        base: another run directory whose data, manifest and pre-training are used (and made if missing); the run's own
+            by default. Any other training that is committed there is used too if it would be the same one here: an
+            ablation shares all that it does not change.
+        train: False: only read what is committed.
+    Raises:
+        ArtefactError: the run directory belongs to another recipe; or, without `train`, a stage is not committed.
+    """
+    claim(run, recipe)
+    base = base or run
+    manifest = ensure_manifest(recipe, base, executor)
+    split = ensure_split(recipe, run, manifest.truth("train"))
+    shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
+    steps = Steps(recipe, run, base, manifest, split, executor, may_train=train)
+    start = stage_2(steps, shared)
+    return Story(steps, shared, start, run_methods(steps, start))
+
+
+def stage_2(steps: Steps, shared: Steps) -> Start:
+    """Both encoders, pre-trained without labels and then trained on D_l, side by side."""
+    recipe, held_out = steps.recipe, pair_videos(steps.recipe, steps.manifest)
+
+    def frame_side() -> tuple[Trained, Embeddings, Embeddings, float | None]:
+        pretrained = pretrain(shared, "frame", recipe.gitdl.frame_steps)
+        before = steps.embed("pretrained", pretrained, held_out)
+        compared = compare_labelled(steps.gallery(before), recipe.align.gamma, steps.seed("compare"))
+        plan = _align_plan(steps, "align", recipe.align.steps)
+        aligned = steps.train(
+            "align/frame",
+            "frame",
+            recipe.align.chosen(),
+            plan,
+            steps=recipe.align.steps,
+            lr=recipe.align.lr,
+            init=pretrained,
+            compared=compared,
+        )
+        return aligned, before, steps.embed("aligned", aligned, held_out), compared.accuracy
+
+    def video_side() -> Trained:
+        pretrained = pretrain(shared, "video", recipe.gitdl.video_steps)
+        plan = _classify_plan(steps, "supervise", recipe.supervise.steps)
+        return _train_video(steps, "supervise/video", plan, recipe.supervise.steps, recipe.supervise.lr, pretrained)
+
+    (frame, before, after, accuracy_A), video = both(frame_side, video_side)
+    return Start(frame, video, before, after, accuracy_A)
+
+
+def pretrain(steps: Steps, part: Part, count: int) -> Trained:
+    """GITDL on all training videos; the recipe's weights where it names some."""
+    recipe = steps.recipe
+    if getattr(recipe.models, f"{part}_weights") or count == 0:
+        if count == 0:
+            log.warning("gitdl.%s_steps is 0: the %s encoder is not pre-trained here", part, part)
+        return Trained(f"initial/{part}", *ensure_initial(recipe, part, steps.manifest.num_classes, steps.run))
+    plan = plan_gitdl(
+        steps.manifest.videos("train"),
+        recipe.gitdl,
+        steps=count,
+        blocks_per_step=recipe.optimiser.blocks_per_step,
+        seed=recipe.seed,
+    )
+    loss = part_of(GitdlLoss, recipe.gitdl)
+    return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr)
+
+
+def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
+    """Every method of the recipe, from the same start and with the same number of f_E steps."""
+    methods, members = steps.recipe.methods, steps.gallery(start.aligned)
+
+    @functools.cache
+    def first_scores() -> Scores:
+        return _score_unlabelled(steps, "round-1", start.frame, start.video, members)
+
+    pseudo: list[Method] = [method for method in methods if METHODS[method].labels]
+    if any(artefacts.committed(steps.run, labels(round_name(method, 1))) is None for method in pseudo):
+        first_scores()  # once, for all methods that label: their first round starts from the same encoders
+
+    def self_trained(method: Method) -> dict[Method, Finish]:
+        return {method: _self_train(steps, start, members, method, first_scores)}
+
+    branches = [functools.partial(self_trained, method) for method in pseudo]
+    if len(pseudo) < len(methods):
+        branches.insert(0, functools.partial(_supervised, steps, start, members))
+    return {name: finish for ends in side_by_side(branches) for name, finish in ends.items()}
+
+
+def _self_train(
+    steps: Steps, start: Start, members: Gallery, method: Method, first_scores: Callable[[], Scores]
+) -> Finish:
+    rounds, names = steps.recipe.rounds, list[str]()
+    frame, video, gallery = start.frame, start.video, members
+    for number in range(1, rounds.count + 1):
+        name = round_name(method, number)
+        later_scores = functools.partial(_score_unlabelled, steps, name, frame, video, gallery)
+        scores = first_scores if number == 1 else later_scores
+        table = steps.label(name, method, frame, video, scores, start.accuracy_A)
+        names.append(name)
+        samples, targets_MK = steps.pseudo(table)
+        train_video = functools.partial(_round_video, steps, name, samples, targets_MK, video)
+        if number <= rounds.frame_rounds and METHODS[method].trains_f_A:
+            train_frame = functools.partial(_round_frame, steps, name, samples, frame)
+            video, frame = both(train_video, train_frame)
+            gallery = steps.gallery(steps.embed(name, frame))
+        else:
+            video = train_video()
+    return Finish(frame, video, gallery, names)
+
+
+def _round_video(
+    steps: Steps, name: str, samples: list[Sample], targets_MK: np.ndarray | None, init: Trained
+) -> Trained:
+    rounds = steps.recipe.rounds
+    plan = _classify_plan(steps, name, rounds.video_steps, samples, targets_MK)
+    return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init)
+
+
+def _round_frame(steps: Steps, name: str, samples: list[Sample], init: Trained) -> Trained:
+    recipe, rounds = steps.recipe, steps.recipe.rounds
+    plan = _align_plan(steps, f"{name}/frame", rounds.frame_steps, samples, rounds.frame_label_share)
+    return steps.train(
+        f"{name}/frame",
+        "frame",
+        recipe.align.chosen(),
+        plan,
+        steps=rounds.frame_steps,
+        lr=rounds.frame_lr,
+        init=init,
+    )
+
+
+def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Finish]:
+    """f_E goes on with D_l alone, for as many steps as the rounds take; and, where asked, for twice as many in all."""
+    recipe, rounds, video = steps.recipe, steps.recipe.rounds, start.video
+    ends: dict[Method, Finish] = {}
+    for number in range(1, rounds.count + 1):
+        video = _round_video(steps, round_name("supervised", number), [], None, video)
+    if "supervised" in recipe.methods:
+        ends["supervised"] = Finish(start.frame, video, members)
+    if "supervised_2x" in recipe.methods:
+        count = recipe.supervise.steps + rounds.count * rounds.video_steps
+        plan = _classify_plan(steps, "supervised_2x", count)
+        again = _train_video(steps, "supervised_2x/video", plan, count, rounds.video_lr, video)
+        ends["supervised_2x"] = Finish(start.frame, again, members)
+    return ends
+
+
+def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, gallery: Gallery) -> Scores:
+    what = Pass(
+        frame={"f_A": frame.uri},
+        video={"f_E": video.uri},
+        galleries={"f_A": gallery},
+        clips=steps.recipe.label.clips,
+    )
+    return steps.score(f"label/{name}", steps.unlabelled(), what)
+
+
+def _train_video(steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained) -> Trained:
+    return steps.train(name, "video", CrossEntropy(), plan, steps=count, lr=lr, init=init)
+
+
+def _classify_plan(
+    steps: Steps, name: str, count: int, pseudo: list[Sample] | None = None, targets_MK: np.ndarray | None = None
+) -> Plan:
+    recipe = steps.recipe
+    return plan_classify(
+        steps.labelled(),
+        pseudo or [],
+        frames=recipe.frames.video,
+        augment=recipe.augment,
+        steps=count,
+        batch=recipe.supervise.batch,
+        label_share=recipe.rounds.video_label_share,
+        blocks_per_step=recipe.optimiser.blocks_per_step,
+        seed=steps.seed(name),
+        targets_MK=targets_MK,
+    )
+
+
+def _align_plan(
+    steps: Steps, name: str, count: int, pseudo: list[Sample] | None = None, label_share: float = 1.0
+) -> Plan:
+    recipe = steps.recipe
+    return plan_align(
+        steps.labelled(),
+        pseudo or [],
+        recipe.align,
+        frames=recipe.frames.align,
+        augment=recipe.augment,
+        steps=count,
+        label_share=label_share,
+        blocks_per_step=recipe.optimiser.blocks_per_step,
+        seed=steps.seed(name),
+    )

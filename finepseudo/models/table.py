@@ -1,0 +1,117 @@
+"""The encoders by name, with the options of each. No torch: a recipe is checked against this table when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
+
+from finepseudo.errors import RecipeError
+from finepseudo.fields import Count, from_text, nearest
+
+Part = Literal["frame", "video"]
+"""`frame` is f_A, `video` is f_E."""
+Positions = Literal["none", "sinusoidal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameOptions:
+    """Options that every f_A has."""
+
+    dim: Count = 128
+    """D, width of the embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Options that every f_E has: none."""
+
+    @property
+    def time_stride(self) -> int:
+        """Frames of the clip for one time feature."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VTNOptions(FrameOptions):
+    """Of f_A with a Transformer over time."""
+
+    positions: Positions = "none"
+    """Codes of the frames' places. Sinusoidal ones give the lower loss in pre-training and the worse alignment [C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVTNOptions(VTNOptions):
+    """Of `tiny_vtn`."""
+
+    dim: Count = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyR2Plus1DOptions(VideoOptions):
+    """Of `tiny_r2plus1d`."""
+
+    dropout: Annotated[float, Interval(ge=0, le=0.9)] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class R2Plus1D18Options(VideoOptions):
+    """Of `r2plus1d_18`."""
+
+    temporal_stride_1: bool = False
+    """The same parameters with temporal strides of 1: T frames give T time features, not T/8 [C]."""
+
+    @property
+    def time_stride(self) -> int:
+        """8, or 1 with `temporal_stride_1`."""
+        return 1 if self.temporal_stride_1 else 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One encoder of the table."""
+
+    part: Part
+    options: type
+    made_by: str
+    """Its class, as module:Class; constructed with its options, `size` and, for f_E, `num_classes`."""
+
+
+ENCODERS: dict[str, Entry] = {
+    "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.encoders:TinyVTN"),
+    "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.encoders:VTNResNet18"),
+    "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.encoders:TinyR2Plus1D"),
+    "r2plus1d_18": Entry("video", R2Plus1D18Options, "finepseudo.models.encoders:R2Plus1D18"),
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder of the table with its options."""
+
+    name: str
+    options: Any
+
+    @property
+    def part(self) -> Part:
+        """Which of the two it is."""
+        return ENCODERS[self.name].part
+
+
+def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | None = None) -> Encoder:
+    """The encoder of a name, with options as text.
+
+    Args:
+        name: a key of ENCODERS.
+        options: text by option; what is not there has its default.
+        part: which of the two it must be.
+    Raises:
+        RecipeError: no such encoder, it is the other one of the two, or an option is wrong; what there is, is shown.
+    """
+    names = [other for other, entry in ENCODERS.items() if part in (None, entry.part)]
+    if name not in names:
+        which = {"frame": " that embeds frames (f_A)", "video": " that classifies clips (f_E)", None: ""}[part]
+        raise RecipeError(f"no encoder {name!r}{which}{nearest(name, names)}; the choices are {', '.join(names)}")
+    return Encoder(name, from_text(ENCODERS[name].options, options or {}, f"encoder {name!r}"))

@@ -1,0 +1,79 @@
+"""The executor that asks Ray: tasks for groups of videos, Ray Train for trainings, the actor pool for passes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from finepseudo.errors import ClusterError
+from finepseudo.progress import Progress
+from finepseudo.recipe import Recipe
+from finepseudo.runtime import scorers
+from finepseudo.runtime.board import listening
+from finepseudo.runtime.cluster import cluster
+from finepseudo.runtime.trainer import fit
+from finepseudo.storage.store import Store
+from finepseudo.train.predict import Pass
+from finepseudo.train.stage import Stage
+
+GROUP_DEADLINE_S = 600.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def on_ray(recipe: Recipe) -> Iterator[RayExecutor]:
+    """A cluster, joined or started here, that has what the recipe needs.
+
+    Raises:
+        ClusterError: it has not, or cannot be reached.
+    """
+    with cluster(recipe), listening() as board:
+        yield RayExecutor(recipe, board)
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """See driver.executor.Executor."""
+
+    recipe: Recipe
+    board: Any
+
+    def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
+        """A bounded number of the groups is under way at a time.
+
+        Raises:
+            ClusterError: no group ended within GROUP_DEADLINE_S.
+        """
+        limit = max(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 1)) // 4)
+        remote: Any = ray.remote(num_cpus=1)(task)
+        progress, results = Progress(name, len(groups)), dict[int, R]()
+        waiting, under_way = list(enumerate(groups)), dict[Any, int]()
+        while waiting or under_way:
+            while waiting and len(under_way) < limit:
+                number, group = waiting.pop(0)
+                under_way[remote.remote(group)] = number
+            done, _ = ray.wait(list(under_way), timeout=GROUP_DEADLINE_S)
+            if not done:
+                raise ClusterError(f"{name}: no group ended within {GROUP_DEADLINE_S:g} s; is the storage reachable?")
+            for reference in done:
+                results[under_way.pop(reference)] = ray.get(reference)
+            progress.add(len(done))
+        return [results[number] for number in range(len(groups))]
+
+    def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
+        """Raises TrainingError when the workers failed more often than `scale.max_failures`."""
+        fit(stage, self.recipe, run, data, self.board, stop=stop)
+
+    def score(
+        self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """One pass of the pool."""
+        return scorers.score(what, plan, num_classes, self.recipe, run, data)

@@ -1,0 +1,100 @@
+"""One training of one encoder: all that its workers need to know, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finepseudo.data.plan import derive
+from finepseudo.models import weights
+from finepseudo.models.table import Encoder, Part
+from finepseudo.recipe import Optimiser, PixelAugment, Pixels, Recipe, part_of
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
+from finepseudo.train.initial import random_encoder
+from finepseudo.train.objectives import OBJECTIVES, AlignObjective, Loss, Objective
+
+# What moves a training to another place, or ends it early, does not change its weights.
+_BESIDE = ("folder", "plan", "init", "max_rejected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A training: an encoder, a loss, an optimiser, a plan, and the weights that it starts from."""
+
+    folder: str
+    """Where it leaves history, checkpoints and snapshot, below the run."""
+    plan: str
+    """Folder of the committed plan."""
+    plan_fingerprint: str
+    encoder: Encoder
+    num_classes: int
+    loss: Loss
+    pixels: Pixels
+    augment: PixelAugment
+    optimiser: Optimiser
+    steps: int
+    lr: float
+    seed: int
+    init: str = ""
+    """URI of the snapshot folder to start from; empty: seeded random weights."""
+    init_digest: str = ""
+    score_mean: float = 0.0
+    score_std: float = 0.0
+    """Mean and deviation of D over the labelled pairs, for a new score head; 0: the head comes with the snapshot."""
+    max_rejected: float = 0.02
+    """Largest share of the plan's rows that may turn out to be undecodable."""
+
+    @property
+    def name(self) -> str:
+        """Of the training, without the folder of all trainings."""
+        return self.folder.partition("/")[2]
+
+    def lineage(self) -> dict[str, Any]:
+        """What decides the weights that come out: every field but the places; f_A does not ask how many classes.
+
+        Sections are dataclasses here, so a field that an older training lacks counts as equal while it has its default.
+        """
+        beside = (*_BESIDE, *(("num_classes",) if self.encoder.part == "frame" else ()))
+        fields = {key: value for key, value in vars(self).items() if key not in beside}
+        return {**fields, "objective": type(self.loss).__name__}
+
+
+def stage_of(recipe: Recipe, part: Part, loss: Loss, **others: Any) -> Stage:
+    """A training of f_A or f_E as the recipe describes it; `others` are the fields of Stage that it does not."""
+    return Stage(
+        encoder=recipe.models.encoder(part),
+        loss=loss,
+        pixels=part_of(Pixels, recipe.frames),
+        augment=part_of(PixelAugment, recipe.augment),
+        optimiser=recipe.optimiser,
+        seed=recipe.seed,
+        max_rejected=recipe.data.max_rejected,
+        **others,
+    )
+
+
+def build_objective(stage: Stage) -> Objective:
+    """The stage's module with the weights that it starts from."""
+    crop = stage.pixels.crop
+    encoder = random_encoder(stage.encoder, num_classes=stage.num_classes, size=crop, seed=stage.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive("head", stage.seed, stage.encoder.part))
+        objective = OBJECTIVES[type(stage.loss)](encoder, stage.loss, stage.augment, crop)
+    if isinstance(objective, AlignObjective) and stage.score_std:
+        objective.score.standardise(stage.score_mean, stage.score_std)
+    if stage.init:
+        _load_snapshot(objective, stage, new_head=bool(stage.score_std))
+    return objective
+
+
+def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> None:
+    """Weights of an earlier stage. Which names may differ follows from the two stages, and from nothing else."""
+    run, _, folder = stage.init.rpartition("/")
+    data = artefacts.read_part(Store(run), folder, "weights.safetensors")
+    here = set(objective.state_dict())
+    projection = tuple(name for name in here if name.startswith("projection."))
+    score = tuple(name for name in here if name.startswith("score.")) if new_head else ()
+    weights.load_bytes(objective, data, sha256=None, allow_missing=projection + score)

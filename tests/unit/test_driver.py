@@ -1,0 +1,209 @@
+"""The whole story in one plain process, without Ray: what is trained, what is looked up, what is refused."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finepseudo.data.plan import Plan
+from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.prepare import ensure_split
+from finepseudo.driver.rounds import run_rounds
+from finepseudo.driver.steps import both, side_by_side
+from finepseudo.errors import ArtefactError, DecodeError, ManifestError, TrainingError
+from finepseudo.recipes import find
+from finepseudo.report.page import write_report
+from finepseudo.run import Run
+from finepseudo.storage.store import Store
+
+SMOKE = find("rehearsal_smoke")
+RECIPE = replace(
+    SMOKE,
+    methods=("supervised", "pseudo_video", "finepseudo"),
+    rounds=replace(SMOKE.rounds, video_steps=4, frame_rounds=1, frame_steps=4),
+    gitdl=replace(SMOKE.gitdl, frame_steps=4, video_steps=4),
+    align=replace(SMOKE.align, steps=4),
+    supervise=replace(SMOKE.supervise, steps=4),
+)
+TRAININGS = {
+    "pretrain/frame",
+    "pretrain/video",
+    "align/frame",
+    "supervise/video",
+    "supervised/round-1/video",
+    "pseudo_video/round-1/video",
+    "finepseudo/round-1/video",
+    "finepseudo/round-1/frame",
+}
+
+
+class Watched(InProcess):
+    """Remembers what it was asked for."""
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.trained, self.passes = set(), Counter()
+
+    def train(self, stage, run, data, *, stop):
+        self.trained.add(stage.name)
+        super().train(stage, run, data, stop=stop)
+
+    def score(self, what, plan, num_classes, run, data):
+        self.passes[plan.removeprefix("plans/score/").rpartition("-")[0]] += 1
+        return super().score(what, plan, num_classes, run, data)
+
+
+def whole(recipe, run, base=None):
+    executor = Watched(recipe)
+    results = ensure_results(run_rounds(recipe, Store(str(run)), executor, base and Store(str(base))))
+    return results, executor
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("driver") / "run"
+    return folder, *whole(RECIPE, folder)
+
+
+def test_every_stage_is_made_once(first):
+    _, results, executor = first
+    assert executor.trained == TRAININGS
+    # One labelling pass serves the first round of both methods that label.
+    assert executor.passes == {
+        "embed/pretrained": 1,
+        "embed/aligned": 1,
+        "label/round-1": 1,
+        "embed/finepseudo/round-1": 1,
+        "evaluate": 1,
+    }
+    assert set(results.measured) == {"stage_2", *RECIPE.methods}
+    assert {name: len(rounds) for name, rounds in results.rounds.items()} == {
+        "supervised": 0,
+        "pseudo_video": 1,
+        "finepseudo": 1,
+    }
+    assert set(results.gains) == {
+        f"{part}, over {other}" for part in ("f_E", "fused") for other in ("supervised", "pseudo_video")
+    }
+
+
+def test_results_name_the_snapshots_that_every_method_ended_with(first):
+    folder, results, _ = first
+    assert results.snapshots["finepseudo"].f_A == "train/finepseudo/round-1/frame/snapshot"
+    assert results.snapshots["pseudo_video"].f_A == results.snapshots["stage_2"].f_A == "train/align/frame/snapshot"
+    run = Run.at(Store(str(folder)))
+    assert run.results() == results
+    assert run.snapshot("supervised", "video") == str(folder / "train/supervised/round-1/video/snapshot")
+    assert Path(run.snapshot("finepseudo", "frame"), "weights.safetensors").is_file()
+    with pytest.raises(ArtefactError, match="no snapshots of 'fixmatch'; it has stage_2, supervised"):
+        run.snapshot("fixmatch", "frame")
+
+
+def test_started_again_it_only_looks_up(first):
+    folder, results, _ = first
+    again, executor = whole(RECIPE, folder)
+    assert again == results
+    assert (executor.trained, executor.passes) == (set(), {})
+
+
+def test_another_method_later_trains_itself_alone(first, tmp_path):
+    folder, results, _ = first
+    shutil.copytree(folder, tmp_path / "run")
+    more, executor = whole(replace(RECIPE, methods=(*RECIPE.methods, "supervised_2x")), tmp_path / "run")
+    assert executor.trained == {"supervised_2x/video"}
+    assert more.measured["finepseudo"] == results.measured["finepseudo"]
+
+
+def test_run_and_data_may_move(first, tmp_path):
+    folder, results, _ = first
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    shutil.move(tmp_path / "elsewhere/data", tmp_path / "videos")
+    moved = replace(RECIPE, data=replace(RECIPE.data, root=str(tmp_path / "videos")))
+    again, executor = whole(moved, tmp_path / "elsewhere")
+    assert executor.trained == set()
+    assert replace(again, timing={}) == replace(results, timing={})
+    run = Run.at(Store(str(tmp_path / "elsewhere")))
+    assert run.data().root == str(tmp_path / "videos")
+    assert "No examples could be shown" not in Path(write_report(run)).read_text()
+
+
+def test_an_ablation_shares_what_it_does_not_change(first, tmp_path):
+    folder, results, _ = first
+    other = replace(RECIPE, align=replace(RECIPE.align, margin=0.2), methods=("supervised",))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("committed.json")}
+    found, executor = whole(other, tmp_path / "run", folder)
+    assert executor.trained == {"align/frame"}
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("committed.json")} == before
+    assert found.snapshots["supervised"].digest_f_E == results.snapshots["supervised"].digest_f_E
+    assert found.snapshots["stage_2"].digest_f_A != results.snapshots["stage_2"].digest_f_A
+    assert found.snapshots["supervised"].f_E == str(folder / "train/supervised/round-1/video/snapshot")
+
+
+def test_pseudo_labels_weigh_their_confidence_in_the_next_plan(first):
+    folder, _, _ = first
+    run = Run.at(Store(str(folder)))
+    rows = {row["video_id"]: row for row in run.labels("finepseudo/round-1").to_pylist()}
+    labelled = set(json.loads((folder / "split/split-seed0.json").read_text())["labelled"])
+    planned = Plan.load(Store(str(folder)), "plans/train/finepseudo/round-1/video").table.to_pylist()
+    pseudo = [row for row in planned if row["video_id"] not in labelled]
+    assert pseudo
+    for row in pseudo:
+        label = rows[row["video_id"]]
+        assert (row["label"], row["weight"]) == (label["label"], label["confidence"])
+        assert row["weight"] < 1
+    assert {row["weight"] for row in planned if row["video_id"] in labelled} == {1.0}
+
+
+def test_without_training_a_missing_stage_is_an_error(first, tmp_path):
+    folder, _, _ = first
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/train/supervised")
+    with pytest.raises(ArtefactError, match=r"train/supervised/round-1/video is not trained yet; jobs/run.py trains"):
+        run_rounds(RECIPE, Store(str(tmp_path / "run")), InProcess(RECIPE), train=False)
+
+
+def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
+    folder, _, _ = first
+    shutil.copytree(folder, tmp_path / "run")
+    run = Store(str(tmp_path / "run"))
+    off = replace(RECIPE, scale=replace(RECIPE.scale, cache_gib=0))
+    run.delete("results")
+    gone = [video.path for video in Run.at(run).manifest().videos("test")]
+    run.delete(f"data/{gone[0]}")
+    found, _ = whole(off, tmp_path / "run")
+    assert found.measured["finepseudo"].f_E.videos == 19
+    assert "left out" in caplog.text
+    assert gone[0] in caplog.text
+    run.delete("results")
+    run.delete(f"data/{gone[1]}")
+    with pytest.raises(DecodeError, match=r"evaluate: 2 of 50 videos .* more than data.max_rejected = 0.02"):
+        whole(off, tmp_path / "run")
+
+
+def test_methods_that_label_need_something_to_label(tmp_path):
+    recipe, store = find("rehearsal"), Store(str(tmp_path))
+    truth = {f"v{number}": number % 2 for number in range(6)}
+    all_labelled = replace(recipe, split=replace(recipe.split, label_fraction=1.0))
+    with pytest.raises(ManifestError, match=r"no unlabelled video is left for finepseudo: 6 training videos"):
+        ensure_split(all_labelled, store, truth)
+    assert store.list() == []
+    assert ensure_split(replace(all_labelled, methods=("supervised",)), store, truth).unlabelled == ()
+
+
+def test_side_by_side_waits_for_all_before_it_fails():
+    ended = []
+
+    def fails():
+        raise TrainingError("first")
+
+    with pytest.raises(TrainingError, match="first"):
+        side_by_side([fails, lambda: ended.append(1)])
+    with pytest.raises(TrainingError, match="first"):
+        both(fails, lambda: ended.append(2))
+    assert ended == [1, 2]
+    assert side_by_side([lambda: 1, lambda: 2]) == [1, 2]
+    assert both(lambda: 1, lambda: "2") == (1, "2")
