@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -211,7 +211,7 @@ class Results:
         """
         try:
             body = json.loads(data)
-            version = body.get("version") if isinstance(body, dict) else None
+            version = cast(dict[str, Any], body).get("version") if isinstance(body, dict) else None
             if version != VERSION:
                 raise ArtefactError(
                     f"results of version {version}, expected {VERSION}: another version of this program wrote them; "

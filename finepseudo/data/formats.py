@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from finepseudo.errors import ManifestError
@@ -32,7 +33,7 @@ def read_annotations(store: Store, data: Data) -> tuple[list[Annotation], list[s
     rows = [
         annotation
         for split, file in (("train", data.train), ("test", data.test))
-        for annotation in diving48(store, file, split=split, num_classes=len(names))
+        for annotation in _reader(store, file)(store, file, split, len(names))
     ]
     seen: dict[str, str] = {}
     for row in rows:
@@ -45,7 +46,7 @@ def read_annotations(store: Store, data: Data) -> tuple[list[Annotation], list[s
     return rows, names
 
 
-def diving48(store: Store, file: str, *, split: str, num_classes: int) -> list[Annotation]:
+def diving48(store: Store, file: str, split: str, num_classes: int) -> list[Annotation]:
     """Rows of a Diving48 file: a JSON list of `{"vid_name", "label", "start_frame", "end_frame"}`."""
     body = _json(store, file)
     if not isinstance(body, list) or not body:
@@ -66,6 +67,17 @@ def _diving48_row(file: str, number: int, row: Any, split: str, num_classes: int
             f"{num_classes} classes), got {label!r} for {video_id!r}"
         )
     return Annotation(video_id, label, split)
+
+
+READERS: dict[str, Callable[[Store, str, str, int], list[Annotation]]] = {".json": diving48}
+"""By the ending of the file's name: (store, file, split, number of classes) -> rows."""
+
+
+def _reader(store: Store, file: str) -> Callable[[Store, str, str, int], list[Annotation]]:
+    ending = PurePosixPath(file).suffix.lower()
+    if ending not in READERS:
+        raise ManifestError(f"{store.uri(file)}: expected a file of annotations ending in {', '.join(READERS)}")
+    return READERS[ending]
 
 
 def check_id(video_id: Any, where: str) -> None:

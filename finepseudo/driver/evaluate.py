@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +103,7 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     test_ids = [video_id for video_id in scores.video_ids if video_id in truth]
     truth_N = np.array([truth[video_id] for video_id in test_ids])
     measured: dict[str, Measured] = {}
-    columns: dict[str, object] = {"video_id": test_ids, "truth": truth_N}
+    columns: dict[str, Any] = {"video_id": test_ids, "truth": truth_N}
     for name, (frame, _) in frames.items():
         sbar_NK, logits_NK = scores.sbar(frame.digest), scores.logits(name)
         heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)
@@ -127,7 +128,7 @@ def _round(steps: Steps, name: str) -> RoundResult:
     reader, truth = Run.at(steps.run), steps.manifest.truth("train")
     table = reader.labels(name)
     columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
-    truth_N = np.array([truth[video_id] for video_id in table.column("video_id").to_pylist()])
+    truth_N = np.array([truth[video_id] for video_id in cast(list[str], table.column("video_id").to_pylist())])
     quality = results.round_quality(RoundLabels(**columns), truth_N, steps.manifest.num_classes)
     return RoundResult(name, quality, reader.temperatures(name))
 

@@ -49,8 +49,9 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
 
     def make() -> dict[str, bytes]:
         paths = {row.video_id: recipe.data.videos.format(video_id=row.video_id) for row in annotations}
-        task = functools.partial(_probe, {video_id: data.uri(path) for video_id, path in paths.items()}, recipe)
-        found = executor.spread(task, _groups(list(paths)), f"probing videos, groups of {GROUP}")
+        uris = [(video_id, data.uri(path)) for video_id, path in paths.items()]
+        task = functools.partial(_probe, recipe.scale.probe_deadline_s)
+        found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")
         probes = {video_id: probe for group in found for video_id, probe in group.items()}
         manifest = build_manifest(annotations, names, probes, paths, min_frames=recipe.data.min_frames)
         return {
@@ -100,10 +101,7 @@ def _groups(items: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 def _truth(spec: Rehearsal, every: Sequence[tuple[str, str]]) -> bytes:
-    rows = []
-    for split, video_id in every:
-        truth = rehearsal.truth(spec, split, video_id)
-        rows.append({"video_id": video_id, **vars(truth)})
+    rows = [{"video_id": name, **vars(rehearsal.truth(spec, split, name))} for split, name in every]
     return artefacts.table_bytes(pa.Table.from_pylist(rows))
 
 
@@ -112,10 +110,10 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(uris: Mapping[str, str], recipe: Recipe, group: Sequence[str]) -> dict[str, dict[str, Any]]:
-    prober = Prober(recipe.scale.probe_deadline_s)
+def _probe(deadline_s: float, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    prober = Prober(deadline_s)
     try:
-        return {video_id: prober.probe(uris[video_id]) for video_id in group}
+        return {video_id: prober.probe(uri) for video_id, uri in group}
     finally:
         prober.close()
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
@@ -39,6 +39,10 @@ def on_ray(recipe: Recipe) -> Iterator[RayExecutor]:
         yield RayExecutor(recipe, board)
 
 
+def _call(task: Callable[[T], R], group: T) -> R:
+    return task(group)
+
+
 @dataclass(frozen=True)
 class RayExecutor:
     """See driver.executor.Executor."""
@@ -53,13 +57,13 @@ class RayExecutor:
             ClusterError: no group ended within GROUP_DEADLINE_S.
         """
         limit = max(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 1)) // 4)
-        remote: Any = ray.remote(num_cpus=1)(task)
+        remote, shared = cast(Any, ray.remote(num_cpus=1)(_call)), ray.put(task)
         progress, results = Progress(name, len(groups)), dict[int, R]()
         waiting, under_way = list(enumerate(groups)), dict[Any, int]()
         while waiting or under_way:
             while waiting and len(under_way) < limit:
                 number, group = waiting.pop(0)
-                under_way[remote.remote(group)] = number
+                under_way[remote.remote(shared, group)] = number
             done, _ = ray.wait(list(under_way), timeout=GROUP_DEADLINE_S)
             if not done:
                 raise ClusterError(f"{name}: no group ended within {GROUP_DEADLINE_S:g} s; is the storage reachable?")

@@ -55,7 +55,7 @@ def differences(asked: Any, committed: Any, prefix: str = "") -> list[str]:
         prefix: of the names.
     """
     changed: list[str] = []
-    wanted: dict[str, Any] = dict(cast(Mapping[str, Any], asked)) if isinstance(asked, Mapping) else vars(asked)
+    wanted = cast(dict[str, Any], dict(cast(Mapping[str, Any], asked)) if isinstance(asked, Mapping) else vars(asked))
     for key in sorted(wanted.keys() | committed.keys()):
         mine, theirs = wanted.get(key, _ABSENT), committed.get(key, _ABSENT)
         nested = isinstance(mine, Mapping) or dataclasses.is_dataclass(mine)

@@ -95,7 +95,7 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
     label = recipe.label
     accepted = np.array(table.column("accepted").to_pylist(), bool)
     classes = np.array(table.column("label").to_pylist())
-    agree = float(np.mean(table.column("agree").to_pylist()))
+    agree = float(table.column("agree").to_numpy().mean())
     coverage = float(accepted.mean())
     counts = measures.class_counts(classes[accepted], len(class_names))
     share = float(counts.max() / max(1, accepted.sum()))
@@ -131,21 +131,20 @@ def soft_targets(rows: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndar
 def label_table(made: collaborate.PseudoLabels, p_A_NK: Tensor, p_E_NK: Tensor) -> pa.Table:
     """About 200 bytes a video."""
     top = np.argsort(-made.p_NK, axis=1, kind="stable")[:, :TOP]
-    return pa.table(
-        {
-            "video_id": made.video_ids,
-            "label": made.label.astype(np.int32),
-            "confidence": made.confidence,
-            "accepted": made.accepted,
-            "label_A": made.label_A.astype(np.int32),
-            "label_E": made.label_E.astype(np.int32),
-            "confidence_A": p_A_NK.max(1).values.numpy(),
-            "confidence_E": p_E_NK.max(1).values.numpy(),
-            "agree": made.label_A == made.label_E,
-            "top": list(top.astype(np.int32)),
-            "top_p": list(np.take_along_axis(made.p_NK, top, 1)),
-        }
-    )
+    columns: dict[str, Any] = {
+        "video_id": made.video_ids,
+        "label": made.label.astype(np.int32),
+        "confidence": made.confidence,
+        "accepted": made.accepted,
+        "label_A": made.label_A.astype(np.int32),
+        "label_E": made.label_E.astype(np.int32),
+        "confidence_A": p_A_NK.max(1).values.numpy(),
+        "confidence_E": p_E_NK.max(1).values.numpy(),
+        "agree": made.label_A == made.label_E,
+        "top": list(top.astype(np.int32)),
+        "top_p": list(np.take_along_axis(made.p_NK, top, 1)),
+    }
+    return pa.table(columns)
 
 
 def pseudo_samples(

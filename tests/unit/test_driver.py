@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from finepseudo.data.plan import Plan
+from finepseudo.data.batch import make_batch
+from finepseudo.data.cache import ClipCache
+from finepseudo.data.decode import Decoder
+from finepseudo.data.plan import Plan, plan_score
+from finepseudo.data.stream import BlockReader
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import ensure_split
@@ -156,6 +160,21 @@ def test_pseudo_labels_weigh_their_confidence_in_the_next_plan(first):
         assert (row["label"], row["weight"]) == (label["label"], label["confidence"])
         assert row["weight"] < 1
     assert {row["weight"] for row in planned if row["video_id"] in labelled} == {1.0}
+
+
+def test_the_data_layer_alone_is_five_lines(first):
+    """As docs/architecture.md has them."""
+    folder, _, _ = first
+    text = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
+    (code,) = [block for block in text.split("```") if "make_batch" in block]
+    code = code.removeprefix("python\n").replace("runs/demo", str(folder))
+    assert len(code.strip().splitlines()) == 5
+    names = {kind.__name__: kind for kind in (Run, Store, plan_score, Decoder, ClipCache, BlockReader, make_batch)}
+    exec(code, names)
+    batch = names["batch"]
+    assert batch.clip_BTHWC.shape == (8, 24, 48, 48, 3)
+    assert batch.errors == {}
+    assert float(batch.clip_BTHWC.float().std()) > 10
 
 
 def test_without_training_a_missing_stage_is_an_error(first, tmp_path):

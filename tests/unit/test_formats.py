@@ -106,3 +106,8 @@ def test_missing_and_broken_files(tmp_path):
 def test_ids_of_well_known_data_sets_are_admitted():
     for video_id in ("-mdMxkvoWfs_00001", "v_SoccerJuggling_g23_c01", "A0xAXXysHUo_E_002184_002237_A_0035_0036"):
         check_id(video_id, "here")
+
+
+def test_a_form_that_nobody_reads_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match=r"train\.pkl: expected a file of annotations ending in \.json"):
+        read(tmp_path, data=Data(train="train.pkl"))
