@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -71,7 +72,7 @@ class InProcess:
 
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
         """See Executor."""
-        with self._one:
+        with self._one, _threads(self.recipe.scale.train_cpus):
             _join_alone()
             plan = Plan.load(run, stage.plan)
             reader = BlockReader.of(self.recipe, data, plan)
@@ -88,7 +89,21 @@ class InProcess:
         committed = Plan.load(run, plan)
         reader = BlockReader.of(self.recipe, data, committed)
         predictor = Predictor(self.recipe, num_classes, what, torch.device("cpu"))
-        return map(predictor.block, reader.each(0, committed.blocks))
+        for columns in reader.each(0, committed.blocks):
+            with self._one, _threads(self.recipe.scale.score_cpus):
+                found = predictor.block(columns)
+            yield found
+
+
+@contextmanager
+def _threads(cpus: float) -> Iterator[None]:
+    """As many threads as a worker would have: another number sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _join_alone() -> None:

@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.rounds import run_rounds
+from finepseudo.recipes import find
 from finepseudo.results import Results
+from finepseudo.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 RUN_LIMIT_S = 600
@@ -35,6 +40,23 @@ class Finished:
     @property
     def results(self):
         return Results.from_json((self.folder / "results.json").read_bytes())
+
+
+# The smoke recipe without what takes long to launch: one pair of trainings, and the last one.
+SHORT = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0", "--methods", "finepseudo")
+
+
+def short_recipe():
+    recipe = find("rehearsal_smoke")
+    return replace(recipe, gitdl=replace(recipe.gitdl, frame_steps=0, video_steps=0), methods=("finepseudo",))
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory):
+    """The short run by one plain process, which nothing disturbs."""
+    folder, recipe = tmp_path_factory.mktemp("short") / "run", short_recipe()
+    ensure_results(run_rounds(recipe, Store(str(folder)), InProcess(recipe)))
+    return Finished(folder, "", "")
 
 
 @pytest.fixture(scope="session")

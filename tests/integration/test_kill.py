@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RUN_LIMIT_S, call, run_command
+from conftest import ROOT, RUN_LIMIT_S, SHORT, call, run_command
 
 from finepseudo.data.plan import Plan
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 
-STAGES = ("pretrain/frame", "pretrain/video", "align/frame", "supervise/video", "finepseudo/round-1/video")
+STAGES = ("align/frame", "supervise/video", "finepseudo/round-1/video")
 # Each kill comes when this appears for the first time.
 ON_RAY = ("train/supervise/video/checkpoints/00000004/committed.json",)
 IN_ONE_PROCESS = (
     "manifest/manifest.parquet",
-    "train/pretrain/frame/checkpoints/00000004/committed.json",
+    "train/supervise/video/checkpoints/00000004/committed.json",
     "train/align/frame/snapshot/weights.safetensors",
     "embeddings/aligned/committed.json",
     "train/finepseudo/round-1/video/checkpoints/00000004/committed.json",
@@ -45,29 +45,29 @@ def kill_when(command, env, path):
     return False
 
 
-def check(folder, smoke):
+def check(folder, short):
     """What was killed has ended as the run that nothing disturbed."""
-    run, whole = Store(str(folder)), Store(str(smoke.folder))
+    run, whole = Store(str(folder)), Store(str(short.folder))
     for stage in STAGES:
         rows, curve, _ = read_history(run, f"train/{stage}")
         assert [row["row"] for row in rows] == list(range(len(Plan.load(run, f"plans/train/{stage}"))))
         assert curve == read_history(whole, f"train/{stage}")[1]
     found = Results.from_json((folder / "results.json").read_bytes())
-    assert replace(found, timing={}) == replace(smoke.results, timing={})
+    assert replace(found, timing={}) == replace(short.results, timing={})
 
 
 @pytest.mark.timeout(2 * RUN_LIMIT_S)
-def test_killed_driver_continues_to_the_same_end(smoke, tmp_path):
+def test_killed_driver_continues_to_the_same_end(short, tmp_path):
     folder = tmp_path / "run"
     for moment in ON_RAY:
-        assert kill_when(*run_command(folder), folder / moment), moment
-    done = call(folder)
+        assert kill_when(*run_command(folder, *SHORT), folder / moment), moment
+    done = call(folder, *SHORT)
     assert done.returncode == 0, done.stderr[-4000:]
-    check(folder, smoke)
+    check(folder, short)
 
 
 @pytest.mark.timeout(2 * RUN_LIMIT_S)
-def test_killed_process_continues_to_the_same_end(smoke, tmp_path):
+def test_killed_process_continues_to_the_same_end(short, tmp_path):
     folder = tmp_path / "run"
     command, env = plain_command(folder)
     killed = [moment for moment in IN_ONE_PROCESS if kill_when(command, env, folder / moment)]
@@ -75,4 +75,4 @@ def test_killed_process_continues_to_the_same_end(smoke, tmp_path):
     assert killed == list(IN_ONE_PROCESS)
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_LIMIT_S, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
-    check(folder, smoke)
+    check(folder, short)

@@ -9,7 +9,7 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from conftest import call
+from conftest import SHORT, call
 
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
@@ -63,11 +63,11 @@ def bucket_store(s3, monkeypatch):
     return Store("s3://verbs-bucket/deep/folder")
 
 
-def test_whole_run_on_s3_equals_the_local_one(smoke, s3, bucket):
-    done = call(bucket.root, "--scale.cache-gib", 0, env=s3)
+def test_whole_run_on_s3_equals_the_local_one(short, s3, bucket):
+    done = call(bucket.root, *SHORT, "--scale.cache-gib", 0, env=s3)
     assert done.returncode == 0, done.stderr[-4000:]
     there = Results.from_json(bucket.read("results.json"))
-    assert replace(there, timing={}) == replace(smoke.results, timing={})
+    assert replace(there, timing={}) == replace(short.results, timing={})
     assert bucket.exists("report.html")
     assert (
         "secret-of-the-test" not in done.stdout + done.stderr + bucket.read(f"logs/{bucket.list('logs')[0]}").decode()
