@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from finepseudo.data.plan import Plan
 from finepseudo.data.stream import BlockReader
+from finepseudo.models.encoders import GENERATOR
 from finepseudo.progress import Progress, line
 from finepseudo.recipe import Recipe
 from finepseudo.storage.store import Store
@@ -60,7 +60,6 @@ class InProcess:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._one = threading.RLock()  # trainings share torch's generator and process group
 
     def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
         """See Executor."""
@@ -72,7 +71,7 @@ class InProcess:
 
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
         """See Executor."""
-        with self._one, _threads(self.recipe.scale.train_cpus):
+        with GENERATOR, _threads(self.recipe.scale.train_cpus):
             _join_alone()
             plan = Plan.load(run, stage.plan)
             reader = BlockReader.of(self.recipe, data, plan)
@@ -90,7 +89,7 @@ class InProcess:
         reader = BlockReader.of(self.recipe, data, committed)
         predictor = Predictor(self.recipe, num_classes, what, torch.device("cpu"))
         for columns in reader.each(0, committed.blocks):
-            with self._one, _threads(self.recipe.scale.score_cpus):
+            with GENERATOR, _threads(self.recipe.scale.score_cpus):
                 found = predictor.block(columns)
             yield found
 

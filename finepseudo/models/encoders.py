@@ -6,6 +6,7 @@ Clips are float and normalised. No parameter is used outside its module's forwar
 """
 
 import importlib
+import threading
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from finepseudo.models.resnet import WIDTHS, ResNet18, clip_layer, clip_stem, in
 from finepseudo.models.table import ENCODERS, Encoder, Positions
 from finepseudo.models.tiny import FEATURE_DIM, FrameFeatures, TemporalStage, frames_of
 from finepseudo.models.vtn import TemporalTransformer, UnitProjection
+
+GENERATOR = threading.RLock()
+"""Held by whoever needs torch's global generator to itself: the driver's threads build encoders at the same time."""
 
 
 class FrameEncoder(nn.Module):
@@ -160,6 +164,6 @@ def build(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
     module, _, name = ENCODERS[encoder.name].made_by.partition(":")
     kind = getattr(importlib.import_module(module), name)
     classes = {"num_classes": num_classes} if encoder.part == "video" else {}
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with GENERATOR, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # of the CPU alone: those of accelerators are not touched
         return kind(size=size, **classes, **vars(encoder.options))

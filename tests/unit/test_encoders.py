@@ -4,6 +4,7 @@ Axes: B batch, T frames, C channels, H W pixels, D embedding, F features, K clas
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -290,6 +291,14 @@ def test_the_frame_encoder_sees_the_order_of_frames():
     encoder = make("tiny_vtn").eval()
     x = clip(B=1)
     assert not torch.allclose(encoder(x.flip(1)).flip(1), encoder(x), atol=1e-3)
+
+
+def test_threads_that_build_at_the_same_time_do_not_mix_their_draws():
+    names = ("tiny_vtn", "tiny_r2plus1d") * 4
+    alone = {name: make(name, seed=3).state_dict() for name in set(names)}
+    with ThreadPoolExecutor(len(names)) as threads:
+        for name, module in zip(names, threads.map(lambda name: make(name, seed=3), names), strict=True):
+            assert all(torch.equal(value, alone[name][key]) for key, value in module.state_dict().items()), name
 
 
 def test_a_clip_of_another_size_is_refused():

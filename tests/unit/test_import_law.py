@@ -43,7 +43,7 @@ MAY = {
     TABLE: {"errors", "fields"},
     "data": {"data"} | LEAVES,
     "train": {"train", "data", "align", "models", TABLE} | LEAVES,
-    "driver": {"driver", "results", "run", "train", "data", "align", TABLE, "rehearsal"} | LEAVES,
+    "driver": {"driver", "results", "run", "train", "data", "align", "models", TABLE, "rehearsal"} | LEAVES,
     "runtime": {"runtime", "run", "train", "data"} | LEAVES,
     "fields": {"errors"},
     "progress": set(),
