@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -95,7 +95,7 @@ class InProcess:
 
 
 @contextmanager
-def _threads(cpus: float) -> Iterator[None]:
+def _threads(cpus: float) -> Generator[None]:
     """As many threads as a worker would have: another number sums in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(cpus)))

@@ -98,15 +98,9 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         before = steps.embed("pretrained", pretrained, held_out)
         compared = compare_labelled(steps.gallery(before), recipe.align.gamma, steps.seed("compare"))
         plan = _align_plan(steps, "align", recipe.align.steps)
+        how, loss = recipe.align, recipe.align.chosen()
         aligned = steps.train(
-            "align/frame",
-            "frame",
-            recipe.align.chosen(),
-            plan,
-            steps=recipe.align.steps,
-            lr=recipe.align.lr,
-            init=pretrained,
-            compared=compared,
+            "align/frame", "frame", loss, plan, steps=how.steps, lr=how.lr, init=pretrained, compared=compared
         )
         return aligned, before, steps.embed("aligned", aligned, held_out), compared.accuracy
 
@@ -125,14 +119,9 @@ def pretrain(steps: Steps, part: Part, count: int) -> Trained:
     if getattr(recipe.models, f"{part}_weights") or count == 0:
         if count == 0:
             log.warning("gitdl.%s_steps is 0: the %s encoder is not pre-trained here", part, part)
-        return Trained(f"initial/{part}", *ensure_initial(recipe, part, steps.manifest.num_classes, steps.run))
-    plan = plan_gitdl(
-        steps.manifest.videos("train"),
-        recipe.gitdl,
-        steps=count,
-        blocks_per_step=recipe.optimiser.blocks_per_step,
-        seed=recipe.seed,
-    )
+        return Trained(*ensure_initial(recipe, part, steps.manifest.num_classes, steps.run))
+    videos, k = steps.manifest.videos("train"), recipe.optimiser.blocks_per_step
+    plan = plan_gitdl(videos, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
     loss = part_of(GitdlLoss, recipe.gitdl)
     return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr)
 
@@ -189,17 +178,9 @@ def _round_video(
 
 
 def _round_frame(steps: Steps, name: str, samples: list[Sample], init: Trained) -> Trained:
-    recipe, rounds = steps.recipe, steps.recipe.rounds
+    rounds, loss = steps.recipe.rounds, steps.recipe.align.chosen()
     plan = _align_plan(steps, f"{name}/frame", rounds.frame_steps, samples, rounds.frame_label_share)
-    return steps.train(
-        f"{name}/frame",
-        "frame",
-        recipe.align.chosen(),
-        plan,
-        steps=rounds.frame_steps,
-        lr=rounds.frame_lr,
-        init=init,
-    )
+    return steps.train(f"{name}/frame", "frame", loss, plan, steps=rounds.frame_steps, lr=rounds.frame_lr, init=init)
 
 
 def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Finish]:
@@ -219,12 +200,8 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
 
 
 def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, gallery: Gallery) -> Scores:
-    what = Pass(
-        frame={"f_A": frame.uri},
-        video={"f_E": video.uri},
-        galleries={"f_A": gallery},
-        clips=steps.recipe.label.clips,
-    )
+    clips = steps.recipe.label.clips
+    what = Pass(frame={"f_A": frame.uri}, video={"f_E": video.uri}, galleries={"f_A": gallery}, clips=clips)
     return steps.score(f"label/{name}", steps.unlabelled(), what)
 
 

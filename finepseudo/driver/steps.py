@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from finepseudo import run as places
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.batch import too_many_rejected
@@ -28,19 +29,7 @@ from finepseudo.errors import ArtefactError, DecodeError
 from finepseudo.models.table import Part
 from finepseudo.progress import Progress
 from finepseudo.recipe import METHODS, Method, Recipe
-from finepseudo.run import (
-    EMBEDDINGS,
-    LABELS,
-    SECONDS,
-    TEMPERATURES,
-    data_store,
-    embeddings,
-    labels,
-    pass_plan,
-    snapshot,
-    training,
-    training_plan,
-)
+from finepseudo.run import EMBEDDINGS, LABELS, SECONDS, TEMPERATURES
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import differences
 from finepseudo.storage.store import Store
@@ -63,8 +52,6 @@ U = TypeVar("U")
 class Trained:
     """A committed snapshot."""
 
-    name: str
-    """Of the training."""
     uri: str
     digest: str
 
@@ -88,7 +75,7 @@ class Steps:
     """Of D_l."""
 
     def __post_init__(self) -> None:
-        self.data = data_store(self.recipe, self.base)
+        self.data = places.data_store(self.recipe, self.base)
         self.videos = {video.video_id: video for split in ("train", "test") for video in self.manifest.videos(split)}
         truth = self.manifest.truth("train")
         self.labels = {video_id: truth[video_id] for video_id in self.split.labelled}
@@ -119,25 +106,14 @@ class Steps:
         init: Trained | None = None,
         compared: Compared | None = None,
     ) -> Trained:
-        """The snapshot of a training.
-
-        Args:
-            name: such as `align/frame`.
-            part: which encoder.
-            loss: what it is trained by.
-            plan: its rows.
-            steps: optimiser steps.
-            lr: the largest learning rate.
-            init: the weights that it starts from; None: random ones.
-            compared: what a new score head standardises by; None: there is none, or it comes with `init`.
-        """
-        where = training_plan(name)
+        """The snapshot of a training from `init` or random weights; a new score head standardises by `compared`."""
+        where = places.training_plan(name)
         artefacts.ensure(self.run, where, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
         stage = stage_of(
             self.recipe,
             part,
             loss,
-            folder=training(name),
+            folder=places.training(name),
             plan=where,
             plan_fingerprint=plan.fingerprint,
             steps=steps,
@@ -148,15 +124,15 @@ class Steps:
             score_mean=compared.mean if compared else 0.0,
             score_std=compared.std if compared else 0.0,
         )
-        theirs = artefacts.committed(self.base, snapshot(name)) if self.base != self.run else None
+        theirs = artefacts.committed(self.base, places.snapshot(name)) if self.base != self.run else None
         if theirs is not None and not differences(stage.lineage(), theirs["lineage"]):
             log.info("%s: used from %s", name, self.base.uri())
-            return Trained(name, self.base.uri(snapshot(name)), artefacts.marker_digest(theirs))
-        if not self.may_train and artefacts.committed(self.run, snapshot(name)) is None:
+            return Trained(self.base.uri(places.snapshot(name)), artefacts.marker_digest(theirs))
+        if not self.may_train and artefacts.committed(self.run, places.snapshot(name)) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self._trainings:
             digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
-        return Trained(name, self.run.uri(snapshot(name)), digest)
+        return Trained(self.run.uri(places.snapshot(name)), digest)
 
     def score(self, name: str, videos: Sequence[Video], what: Pass) -> Scores:
         """One pass over videos.
@@ -168,14 +144,9 @@ class Steps:
             log.info("%s: %d videos", name, len(videos))
             began = time.monotonic()
             frames = self.recipe.frames
-            plan = plan_score(
-                videos,
-                align_frames=frames.align,
-                video_frames=frames.video,
-                clips=what.clips,
-                block_videos=BLOCK_VIDEOS,
-            )
-            folder = pass_plan(name, plan.fingerprint)
+            lengths = {"align_frames": frames.align, "video_frames": frames.video}
+            plan = plan_score(videos, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
+            folder = places.pass_plan(name, plan.fingerprint)
             artefacts.ensure(self.run, folder, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
             progress, blocks, start = Progress(name, len(videos)), list[Mapping[str, np.ndarray]](), 0.0
             for block in self.executor.score(what, folder, self.manifest.num_classes, self.run, self.data):
@@ -189,7 +160,7 @@ class Steps:
 
     def embed(self, name: str, frame: Trained, extra: Sequence[Video] = ()) -> Embeddings:
         """What f_A makes of D_l, and of `extra` videos beside them."""
-        folder = embeddings(name)
+        folder = places.embeddings(name)
         videos = [self.videos[video_id] for video_id in self.split.labelled] + list(extra)
         lineage = {"f_A": frame.digest, "videos": [video.video_id for video in videos], "T": self.recipe.frames.align}
 
@@ -220,19 +191,12 @@ class Steps:
         scores: Callable[[], Scores],
         accuracy_A: float | None,
     ) -> pa.Table:
-        """Committed pseudo-labels of D_u, and what they were decided with.
+        """Committed pseudo-labels of D_u by f_A and f_E; `scores` is asked only where they are not committed yet.
 
-        Args:
-            name: of the round.
-            method: says of which probabilities the labels are made.
-            frame: f_A and
-            video: f_E of the scores.
-            scores: asked for if the labels are not committed yet.
-            accuracy_A: leave-one-out accuracy of the pre-trained f_A; see `temperatures`.
         Raises:
             TrainingError: they are useless (`guard`), with advice.
         """
-        folder, recipe, traits = labels(name), self.recipe, METHODS[method]
+        folder, recipe, traits = places.labels(name), self.recipe, METHODS[method]
 
         def make() -> Mapping[str, bytes]:
             found = scores()

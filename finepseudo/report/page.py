@@ -32,10 +32,8 @@ PAIRS = (
     ("dtw", "soft-DTW, pre-trained f_A"),
     ("score", "alignability score, after L_AV"),
 )
-KINDS = {
-    "launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer",
-    "compute": "arithmetic", "commit": "commits",
-}  # fmt: skip
+KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
+KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
 CLEAR = 2.0
 """Standard errors from which a difference is called one."""
