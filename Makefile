@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+PYTEST ?= -m "not long"
 
 .PHONY: demo test lint setup setup-dev clean
 
 demo: setup  ## the main job, whole, on generated video files
 	$(BIN)/python jobs/run.py rehearsal --run $(RUN)
 
-test: setup-dev  ## all tests
+test: setup-dev  ## the tests; PYTEST= runs the long ones too
 	$(BIN)/python -m pip check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
 lint: setup-dev  ## style and types
 	$(BIN)/ruff check .

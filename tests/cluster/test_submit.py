@@ -57,6 +57,7 @@ def submit(head, *command):
     return subprocess.run([*job, *command], env=env, capture_output=True, text=True, timeout=LIMIT_S)
 
 
+@pytest.mark.long
 def test_whole_run_as_a_submitted_job(head, tmp_path):
     run = tmp_path / "run"
     random_start = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")

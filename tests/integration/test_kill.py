@@ -56,6 +56,7 @@ def check(folder, short):
     assert replace(found, timing={}) == replace(short.results, timing={})
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2 * RUN_LIMIT_S)
 def test_killed_driver_continues_to_the_same_end(short, tmp_path):
     folder = tmp_path / "run"

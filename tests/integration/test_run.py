@@ -109,6 +109,7 @@ def test_finished_run_is_evaluated_again_with_more_clips(smoke):
     (smoke.folder / "results.json").write_bytes(before.to_json())  # as the other tests know it
 
 
+@pytest.mark.long
 def test_impossible_requests_end_with_one_clear_line(tmp_path):
     no_labels = call(tmp_path / "a", "--split.label-fraction", 0)
     assert no_labels.returncode == 1

@@ -63,6 +63,7 @@ def bucket_store(s3, monkeypatch):
     return Store("s3://verbs-bucket/deep/folder")
 
 
+@pytest.mark.long
 def test_whole_run_on_s3_equals_the_local_one(short, s3, bucket):
     done = call(bucket.root, *SHORT, "--scale.cache-gib", 0, env=s3)
     assert done.returncode == 0, done.stderr[-4000:]

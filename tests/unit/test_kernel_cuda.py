@@ -318,6 +318,7 @@ def test_a_launch_stays_within_the_grid_and_32_bits(interpreted):
     assert large[2] == 2**27
 
 
+@pytest.mark.long
 def test_no_register_is_spilled_and_shared_memory_suffices(compiled):
     arch, kernels = compiled
     for name, used in kernels.items():
