@@ -6,7 +6,7 @@ Axes: B clips, T frames, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,8 @@ class ClipBatch:
     cache_hits: int
 
     def to(self, device: torch.device) -> ClipBatch:
-        """The same batch with its tensors on a device."""
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return ClipBatch(**{**vars(self), **moved})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
     def decoded(self) -> ClipBatch:
         """The batch without the rows that could not be decoded: their black clips must not reach a BatchNorm.
@@ -66,20 +63,19 @@ class ClipBatch:
             return self
         lists = {name: [getattr(self, name)[index] for index in kept] for name in ("row_B", "video_ids", "seed_B")}
         tensors = {name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return ClipBatch(**{**vars(self), **tensors, **lists})
+        return replace(self, **tensors, **lists)
 
 
 def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> ClipBatch:
     """Join decoded columns (row, clip_0, clip_1, error, decode_s, cache_hit) with their rows of the plan.
 
-    Raises:
-        StreamError: the columns are not consecutive rows of the plan.
+    Raises StreamError where the columns are not consecutive rows of the plan.
     """
     positions = [int(row) for row in columns["row"]]
-    expected = list(range(positions[0], positions[0] + len(positions)))
-    if positions != expected or not 0 <= expected[0] <= expected[-1] < len(plan):
+    start, stop = positions[0], positions[0] + len(positions)
+    if positions != list(range(start, stop)) or not 0 <= start < stop <= len(plan):
         raise StreamError(f"rows out of order: expected consecutive ones of {len(plan)}, got {positions}")
-    rows = plan.rows(expected[0], expected[-1] + 1)
+    rows = plan.rows(start, stop)
     errors = {row: str(text) for row, text in zip(positions, columns["error"], strict=True) if text}
     weight = [0.0 if row["row"] in errors else row["weight"] for row in rows]
     two = "clip_1" in columns

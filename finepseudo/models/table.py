@@ -17,11 +17,20 @@ Positions = Literal["none", "sinusoidal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameOptions:
-    """Options that every f_A has."""
+class VTNOptions:
+    """Of f_A with a Transformer over time."""
 
     dim: Count = 128
     """D, width of the embedding."""
+    positions: Positions = "none"
+    """Codes of the frames' places. Sinusoidal ones give the lower loss in pre-training and the worse alignment [C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVTNOptions(VTNOptions):
+    """Narrower."""
+
+    dim: Count = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +41,6 @@ class VideoOptions:
     def time_stride(self) -> int:
         """Frames of the clip for one time feature."""
         return 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class VTNOptions(FrameOptions):
-    """Of f_A with a Transformer over time."""
-
-    positions: Positions = "none"
-    """Codes of the frames' places. Sinusoidal ones give the lower loss in pre-training and the worse alignment [C]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyVTNOptions(VTNOptions):
-    """Of `tiny_vtn`."""
-
-    dim: Count = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +59,6 @@ class R2Plus1D18Options(VideoOptions):
 
     @property
     def time_stride(self) -> int:
-        """8, or 1 with `temporal_stride_1`."""
         return 1 if self.temporal_stride_1 else 8
 
 
@@ -96,19 +89,13 @@ class Encoder:
 
     @property
     def part(self) -> Part:
-        """Which of the two it is."""
         return ENCODERS[self.name].part
 
 
 def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | None = None) -> Encoder:
-    """The encoder of a name, with options as text.
+    """The encoder of a name, with options as text; what is not in `options` has its default.
 
-    Args:
-        name: a key of ENCODERS.
-        options: text by option; what is not there has its default.
-        part: which of the two it must be.
-    Raises:
-        RecipeError: no such encoder, it is the other one of the two, or an option is wrong; what there is, is shown.
+    Raises RecipeError, with the choices: no such encoder, it is of the other part, or an option is wrong.
     """
     names = [other for other, entry in ENCODERS.items() if part in (None, entry.part)]
     if name not in names:
