@@ -67,13 +67,7 @@ class Scores:
 
     @staticmethod
     def of(blocks: Iterable[Mapping[str, np.ndarray]], video_ids: np.ndarray, seconds: Mapping[str, float]) -> Scores:
-        """Join what `Predictor.block` gave for every block of a plan, in any order.
-
-        Args:
-            blocks: of all rows of the plan.
-            video_ids: of the plan's rows.
-            seconds: to keep beside those of decoding and prediction.
-        """
+        """Join what `Predictor.block` gave for every block of a plan, in any order; `video_ids` of the plan's rows."""
         parts = list(blocks)
         columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         order = np.argsort(columns["row"])
@@ -101,8 +95,7 @@ class Predictor:
     def block(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Results of one block of decoded rows: whole videos, the views of each one after the other.
 
-        Returns:
-            row (of each video's first view), error, seconds decode_s and predict_s, and the columns of `__call__`.
+        Returns row (of each video's first view), error, seconds decode_s and predict_s, and the columns of `__call__`.
         """
         began, first = time.monotonic(), slice(None, None, self.views)
         found = self(columns["clip_0"], columns["clip_1"])
@@ -120,11 +113,9 @@ class Predictor:
         """Results for N videos from B = N V rows, the views of a video one after the other.
 
         Args:
-            clip_0: uint8 clips of f_A, BTHWC.
-            clip_1: uint8 clips of f_E.
-        Returns:
-            float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and logits
-            (N,K) averaged over the views; `Scores` reads them.
+            clip_0, clip_1: uint8 clips BTHWC of f_A and of f_E.
+        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and
+        logits (N,K) averaged over the views; `Scores` reads them.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -134,8 +125,7 @@ class Predictor:
                 if name not in self.scorers:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
-                sbar_BK = self.scorers[name](emb_BTD)
-                found[_SBAR + name] = sbar_BK.unflatten(0, (-1, self.views)).mean(1)
+                found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
         if self.video:
             clips = self._clips(clip_1)
             for name, encoder in self.video.items():

@@ -24,16 +24,14 @@ class Session:
 
     @property
     def rank(self) -> int:
-        """Number of this worker."""
         return dist.get_rank()
 
     @property
     def world(self) -> int:
-        """Number of workers."""
         return dist.get_world_size()
 
     def totals(self, *here: float) -> list[float]:
-        """Sums over the ranks of a few numbers."""
+        """Sums over the ranks."""
         sums = torch.tensor(here, dtype=torch.float32, device=self.device)
         if self.world > 1:
             dist.all_reduce(sums)

@@ -94,7 +94,6 @@ def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> Non
     """Weights of an earlier stage. Which names may differ follows from the two stages, and from nothing else."""
     run, _, folder = stage.init.rpartition("/")
     data = artefacts.read_part(Store(run), folder, "weights.safetensors")
-    here = set(objective.state_dict())
-    projection = tuple(name for name in here if name.startswith("projection."))
-    score = tuple(name for name in here if name.startswith("score.")) if new_head else ()
-    weights.load_bytes(objective, data, sha256=None, allow_missing=projection + score)
+    new = ("projection.", "score.") if new_head else ("projection.",)
+    missing = {name for name in objective.state_dict() if name.startswith(new)}
+    weights.load_bytes(objective, data, sha256=None, allow_missing=missing)
