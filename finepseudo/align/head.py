@@ -67,7 +67,6 @@ class ScoreHead(nn.Module):
         return slope_H, centre_H, height_H, self.bias_1.detach().double().squeeze(0)
 
     def check_ready(self) -> None:
-        """Raise a ValueError if the head is not standardised."""
         if not self._ready and not float(self.std) > 0:  # asked until it holds once: each question waits for a GPU
             raise ValueError("expected a standardised head; call standardise(mean, std) of its pairs' D first")
         self._ready = True

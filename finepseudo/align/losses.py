@@ -23,8 +23,6 @@ class TripletOutput:
 
 @dataclass(frozen=True)
 class AvOutput:
-    """L_AV of a block and its two terms."""
-
     loss: Tensor
     triplet: TripletOutput
     score: Tensor

@@ -18,10 +18,8 @@ from finepseudo.align.softdtw import check_gamma
 
 log = logging.getLogger("finepseudo")
 
-SLICE_NUMBERS = 2**20
-"""Of a gallery, laid out at a time by `distances`: 4 MiB."""
-WHOLE = 128
-"""Members of which a slice is a multiple: fewer than a kernel's block would cost as much as a whole one."""
+SLICE_NUMBERS = 2**20  # of a gallery, laid out at a time by `distances`: 4 MiB
+WHOLE = 128  # members of which a slice is a multiple: fewer than a kernel's block would cost as much as a whole one
 
 
 @torch.no_grad()

@@ -26,27 +26,19 @@ def too_many_rejected(rejected: int, rows: int, max_share: float) -> bool:
 class ClipBatch:
     """One block: decoded clips, and beside them what the plan says of its rows."""
 
-    row_B: list[int]
-    """Positions in the plan."""
+    row_B: list[int]  # positions in the plan
     video_ids: list[str]
-    clip_BTHWC: Tensor
-    """uint8; the global clip in pre-training."""
-    other_BTHWC: Tensor | None
-    """uint8; the local clip in pre-training."""
-    time_BT: Tensor
-    """Frame indices of the clip, float32."""
+    clip_BTHWC: Tensor  # uint8; the global clip in pre-training
+    other_BTHWC: Tensor | None  # uint8; the local clip in pre-training
+    time_BT: Tensor  # frame indices of the clip, float32
     other_time_BT: Tensor | None
     seed_B: list[int]
     video_B: Tensor
     label_B: Tensor
-    weight_B: Tensor
-    """0: the row could not be decoded and takes no part."""
-    target_BK: Tensor | None
-    """Soft targets, where the plan has them; rows without one carry the label as one-hot."""
-    errors: dict[int, str]
-    """Reasons of the rows that could not be decoded, by position."""
-    decode_s: float
-    """Seconds that decoding these rows took, in the process that did it."""
+    weight_B: Tensor  # 0: the row could not be decoded and takes no part
+    target_BK: Tensor | None  # soft targets, where the plan has them; rows without one carry the label as one-hot
+    errors: dict[int, str]  # reasons of the rows that could not be decoded, by position
+    decode_s: float  # seconds that decoding these rows took, in the process that did it
     cache_hits: int
 
     def to(self, device: torch.device) -> ClipBatch:

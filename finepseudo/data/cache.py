@@ -62,7 +62,6 @@ class ClipCache:
             self.evict()
 
     def evict(self) -> None:
-        """Delete the least recently used videos until the bound holds."""
         files = []
         for path in Path(self.folder).glob("*/*"):
             with contextlib.suppress(FileNotFoundError):

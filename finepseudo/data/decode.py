@@ -20,8 +20,7 @@ from finepseudo.storage.store import Store
 
 decord.logging.set_level(decord.logging.QUIET)
 
-FAILURES = (decord.DECORDError, RuntimeError, ValueError)
-"""What the decoder raises for files that it cannot read."""
+FAILURES = (decord.DECORDError, RuntimeError, ValueError)  # what the decoder raises for files that it cannot read
 # Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
 _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
 

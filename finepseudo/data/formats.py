@@ -15,8 +15,6 @@ from finepseudo.storage.store import Store
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotated clip."""
-
     video_id: str
     label: int
     split: str

@@ -32,8 +32,7 @@ class Video:
 
     index: int
     video_id: str
-    path: str
-    """Below the folder of the data."""
+    path: str  # below the folder of the data
     sha256: str
     num_frames: int
     height: int
@@ -61,7 +60,6 @@ class Manifest:
         return len(self.class_names)
 
     def videos(self, split: str) -> list[Video]:
-        """The usable clips of a split, without labels."""
         names = ("video_id", "path", "sha256", "num_frames", "height", "width")
         return [
             Video(index=index, **{name: row[name] for name in names})

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from finepseudo.recipe import PixelAugment
 
-MEAN, STD = 0.45, 0.225
-"""Of pixels in 0..1, the same for all channels, as video encoders are commonly trained with."""
+MEAN, STD = 0.45, 0.225  # of pixels in 0..1, the same for all channels, as video encoders are commonly trained with
 
 
 def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: PixelAugment, crop: int) -> Tensor:

@@ -112,7 +112,6 @@ def clip_stem() -> nn.Sequential:
 
 
 def clip_layer(in_channels: int, channels: int, *, stride: int, time_stride: int) -> nn.Sequential:
-    """Two blocks of R(2+1)D; the first one strides."""
     return nn.Sequential(
         ClipBlock(in_channels, channels, stride=stride, time_stride=time_stride),
         ClipBlock(channels, channels, stride=1, time_stride=1),

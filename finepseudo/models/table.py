@@ -11,25 +11,19 @@ from annotated_types import Interval
 from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, from_text, nearest
 
-Part = Literal["frame", "video"]
-"""`frame` is f_A, `video` is f_E."""
+Part = Literal["frame", "video"]  # `frame` is f_A, `video` is f_E
 Positions = Literal["none", "sinusoidal"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VTNOptions:
-    """Of f_A with a Transformer over time."""
-
-    dim: Count = 128
-    """D, width of the embedding."""
+    dim: Count = 128  # D, width of the embedding
     positions: Positions = "none"
     """Codes of the frames' places. Sinusoidal ones give the lower loss in pre-training and the worse alignment [C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVTNOptions(VTNOptions):
-    """Narrower."""
-
     dim: Count = 64
 
 
@@ -45,15 +39,11 @@ class VideoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyR2Plus1DOptions(VideoOptions):
-    """Of `tiny_r2plus1d`."""
-
     dropout: Annotated[float, Interval(ge=0, le=0.9)] = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class R2Plus1D18Options(VideoOptions):
-    """Of `r2plus1d_18`."""
-
     temporal_stride_1: bool = False
     """The same parameters with temporal strides of 1: T frames give T time features, not T/8 [C]."""
 
@@ -64,12 +54,9 @@ class R2Plus1D18Options(VideoOptions):
 
 @dataclass(frozen=True)
 class Entry:
-    """One encoder of the table."""
-
     part: Part
     options: type
-    made_by: str
-    """Its class, as module:Class; constructed with its options, `size` and, for f_E, `num_classes`."""
+    made_by: str  # its class, as module:Class; constructed with its options, `size` and, for f_E, `num_classes`
 
 
 ENCODERS: dict[str, Entry] = {
@@ -82,8 +69,6 @@ ENCODERS: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder of the table with its options."""
-
     name: str
     options: Any
 

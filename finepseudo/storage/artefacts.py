@@ -24,7 +24,6 @@ MARKER = "committed.json"
 
 
 def part_record(data: bytes) -> dict[str, Any]:
-    """Size and digest of one part, as the marker keeps them."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 

@@ -56,15 +56,12 @@ class Piece:
 
     name: str
     param: nn.Parameter
-    start: int
-    """First element, in the flattened parameter."""
+    start: int  # first element, in the flattened parameter
     master: Tensor
     moments: dict[str, Tensor]
 
 
 class Engine:
-    """One model under DeepSpeed."""
-
     def __init__(
         self,
         objective: Objective,

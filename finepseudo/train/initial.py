@@ -14,7 +14,6 @@ from finepseudo.storage.store import Store, read_uri
 
 
 def random_encoder(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
-    """f_A or f_E with the random weights of a run's seed."""
     return build(encoder, num_classes=num_classes, size=size, seed=derive("weights", seed, encoder.part))
 
 

@@ -150,7 +150,6 @@ class _Recorder:
         )
 
     def note(self, engine: Engine, batch: ClipBatch, logged: dict[str, float]) -> None:
-        """Remember one block."""
         step = engine.steps + 1
         for row, video_id in zip(batch.row_B, batch.video_ids, strict=True):
             found = {"row": row, "step": step, "rank": self.session.rank, "video_id": video_id}

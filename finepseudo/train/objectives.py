@@ -34,7 +34,6 @@ class Objective(nn.Module):
         self.augmentation, self.crop = augmentation, crop
 
     def clips(self, batch: ClipBatch) -> Tensor:
-        """The batch's clips, augmented by their plan rows' seeds."""
         return augment(batch.clip_BTHWC, batch.seed_B, self.augmentation, self.crop)
 
 
@@ -112,9 +111,9 @@ class ClassifyObjective(Objective):
         return (loss_B * batch.weight_B).sum() / rows, {}
 
 
+# What computes a loss, by the type of its options: called with encoder, options, augmentation and crop.
 OBJECTIVES: dict[type[Loss], Callable[..., Objective]] = {
     GitdlLoss: GitdlObjective,
     AvLoss: AlignObjective,
     CrossEntropy: ClassifyObjective,
 }
-"""What computes a loss, by the type of its options: called with encoder, options, augmentation and crop."""

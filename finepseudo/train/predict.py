@@ -35,12 +35,9 @@ class Pass:
 
     frame: Mapping[str, str] = field(default_factory=dict[str, str])
     """f_A: class means against its gallery, or embeddings where it has none."""
-    video: Mapping[str, str] = field(default_factory=dict[str, str])
-    """f_E: logits."""
-    galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])
-    """By name of an f_A."""
-    clips: int = 1
-    """V, clips of a video, one after the other; class means and logits are averaged over them."""
+    video: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: logits
+    galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
+    clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +46,13 @@ class Scores:
 
     video_ids: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
-    rejected: Mapping[str, str]
-    """Reasons by video."""
+    rejected: Mapping[str, str]  # reasons by video
     seconds: Mapping[str, float]
 
     def sbar(self, name: str) -> Tensor:
-        """sbar_NK: class means of alignability by one f_A."""
         return torch.from_numpy(self.columns[_SBAR + name])
 
     def logits(self, name: str) -> Tensor:
-        """logits_NK of one f_E."""
         return torch.from_numpy(self.columns[_LOGITS + name])
 
     def embeddings(self, name: str) -> Embeddings:
@@ -84,8 +78,6 @@ class Scores:
 
 
 class Predictor:
-    """The encoders of one pass, ready to run."""
-
     def __init__(self, recipe: Recipe, num_classes: int, what: Pass, device: torch.device) -> None:
         self.recipe, self.views, self.device = recipe, what.clips, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
@@ -134,7 +126,6 @@ class Predictor:
 
     @torch.inference_mode()
     def embed(self, name: str, clip_BTHWC: np.ndarray) -> Tensor:
-        """emb_BTD of uint8 clips by one f_A."""
         return self.frame[name][0](self._clips(clip_BTHWC)).float()
 
     def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
@@ -157,7 +148,6 @@ class Predictor:
 
 
 def load_score_head(uri: str) -> ScoreHead:
-    """The score head of a snapshot of f_A after L_AV."""
     head = ScoreHead()
     state = _snapshot_state(uri)
     head.load_state_dict({name.partition(".")[2]: value for name, value in state.items() if name.startswith("score.")})

@@ -24,12 +24,9 @@ from finepseudo.data.plan import Sample
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import Recipe
 
-COMPARED = 2048
-"""Labelled videos that the driver compares with each other, about: a matrix of 32 MiB."""
-TOP = 5
-"""Classes whose probability a committed label keeps; the rest of the mass is spread over the others."""
-SMALLEST_STD = 1e-3
-"""Of D over the labelled pairs, where these (almost) coincide."""
+COMPARED = 2048  # labelled videos that the driver compares with each other, about: a matrix of 32 MiB
+TOP = 5  # classes whose probability a committed label keeps; the rest of the mass is spread over the others
+SMALLEST_STD = 1e-3  # of D over the labelled pairs, where these (almost) coincide
 LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
 """Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
 
@@ -55,10 +52,8 @@ class Compared:
     """What the labelled videos say of a pre-trained f_A when they are compared with each other."""
 
     mean: float
-    std: float
-    """Of D over the pairs: what a new score head standardises by."""
-    accuracy: float | None
-    """Of each video against the others, leave-one-out; None where every class has one video."""
+    std: float  # of D over the pairs: what a new score head standardises by
+    accuracy: float | None  # of each video against the others, leave-one-out; None where every class has one video
 
 
 def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:

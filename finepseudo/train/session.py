@@ -16,8 +16,6 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Session:
-    """This worker among the workers of one training."""
-
     device: torch.device
     report: Callable[[Mapping[str, Any]], None]
     """Called by rank 0 now and then; what it is told are arguments of `progress.line`, for the user's log."""
@@ -31,7 +29,6 @@ class Session:
         return dist.get_world_size()
 
     def totals(self, *here: float) -> list[float]:
-        """Sums over the ranks."""
         sums = torch.tensor(here, dtype=torch.float32, device=self.device)
         if self.world > 1:
             dist.all_reduce(sums)
