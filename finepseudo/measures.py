@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,12 +18,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """How good the accepted pseudo-labels are; precision and contamination are NaN where none is accepted."""
+    """How good the accepted pseudo-labels are."""
 
     accepted: int
     coverage: float  # accepted / all
-    precision: float  # right / accepted; a video of a novel class is never right
-    contamination: float  # of a novel class / accepted
+    precision: float  # right / accepted, NaN where none is; a video of a novel class is never right
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,7 @@ class PrecisionCoverage:
 def top_k_accuracy(score_NK: ArrayLike, truth_N: ArrayLike, k: int = 1) -> float:
     """Share of videos whose true class is among the k best scores; of equal scores the lower class comes first.
 
-    Raises:
-        ValueError: shapes do not fit, N is 0, k < 1, or a true class is not within 0..K-1.
+    Raises ValueError where shapes do not fit, N is 0, k < 1, a score is NaN, or a true class is not within 0..K-1.
     """
     score, truth = np.asarray(score_NK, float), np.asarray(truth_N, int)
     if score.ndim != 2 or truth.shape != score.shape[:1] or not len(truth) or k < 1:
@@ -51,11 +50,7 @@ def top_k_accuracy(score_NK: ArrayLike, truth_N: ArrayLike, k: int = 1) -> float
 
 
 def per_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int) -> Floats:
-    """Share of right labels within each true class; NaN for classes without a video.
-
-    Raises:
-        ValueError: shapes differ or a true class is not within 0..num_classes-1.
-    """
+    """Share of right labels within each true class; NaN for classes without a video."""
     label, truth = _same_length(label=label_N, truth=truth_N)
     _check_classes("truth", truth, num_classes)
     total = np.bincount(truth, minlength=num_classes)
@@ -63,20 +58,12 @@ def per_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int)
     return np.where(total > 0, right / np.maximum(total, 1), np.nan)
 
 
-def mean_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int) -> float:
-    """Mean of `per_class_accuracy` over the classes that have a video; NaN without any video."""
-    accuracy_K = per_class_accuracy(label_N, truth_N, num_classes)
-    present = accuracy_K[~np.isnan(accuracy_K)]
-    return float(present.mean()) if len(present) else math.nan
-
-
 def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error over equal bins of (0, 1]; NaN without videos.
 
         ECE = Σ over bins of (n_b / N) |accuracy_b - mean confidence_b|
 
-    Raises:
-        ValueError: shapes differ, bins < 1, or a confidence is not within 0..1.
+    Raises ValueError where shapes differ, bins < 1, or a confidence is not within 0..1.
     """
     confidence, right = np.asarray(confidence_N, float), np.asarray(right_N, float)
     if confidence.shape != right.shape or confidence.ndim != 1 or bins < 1:
@@ -93,30 +80,18 @@ def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 1
 
 
 def label_quality(accepted_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> LabelQuality:
-    """Precision, coverage and contamination of accepted pseudo-labels.
-
-    Args:
-        accepted_N: bool.
-        label_N: pseudo-labels.
-        truth_N: true classes, -1 for a video of a class that the labelled set lacks.
-    Raises:
-        ValueError: shapes differ.
-    """
+    """Of accepted pseudo-labels; truth -1 is a video of a class that the labelled set lacks."""
     accepted, label, truth = _same_length(accepted=accepted_N, label=label_N, truth=truth_N)
     kept = accepted.astype(bool)
     count = int(kept.sum())
     if not count:
-        return LabelQuality(0, 0.0 if len(kept) else math.nan, math.nan, math.nan)
+        return LabelQuality(0, 0.0 if len(kept) else math.nan, math.nan)
     right = (label[kept] == truth[kept]) & (truth[kept] >= 0)
-    return LabelQuality(count, count / len(kept), float(right.mean()), float((truth[kept] < 0).mean()))
+    return LabelQuality(count, count / len(kept), float(right.mean()))
 
 
 def precision_coverage_curve(confidence_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> PrecisionCoverage:
-    """Precision against coverage for every threshold that tells videos apart; empty without videos.
-
-    Raises:
-        ValueError: shapes differ or a confidence is NaN.
-    """
+    """Precision against coverage for every threshold that tells videos apart; empty without videos."""
     label, truth = _same_length(label=label_N, truth=truth_N)
     confidence = np.asarray(confidence_N, float)
     if confidence.shape != label.shape or np.isnan(confidence).any():
@@ -137,8 +112,6 @@ def pair_average_precision(score_P: ArrayLike, same_P: ArrayLike) -> float:
     Args:
         score_P: higher for pairs that align better (so minus a distance), finite.
         same_P: bool, True for pairs of one class.
-    Raises:
-        ValueError: shapes differ or a score is not finite.
     """
     score, same = _pairs(score_P, same_P)
     return _weighted_ap(score, same, np.ones(len(score)))
@@ -147,20 +120,11 @@ def pair_average_precision(score_P: ArrayLike, same_P: ArrayLike) -> float:
 def pair_ap_standard_error(
     score_P: ArrayLike, same_P: ArrayLike, video_P2: ArrayLike, *, resamples: int = 200, seed: int = 0
 ) -> float:
-    """Bootstrap standard error of `pair_average_precision`, over videos and not over pairs.
+    """Bootstrap standard error of `pair_average_precision`, over videos (two a pair: video_P2) and not over pairs.
 
     Pairs that share a video are not independent, so videos are drawn with replacement and a pair counts as often as
     both of its videos together: the product of their draws. Draws that lack one kind are left out; NaN where fewer
     than two remain.
-
-    Args:
-        score_P: as `pair_average_precision`.
-        same_P: as `pair_average_precision`.
-        video_P2: int, the two videos of each pair.
-        resamples: number of draws.
-        seed: of the draws.
-    Raises:
-        ValueError: shapes do not fit or a score is not finite.
     """
     score, same = _pairs(score_P, same_P)
     video = np.asarray(video_P2)
@@ -178,41 +142,26 @@ def pair_ap_standard_error(
 
 
 def proportion_standard_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent cases; NaN without a case.
-
-        se = sqrt(p (1 - p) / n)
-
-    Raises:
-        ValueError: the share is not within 0..1.
-    """
+    """Standard error sqrt(p (1 - p) / n) of a share of `count` independent cases; NaN without a case."""
     if not 0 <= share <= 1:
         raise ValueError(f"expected a share within 0..1, got {share}")
     return math.sqrt(share * (1 - share) / count) if count > 0 else math.nan
 
 
 def class_counts(label_N: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """Videos of each of the K classes, 0 included.
-
-    Raises:
-        ValueError: a label is not within 0..num_classes-1.
-    """
+    """Videos of each of the K classes, 0 included."""
     label = np.asarray(label_N, int)
     _check_classes("label", label, num_classes)
     return np.bincount(label, minlength=num_classes).astype(np.int64)
 
 
 def agreement(label_a_N: ArrayLike, label_b_N: ArrayLike) -> float:
-    """Share of videos on which two labellings agree; NaN without videos.
-
-    Raises:
-        ValueError: shapes differ.
-    """
+    """Share of videos on which two labellings agree; NaN without videos."""
     a, b = _same_length(label_a=label_a_N, label_b=label_b_N)
     return float((a == b).mean()) if len(a) else math.nan
 
 
-def _weighted_ap(score: Floats, same: NDArray[np.bool_], weight: NDArray[np.generic]) -> float:
-    weight = np.asarray(weight, float)
+def _weighted_ap(score: Floats, same: NDArray[np.bool_], weight: NDArray[Any]) -> float:
     positive, negative = weight[same].sum(), weight[~same].sum()
     if not (positive > 0 and negative > 0):
         return math.nan
@@ -222,11 +171,8 @@ def _weighted_ap(score: Floats, same: NDArray[np.bool_], weight: NDArray[np.gene
 def _pairs(score_P: ArrayLike, same_P: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
     score, same = np.asarray(score_P, float), np.asarray(same_P, bool)
     if score.ndim != 1 or score.shape != same.shape or not np.isfinite(score).all():
-        bad = int((~np.isfinite(score)).sum())
-        raise ValueError(
-            f"expected finite values and flags of one shape (P,), got {score.shape} with {bad} non-finite "
-            f"and {same.shape}"
-        )
+        got = f"{score.shape} with {int((~np.isfinite(score)).sum())} non-finite and {same.shape}"
+        raise ValueError(f"expected finite values and flags of one shape (P,), got {got}")
     return score, same
 
 

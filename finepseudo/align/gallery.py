@@ -19,8 +19,6 @@ from torch import Tensor
 
 from finepseudo.errors import ArtefactError
 
-_FORMAT = "finepseudo.embeddings.1"
-
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
@@ -29,8 +27,7 @@ class Embeddings:
     Args:
         emb_NTD: frame embeddings, floating point, finite, L2-normalised over D.
         video_ids: N distinct names.
-    Raises:
-        ArtefactError: shapes, types or names do not fit, or an embedding is not finite; rows are named.
+    Raises ArtefactError where shapes, types or names do not fit, or an embedding is not finite; rows are named.
     """
 
     emb_NTD: Tensor
@@ -52,32 +49,21 @@ class Embeddings:
         return Embeddings(self.emb_NTD[rows], tuple(self.video_ids[n] for n in rows))
 
     def gallery(self, labels: Mapping[str, int], num_classes: int) -> Gallery:
-        """The videos that have a label, with it."""
         members = self.among(labels.keys())
         label_G = torch.tensor([labels[video_id] for video_id in members.video_ids], dtype=torch.int64)
         return Gallery(members.emb_NTD, label_G, members.video_ids, num_classes)
 
     def to_bytes(self) -> bytes:
         """One safetensors file; equal embeddings give equal bytes."""
-        about = {"format": _FORMAT, "video_ids": self.video_ids}
-        # one key only: the order of several would differ from file to file
-        metadata = {"embeddings": json.dumps(about, sort_keys=True)}
-        return save({"emb_NTD": self.emb_NTD.detach().cpu().contiguous()}, metadata=metadata)
+        ids = torch.tensor(list(json.dumps(self.video_ids).encode()), dtype=torch.uint8)
+        return save({"emb_NTD": self.emb_NTD.detach().cpu().contiguous(), "video_ids": ids})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Embeddings:
-        """Read what `to_bytes` wrote.
-
-        Raises:
-            ArtefactError: it is not such a file, or its content is not valid.
-        """
+        """Read what `to_bytes` wrote; ArtefactError for other files, and where the content is not valid."""
         try:
             tensors = load(data)
-            about = json.loads(_metadata(data)["embeddings"])
-            written = about["format"]
-            if written != _FORMAT:
-                raise ArtefactError(f"embeddings: expected format {_FORMAT}, got {written}; embed the videos again")
-            emb_NTD, ids = tensors["emb_NTD"], tuple(about["video_ids"])
+            emb_NTD, ids = tensors["emb_NTD"], tuple(json.loads(bytes(tensors["video_ids"].tolist())))
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ArtefactError(f"{len(data)} bytes are not embeddings ({error}); embed the videos again") from error
         return cls(emb_NTD, ids)
@@ -92,8 +78,7 @@ class Gallery:
         label_G: int64 classes, 0..num_classes-1.
         video_ids: G distinct names.
         num_classes: K, counting the classes that have no member here.
-    Raises:
-        ArtefactError: shapes, types, labels or names do not fit, or an embedding is not finite; rows are named.
+    Raises ArtefactError where shapes, types, labels or names do not fit, or an embedding is not finite; rows are named.
     """
 
     emb_GTD: Tensor
@@ -124,14 +109,11 @@ class Gallery:
         return torch.bincount(self.label_G, minlength=self.num_classes).tolist()
 
     def take(self, rows: Sequence[int]) -> Gallery:
-        """The gallery of these rows, in this order."""
         index = torch.tensor(list(rows), dtype=torch.long, device=self.emb_GTD.device)
-        ids = tuple(self.video_ids[g] for g in rows)
-        label_G = self.label_G[index.to(self.label_G.device)]
+        ids, label_G = tuple(self.video_ids[g] for g in rows), self.label_G[index.to(self.label_G.device)]
         return replace(self, emb_GTD=self.emb_GTD[index], label_G=label_G, video_ids=ids)
 
     def to(self, device: torch.device | str) -> Gallery:
-        """The same gallery on a device."""
         return replace(self, emb_GTD=self.emb_GTD.to(device), label_G=self.label_G.to(device))
 
     def balanced(self, per_class_max: int, seed: int) -> Gallery:
@@ -158,7 +140,7 @@ class Gallery:
             raise ValueError(f"expected n >= 1 slices, got {n}")
         n = min(n, len(self))
         if n == 1:
-            return (self,)
+            return (self,)  # not copied
         edges = [k * len(self) // n for k in range(n + 1)]
         return tuple(self.take(range(a, b)) for a, b in pairwise(edges))
 
@@ -171,12 +153,6 @@ def _check_rows(what: str, axes: str, emb: Tensor, video_ids: tuple[str, ...]) -
     if len(set(video_ids)) != len(video_ids):
         twice = [video_id for video_id, count in Counter(video_ids).items() if count > 1]
         raise ArtefactError(f"{what}: expected distinct video_ids, got twice: {twice[:8]}")
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file in memory: eight bytes of length, then a JSON header."""
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size])["__metadata__"]
 
 
 def _describe(tensor: Tensor) -> str:

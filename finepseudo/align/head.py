@@ -1,7 +1,4 @@
-"""The alignability head f_S: from alignment distances to scores.
-
-Axes: H hidden units of the head.
-"""
+"""The alignability head f_S: from alignment distances to scores. Axis H: hidden units of the head."""
 
 from __future__ import annotations
 
@@ -44,11 +41,7 @@ class ScoreHead(nn.Module):
 
     @torch.no_grad()
     def standardise(self, mean: float, std: float) -> None:
-        """Set, once, mean and deviation of D over the labelled pairs.
-
-        Raises:
-            ValueError: they are set already, or are no finite mean and positive deviation.
-        """
+        """Set, once, mean and deviation of D over the labelled pairs; both finite, std > 0."""
         if float(self.std) > 0:
             raise ValueError("this head is standardised already; make a new ScoreHead for another set of pairs")
         if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
@@ -57,11 +50,7 @@ class ScoreHead(nn.Module):
         self.std.fill_(std)
 
     def forward(self, dist: Tensor) -> Tensor:
-        """Log-odds f_S(D) of distances of any shape, in fp32 or the distances' wider type.
-
-        Raises:
-            ValueError: the head is not standardised.
-        """
+        """Log-odds f_S(D) of distances of any shape, in fp32 or the distances' wider type. Raises as `check_ready`."""
         self.check_ready()
         dtype = torch.promote_types(dist.dtype, torch.float32)
         x = (dist.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype)
@@ -70,11 +59,7 @@ class ScoreHead(nn.Module):
         return self.bias_1.to(dtype).squeeze(0) - (hidden * height_H).sum(-1)
 
     def scaling(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """slope_H, centre_H, height_H, bias with f_S(D) = bias - Σ_h height_h tanh(slope_h D + centre_h), in double.
-
-        Raises:
-            ValueError: the head is not standardised.
-        """
+        """slope_H, centre_H, height_H, bias with f_S(D) = bias - Σ_h height_h tanh(slope_h D + centre_h), in double."""
         self.check_ready()
         slope_H, height_H = (F.softplus(x.detach().double()) for x in (self.slope_H, self.height_H))
         slope_H = slope_H / self.std.double()
@@ -82,23 +67,17 @@ class ScoreHead(nn.Module):
         return slope_H, centre_H, height_H, self.bias_1.detach().double().squeeze(0)
 
     def check_ready(self) -> None:
-        """Raise a ValueError if the head is not standardised."""
         if not self._ready and not float(self.std) > 0:  # asked until it holds once: each question waits for a GPU
             raise ValueError("expected a standardised head; call standardise(mean, std) of its pairs' D first")
         self._ready = True
 
 
 def alignability(dist: Tensor, head: ScoreHead, mean: Mean) -> Tensor:
-    """What a class mean is taken over: the log-odds f_S(D), or the score S = sigmoid(f_S(D)).
-
-    Raises:
-        ValueError: `mean` is neither "log_odds" nor "score".
-    """
+    """What a class mean is taken over: the log-odds f_S(D), or the score S = sigmoid(f_S(D))."""
     check_mean(mean)
     return head(dist).sigmoid() if mean == "score" else head(dist)
 
 
 def check_mean(mean: str) -> None:
-    """Raise a ValueError unless it names what a class mean is taken over."""
     if mean not in ("log_odds", "score"):
         raise ValueError(f'expected mean "log_odds" or "score", got {mean!r}')

@@ -6,37 +6,23 @@ confidence of a pseudo-label, 0 undecodable (takes no part).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-class GitdlBounds(TypedDict):
-    """What the GITDL loss can be: at chance, from frame positions alone, and at least."""
-
-    uniform: float
-    position_only: float
-    floor: float
-
-
 @dataclass(frozen=True)
 class TripletOutput:
-    """L_AT of a block with what mining found; the counts are 0-dim int64 tensors (reading them waits for a GPU)."""
+    """L_AT of a block; the count is a 0-dim int64 tensor (reading it waits for a GPU)."""
 
     loss: Tensor
-    anchors: Tensor  # anchors with a positive and a negative
-    skipped: Tensor  # rows that take part and lack one of the two
-    active: Tensor  # (anchor, positive) pairs whose hinge is above 0
+    skipped: Tensor  # rows that take part and lack a positive or a negative
 
 
 @dataclass(frozen=True)
 class AvOutput:
-    """L_AV of a block and its two terms."""
-
     loss: Tensor
     triplet: TripletOutput
     score: Tensor
@@ -58,17 +44,13 @@ def gitdl_loss(
         L = ½ [mean over j of CE(w_j, p_j) + the same with the roles of g and l exchanged]        [A]
 
     Args:
-        g_BnD: features of the global clip, L2-normalised over D by the caller.
-        l_BmD: features of the local clip, the same.
-        s_Bn: frame times of the global clip, in frames of the video.
-        t_Bm: frame times of the local clip.
+        g_BnD, l_BmD: features of the global and the local clip, L2-normalised over D by the caller.
+        s_Bn, t_Bm: their frame times, in frames of the video.
         sigma2: σ² > 0, in frames².
         tau: τ > 0.
         weight_B: weight of each video, >= 0; None: all 1. Rows of weight 0 take no part, whatever they hold.
-    Returns:
-        the weighted mean over videos, fp32 or wider; a differentiable 0 where no video takes part.
-    Raises:
-        ValueError: shapes do not fit, or σ² or τ is not positive.
+    Returns the weighted mean over videos, fp32 or wider; a differentiable 0 where no video takes part.
+    Raises ValueError where shapes do not fit, or σ² or τ is not positive.
     """
     shapes = [tuple(x.shape) for x in (g_BnD, l_BmD, s_Bn, t_Bm)]
     g, ll, s, t = shapes
@@ -85,47 +67,11 @@ def gitdl_loss(
         return g_BnD.to(dtype).sum() + l_BmD.to(dtype).sum()
     with torch.autocast(g_BnD.device.type, enabled=False):
         logits_Bnm = g_BnD.to(dtype) @ l_BmD.to(dtype).transpose(1, 2) / tau
-    target_Bnm = _time_logits(s_Bn, t_Bm, sigma2, dtype)
-    by_local = _cross_entropy(target_Bnm, logits_Bnm, dim=1)
-    by_global = _cross_entropy(target_Bnm, logits_Bnm, dim=2)
-    loss_B = (by_local + by_global) / 2
+    target_Bnm = -(s_Bn.to(dtype)[:, :, None] - t_Bm.to(dtype)[:, None, :]).square() / (2 * sigma2)
+    loss_B = (_cross_entropy(target_Bnm, logits_Bnm, dim=1) + _cross_entropy(target_Bnm, logits_Bnm, dim=2)) / 2
     if weight_B is None:
         return loss_B.mean()
     return (loss_B * weight_B.to(dtype)).sum() / weight_B.to(dtype).sum()
-
-
-def gitdl_bounds(s_Bn: Tensor, t_Bm: Tensor, *, sigma2: float) -> GitdlBounds:
-    """Reference values of the GITDL loss for clips with these frame times.
-
-        uniform:        ½ (log n + log m), the loss of p constant                                 [C]
-        position_only:  the least loss of a p that depends on the indices (i, j) alone: by concavity it
-                        is the entropy of the target averaged over the B videos                   [C]
-        floor:          the entropy of the targets, the loss of p = w                             [C]
-
-    floor <= position_only <= uniform. `position_only` is fitted to the given rows, so a few rows give too low a value:
-    with one it equals the floor. Give it a whole plan (hundreds of rows).
-
-    Args:
-        s_Bn: frame times of the global clips, in frames of the video.
-        t_Bm: frame times of the local clips.
-        sigma2: σ² > 0, in frames².
-    Returns:
-        the three values, in nats.
-    Raises:
-        ValueError: shapes do not fit, there is no row, or σ² is not positive.
-    """
-    s, t = tuple(s_Bn.shape), tuple(t_Bm.shape)
-    if len(s) != 2 or len(t) != 2 or s[0] != t[0] or 0 in s + t:
-        raise ValueError(f"expected non-empty s (B,n) and t (B,m) with equal B, got {s} and {t}")
-    if not sigma2 > 0:
-        raise ValueError(f"expected sigma2 > 0, got {sigma2}")
-    logits_Bnm = _time_logits(s_Bn, t_Bm, sigma2, torch.float64)
-    floor, position = 0.0, 0.0
-    for dim in (1, 2):
-        w_Bnm = logits_Bnm.softmax(dim)
-        floor += float(torch.special.entr(w_Bnm).sum(dim).mean()) / 2
-        position += float(torch.special.entr(w_Bnm.mean(0)).sum(dim - 1).mean()) / 2
-    return {"uniform": (math.log(s[1]) + math.log(t[1])) / 2, "position_only": position, "floor": floor}
 
 
 def triplet_loss(
@@ -138,7 +84,8 @@ def triplet_loss(
         the mean is weighted by w_i w_j                                                           [C]
 
     A positive is another row of the class; a row of the same video only where the class has no other video in the
-    block [C]. Two rows of one video are never a negative. Anchors that lack either kind are skipped and counted.
+    block [C]. Two rows of one video are never a negative. Anchors that lack either kind are skipped and counted;
+    the loss is a differentiable 0 where no anchor is valid.
 
     Args:
         dist_BB: alignment distances of the block, symmetric.
@@ -146,43 +93,24 @@ def triplet_loss(
         video_B: int64, equal for rows of the same video.
         weight_B: weight of each row, >= 0; rows of 0 take no part.
         margin: m, in units of the divided distance [C].
-    Returns:
-        loss (a differentiable 0 where no anchor is valid) and counts.
-    Raises:
-        ValueError: shapes do not fit.
+    Raises ValueError where shapes do not fit.
     """
     positive_BB, negative_BB, weight_BB = _pairs(dist_BB, label_B, video_B, weight_B)
-    has_positive_B, has_negative_B = positive_BB.any(1), negative_BB.any(1)
+    has_negative_B = negative_BB.any(1)
     pair_BB = positive_BB & has_negative_B[:, None]
     hardest_B = dist_BB.masked_fill(~negative_BB, torch.inf).min(1).values
     gap_BB = torch.where(pair_BB, dist_BB - hardest_B.masked_fill(~has_negative_B, 0)[:, None] + margin, 0)
-    hinge_BB = F.relu(gap_BB)
-    valid_B = has_positive_B & has_negative_B
-    return TripletOutput(
-        loss=_weighted_mean(hinge_BB, weight_BB * pair_BB),
-        anchors=valid_B.sum(),
-        skipped=((weight_B > 0) & ~valid_B).sum(),
-        active=(hinge_BB.detach() > 0).sum(),
-    )
+    skipped = ((weight_B > 0) & ~pair_BB.any(1)).sum()
+    return TripletOutput(_weighted_mean(F.relu(gap_BB), weight_BB * pair_BB), skipped)
 
 
 def score_loss(log_odds_BB: Tensor, label_B: Tensor, video_B: Tensor, weight_B: Tensor) -> Tensor:
-    """Binary cross-entropy of the alignability score over the pairs i < j of a block.
+    """Binary cross-entropy of the alignability score over the pairs i < j of a block, whose log-odds are f_S(D).
 
         L_Score = - mean [y log S + (1 - y) log(1 - S)],  y = 1 for the same class                [P]
         positives and negatives carry half of the mass each; a pair weighs w_i w_j                [C]
 
-    The pairs are those of `triplet_loss`. Where a block has only one kind, the other half is 0.
-
-    Args:
-        log_odds_BB: f_S(D), symmetric.
-        label_B: int64 classes; for soft pseudo-labels the most likely one.
-        video_B: int64, equal for rows of the same video.
-        weight_B: weight of each row, >= 0; rows of 0 take no part.
-    Returns:
-        loss, a differentiable 0 where no pair is admissible.
-    Raises:
-        ValueError: shapes do not fit.
+    The pairs and the other arguments are those of `triplet_loss`. Where a block has only one kind, the other half is 0.
     """
     positive_BB, negative_BB, weight_BB = _pairs(log_odds_BB, label_B, video_B, weight_B)
     once_BB = weight_BB.triu(1)
@@ -203,24 +131,10 @@ def av_loss(
     triplet_weight: float = 1.0,
     score_weight: float = 1.0,
 ) -> AvOutput:
-    """Alignability-verification loss of a block.
+    """Alignability-verification loss of a block; arguments as `triplet_loss`, and log_odds_BB = f_S(dist_BB).
 
-        L_AV = L_AT + w L_Score                                                                   [P]
-        a weight of L_AT other than 1 is for ablations                                            [C]
-
-    Args:
-        dist_BB: alignment distances of the block, symmetric.
-        log_odds_BB: f_S of them.
-        label_B: int64 classes.
-        video_B: int64, equal for rows of the same video.
-        weight_B: weight of each row, >= 0; rows of 0 take no part.
-        margin: m of L_AT.
-        triplet_weight: of L_AT.
-        score_weight: w [C].
-    Returns:
-        the sum and its terms.
-    Raises:
-        ValueError: shapes do not fit.
+    L_AV = L_AT + w L_Score,   w = score_weight [C]                                           [P]
+    a weight of L_AT other than 1 is for ablations                                            [C]
     """
     triplet = triplet_loss(dist_BB, label_B, video_B, weight_B, margin=margin)
     score = score_loss(log_odds_BB, label_B, video_B, weight_B)
@@ -247,11 +161,6 @@ def _pairs(values_BB: Tensor, label_B: Tensor, video_B: Tensor, weight_B: Tensor
 def _weighted_mean(values_BB: Tensor, weight_BB: Tensor) -> Tensor:
     mass = weight_BB.sum()
     return torch.where(weight_BB > 0, values_BB * weight_BB, 0).sum() / torch.where(mass > 0, mass, 1)
-
-
-def _time_logits(s_Bn: Tensor, t_Bm: Tensor, sigma2: float, dtype: torch.dtype) -> Tensor:
-    gap_Bnm = s_Bn.to(dtype)[:, :, None] - t_Bm.to(dtype)[:, None, :]
-    return -gap_Bnm.square() / (2 * sigma2)
 
 
 def _cross_entropy(target_Bnm: Tensor, logits_Bnm: Tensor, *, dim: int) -> Tensor:

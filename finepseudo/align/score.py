@@ -18,28 +18,24 @@ from finepseudo.align.softdtw import check_gamma
 
 log = logging.getLogger("finepseudo")
 
-SLICE_NUMBERS = 2**20
-"""Of a gallery, laid out at a time by `distances`: 4 MiB."""
-WHOLE = 128
-"""Members of which a slice is a multiple: fewer than a kernel's block would cost as much as a whole one."""
+SLICE_NUMBERS = 2**20  # of a gallery, laid out at a time by `distances`: 4 MiB
+WHOLE = 128  # members of which a slice is a multiple: fewer than a kernel's block would cost as much as a whole one
 
 
 @torch.no_grad()
 def distances(emb_NTD: Tensor, gallery_GUD: Tensor, gamma: float) -> Tensor:
-    """Alignment distances of every video with every gallery member, without a gradient.
+    """Alignment distances dist_NG of every video with every gallery member, without a gradient.
 
     Args:
         emb_NTD: frame embeddings, finite, L2-normalised over D (not checked: the cost is 1 - <u,v>).
         gallery_GUD: frame embeddings of the gallery, same D and device.
         gamma: γ > 0, in units of the undivided cost.
-    Returns:
-        dist_NG, fp32 or the inputs' wider type; nothing else of size N x G is held.
-    Raises:
-        ValueError: shapes do not fit, γ is not positive, or a row is not finite (its numbers are named).
+    Returns fp32 or the inputs' wider type; nothing else of size N x G is held.
+    Raises ValueError where shapes do not fit, γ is not positive, or a row is not finite (its numbers are named).
     """
     check_gamma(gamma)
     _check_emb(emb_NTD, tuple(gallery_GUD.shape))
-    check_finite(gallery_GUD, "gallery_GUD")
+    _check_finite(gallery_GUD, "gallery_GUD")
     dtype = torch.promote_types(torch.promote_types(gallery_GUD.dtype, emb_NTD.dtype), torch.float32)
     emb_NTD = emb_NTD.to(dtype)
     dist_NG = emb_NTD.new_empty(len(emb_NTD), len(gallery_GUD))
@@ -68,7 +64,6 @@ class ClassScorer:
         gamma: float,
         mean: Mean = "log_odds",
         device: torch.device | str = "cpu",
-        slice_rows: int | None = None,
     ) -> None:
         """
         Args:
@@ -77,22 +72,15 @@ class ClassScorer:
             gamma: γ > 0, in units of the undivided cost.
             mean: what is averaged; the score itself saturates and loses accuracy.
             device: where videos are scored.
-            slice_rows: gallery members at a time; None: by free memory.
-        Raises:
-            ValueError: γ is not positive, the head is not standardised, `mean` is neither of the two, or
-                `slice_rows` < 1.
+        Raises ValueError where γ is not positive, the head is not standardised, or `mean` is neither of the two.
         """
         check_gamma(gamma)
         head.check_ready()
         check_mean(mean)
         self.head, self.gamma, self.device = head, gamma, torch.device(device)
         self.mean: Mean = mean
-        if slice_rows is None:
-            slice_rows = _slice_rows(gallery.emb_GTD, self.device)
-        elif slice_rows < 1:
-            raise ValueError(f"expected slice_rows >= 1, got {slice_rows}")
         order = torch.argsort(gallery.label_G, stable=True).tolist()  # by class: what a GPU kernel walks along
-        slices = gallery.take(order).slices(-(-len(gallery) // slice_rows))
+        slices = gallery.take(order).slices(-(-len(gallery) // _slice_rows(gallery.emb_GTD, self.device)))
         self._shape = tuple(gallery.emb_GTD.shape)
         self._count_K = torch.tensor(gallery.counts(), device=self.device)
         self._resident = [self._lay_out(slices[0])] if len(slices) == 1 else []
@@ -101,20 +89,16 @@ class ClassScorer:
             log.info("gallery of %d is scored in %d slices: memory of %s", len(gallery), len(slices), self.device)
 
     def _lay_out(self, part: Gallery) -> tuple[kernels.Rows, Tensor]:
-        """A slice for the kernel, and its labels."""
         rows = kernels.rows(part.emb_GTD.detach().to(self.device, torch.float32))
         return rows, part.label_G.to(self.device)
 
     @torch.no_grad()
     def __call__(self, emb_NTD: Tensor) -> Tensor:
-        """Class means of N videos.
+        """Class means sbar_NK, fp32; -inf for classes without a gallery member.
 
         Args:
             emb_NTD: frame embeddings on the device, L2-normalised over D, finite.
-        Returns:
-            sbar_NK, fp32; -inf for classes without a gallery member.
-        Raises:
-            ValueError: shapes do not fit, or a row is not finite (its numbers are named).
+        Raises ValueError where shapes do not fit, or a row is not finite (its numbers are named).
         """
         _check_emb(emb_NTD, self._shape)
         N, K = len(emb_NTD), len(self._count_K)
@@ -132,8 +116,7 @@ def class_scores(
     return ClassScorer(gallery, head, gamma=gamma, mean=mean, device=emb_NTD.device)(emb_NTD)
 
 
-def check_finite(emb_NTD: Tensor, name: str) -> None:
-    """Raise a ValueError if an embedding is no floating-point one, or holds NaN or infinity; the rows are named."""
+def _check_finite(emb_NTD: Tensor, name: str) -> None:
     if not emb_NTD.is_floating_point():
         raise ValueError(f"expected floating-point {name} {tuple(emb_NTD.shape)}, got {emb_NTD.dtype}")
     # the norm is not finite if a number is not: one pass and no copy; it may also overflow, hence the second look
@@ -160,4 +143,4 @@ def _check_emb(emb_NTD: Tensor, g: tuple[int, ...]) -> None:
             f"expected emb_NTD (N,T,D) and gallery_GUD (G,U,D) with equal D, T and a gallery that is not empty, "
             f"got {n} and {g}"
         )
-    check_finite(emb_NTD, "emb_NTD")
+    _check_finite(emb_NTD, "emb_NTD")

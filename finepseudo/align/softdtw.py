@@ -16,17 +16,14 @@ from finepseudo.align.kernels import cpu
 
 
 def cosine_cost(u_BTD: Tensor, v_BUD: Tensor) -> Tensor:
-    """Cosine cost of every frame of u with every frame of v.
+    """Cosine cost_BTU of every frame of u with every frame of v.
 
         C(i,j) = 1 - <u_i, v_j>                                                                   [P]
 
     Args:
-        u_BTD: frame embeddings, L2-normalised over D (not checked here).
-        v_BUD: the other sequences, same B and D.
-    Returns:
-        cost_BTU in [0, 2] up to rounding, fp32 or the inputs' wider type, also under autocast.
-    Raises:
-        ValueError: the ranks, B or D differ, or a sequence is empty.
+        u_BTD, v_BUD: frame embeddings, L2-normalised over D (not checked here).
+    Returns values in [0, 2] up to rounding, fp32 or the inputs' wider type, also under autocast.
+    Raises ValueError where the ranks, B or D differ, or a sequence is empty.
     """
     u, v = tuple(u_BTD.shape), tuple(v_BUD.shape)
     if len(u) != 3 or len(v) != 3 or u[::2] != v[::2] or 0 in u[1:] + v[1:]:
@@ -48,11 +45,9 @@ def soft_dtw(cost_PTU: Tensor, gamma: float, lengths_P2: Tensor | None = None) -
         gamma: γ > 0, in units of the cost.
         lengths_P2: int64, lengths (T_p, U_p) of each pair in the padded batch; None: all are (T, U). Cells outside
             are neither read nor given a gradient, whatever they hold. The result equals that of each pair alone.
-    Returns:
-        dist_P, fp32 or the cost's wider type; may be negative. Differentiable once. NaN gives NaN; an
-        infinite cost forbids its cell (on a GPU it gives NaN).
-    Raises:
-        ValueError: the rank is not 3, a sequence is empty, γ is not a positive number, or lengths do not fit.
+    Returns dist_P, fp32 or the cost's wider type; may be negative. Differentiable once. NaN gives NaN; an
+    infinite cost forbids its cell (on a GPU it gives NaN).
+    Raises ValueError unless the rank is 3, no sequence is empty, γ is a positive number, and the lengths fit.
     """
     shape = tuple(cost_PTU.shape)
     if len(shape) != 3 or 0 in shape[1:]:
@@ -74,14 +69,11 @@ def alignment_distance(u_BTD: Tensor, v_BUD: Tensor, *, gamma: float = 0.1, leng
     The division makes margin, gamma and score independent of the clip length; the recursion is the paper's.
 
     Args:
-        u_BTD: frame embeddings, L2-normalised over D.
-        v_BUD: the other sequences, same B and D.
+        u_BTD, v_BUD: frame embeddings, L2-normalised over D.
         gamma: γ > 0, in units of the undivided cost [A].
         lengths_B2: int64, lengths (T_b, U_b) where the batch is padded.
-    Returns:
-        dist_B, fp32 or the inputs' wider type. May be negative, and D(u,u) is not 0: never clamp it.
-    Raises:
-        ValueError: as `cosine_cost` and `soft_dtw`.
+    Returns dist_B, fp32 or the inputs' wider type. May be negative, and D(u,u) is not 0: never clamp it.
+    Raises ValueError as `cosine_cost` and `soft_dtw`.
     """
     dist_B = soft_dtw(cosine_cost(u_BTD, v_BUD), gamma, lengths_B2)
     if lengths_B2 is None:
@@ -97,10 +89,8 @@ def block_distances(emb_BTD: Tensor, *, gamma: float) -> Tensor:
     Args:
         emb_BTD: frame embeddings of one block, L2-normalised over D.
         gamma: γ > 0, in units of the undivided cost.
-    Returns:
-        dist_BB, exactly symmetric, diagonal included, fp32 or wider; differentiable.
-    Raises:
-        ValueError: the rank is not 3, the block is empty, or γ is not a positive number.
+    Returns dist_BB, exactly symmetric, diagonal included, fp32 or wider; differentiable.
+    Raises ValueError where the rank is not 3, the block is empty, or γ is not a positive number.
     """
     if emb_BTD.dim() != 3 or 0 in emb_BTD.shape:
         raise ValueError(f"expected a non-empty emb (B,T,D), got {tuple(emb_BTD.shape)}")
@@ -121,12 +111,8 @@ def block_distances(emb_BTD: Tensor, *, gamma: float) -> Tensor:
 def dtw_path(cost_TU: Tensor) -> list[tuple[int, int]]:
     """Hard warping path of least cost, for display only; of equal ways the diagonal one is taken.
 
-    Args:
-        cost_TU: finite costs of one pair.
-    Returns:
-        frame pairs (i, j), counted from 0, from (0, 0) to (T-1, U-1); each step moves one or both by one.
-    Raises:
-        ValueError: the rank is not 2, a sequence is empty, or a cost is not finite.
+    Returns frame pairs (i, j), counted from 0, from (0, 0) to (T-1, U-1); each step moves one or both by one.
+    Raises ValueError where the rank is not 2, a sequence is empty, or a cost is not finite.
     """
     cost = cost_TU.detach().double().cpu().numpy()
     if cost.ndim != 2 or 0 in cost.shape or not np.isfinite(cost).all():
@@ -152,12 +138,11 @@ def _inside(lengths_P2: Tensor, shape: tuple[int, ...]) -> Tensor:
     lengths = lengths_P2.cpu()
     bad = ((lengths < 1) | (lengths > torch.tensor([T, U]))).any(1).nonzero().flatten().tolist()
     if bad:
-        example = lengths[bad[0]].tolist()
-        raise ValueError(f"expected lengths within 1..{T} and 1..{U}, got {example} in row {bad[0]} (rows {bad[:8]})")
+        got = f"{lengths[bad[0]].tolist()} in row {bad[0]} (rows {bad[:8]})"
+        raise ValueError(f"expected lengths within 1..{T} and 1..{U}, got {got}")
     return (torch.arange(T)[:, None] < lengths[:, :1, None]) & (torch.arange(U) < lengths[:, 1:, None])
 
 
 def check_gamma(gamma: float) -> None:
-    """Raise a ValueError unless gamma is a positive, finite number."""
     if not 0 < gamma < float("inf"):
         raise ValueError(f"expected gamma > 0, got {gamma}; for the hard path call dtw_path")

@@ -6,7 +6,7 @@ Axes: B clips, T frames, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,35 +26,24 @@ def too_many_rejected(rejected: int, rows: int, max_share: float) -> bool:
 class ClipBatch:
     """One block: decoded clips, and beside them what the plan says of its rows."""
 
-    row_B: list[int]
-    """Positions in the plan."""
+    row_B: list[int]  # positions in the plan
     video_ids: list[str]
-    clip_BTHWC: Tensor
-    """uint8; the global clip in pre-training."""
-    other_BTHWC: Tensor | None
-    """uint8; the local clip in pre-training."""
-    time_BT: Tensor
-    """Frame indices of the clip, float32."""
+    clip_BTHWC: Tensor  # uint8; the global clip in pre-training
+    other_BTHWC: Tensor | None  # uint8; the local clip in pre-training
+    time_BT: Tensor  # frame indices of the clip, float32
     other_time_BT: Tensor | None
     seed_B: list[int]
     video_B: Tensor
     label_B: Tensor
-    weight_B: Tensor
-    """0: the row could not be decoded and takes no part."""
-    target_BK: Tensor | None
-    """Soft targets, where the plan has them; rows without one carry the label as one-hot."""
-    errors: dict[int, str]
-    """Reasons of the rows that could not be decoded, by position."""
-    decode_s: float
-    """Seconds that decoding these rows took, in the process that did it."""
+    weight_B: Tensor  # 0: the row could not be decoded and takes no part
+    target_BK: Tensor | None  # soft targets, where the plan has them; rows without one carry the label as one-hot
+    errors: dict[int, str]  # reasons of the rows that could not be decoded, by position
+    decode_s: float  # seconds that decoding these rows took, in the process that did it
     cache_hits: int
 
     def to(self, device: torch.device) -> ClipBatch:
-        """The same batch with its tensors on a device."""
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return ClipBatch(**{**vars(self), **moved})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
     def decoded(self) -> ClipBatch:
         """The batch without the rows that could not be decoded: their black clips must not reach a BatchNorm.
@@ -66,20 +55,19 @@ class ClipBatch:
             return self
         lists = {name: [getattr(self, name)[index] for index in kept] for name in ("row_B", "video_ids", "seed_B")}
         tensors = {name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return ClipBatch(**{**vars(self), **tensors, **lists})
+        return replace(self, **tensors, **lists)
 
 
 def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> ClipBatch:
     """Join decoded columns (row, clip_0, clip_1, error, decode_s, cache_hit) with their rows of the plan.
 
-    Raises:
-        StreamError: the columns are not consecutive rows of the plan.
+    Raises StreamError where the columns are not consecutive rows of the plan.
     """
     positions = [int(row) for row in columns["row"]]
-    expected = list(range(positions[0], positions[0] + len(positions)))
-    if positions != expected or not 0 <= expected[0] <= expected[-1] < len(plan):
+    start, stop = positions[0], positions[0] + len(positions)
+    if positions != list(range(start, stop)) or not 0 <= start < stop <= len(plan):
         raise StreamError(f"rows out of order: expected consecutive ones of {len(plan)}, got {positions}")
-    rows = plan.rows(expected[0], expected[-1] + 1)
+    rows = plan.rows(start, stop)
     errors = {row: str(text) for row, text in zip(positions, columns["error"], strict=True) if text}
     weight = [0.0 if row["row"] in errors else row["weight"] for row in rows]
     two = "clip_1" in columns

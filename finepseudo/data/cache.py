@@ -26,17 +26,14 @@ class ClipCache:
     _written: int = field(default=0, repr=False)
 
     def get(self, sha256: str, height: int, width: int) -> np.ndarray | None:
-        """The video's frames, memory-mapped, or None."""
         path = self._path(sha256, height, width)
         try:
             video_FHWC = np.load(path, mmap_mode="r", allow_pickle=False)
             os.utime(path)
-        except (ValueError, EOFError):  # a file that something else cut short: decode again
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            self.misses += 1
-            return None
-        except OSError:  # not there, or not ours to read
+        except (OSError, ValueError, EOFError) as error:  # not there, not ours to read, or cut short
+            if not isinstance(error, OSError):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             self.misses += 1
             return None
         self.hits += 1
@@ -65,7 +62,6 @@ class ClipCache:
             self.evict()
 
     def evict(self) -> None:
-        """Delete the least recently used videos until the bound holds."""
         files = []
         for path in Path(self.folder).glob("*/*"):
             with contextlib.suppress(FileNotFoundError):

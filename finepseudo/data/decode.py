@@ -20,8 +20,7 @@ from finepseudo.storage.store import Store
 
 decord.logging.set_level(decord.logging.QUIET)
 
-FAILURES = (decord.DECORDError, RuntimeError, ValueError)
-"""What the decoder raises for files that it cannot read."""
+FAILURES = (decord.DECORDError, RuntimeError, ValueError)  # what the decoder raises for files that it cannot read
 # Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
 _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
 
@@ -38,8 +37,7 @@ class Decoder:
     def clips(self, row: Mapping[str, Any], columns: Sequence[str]) -> list[np.ndarray]:
         """One uint8 clip_THWC for each named column of frame indices.
 
-        Raises:
-            DecodeError: the file is gone, is not the file that was probed, or does not decode.
+        Raises DecodeError where the file is gone, is not the file that was probed, or does not decode.
         """
         wanted = [np.asarray(row[column]) for column in columns]
         if self.cache.limit_bytes > 0:
@@ -65,7 +63,8 @@ class Decoder:
                 f"({len(data)} bytes)"
             )
         scale = max(self.height / row["height"], self.width / row["width"])
-        height, width = (max(side, round(scale * full)) for side, full in self._sides(row))
+        height = max(self.height, round(scale * row["height"]))
+        width = max(self.width, round(scale * row["width"]))
         width += 2 * (width in _BROKEN_WIDTHS)
         try:
             reader = open_video(data, uri, width=width, height=height)
@@ -77,15 +76,11 @@ class Decoder:
         top, left = (height - self.height) // 2, (width - self.width) // 2
         return np.ascontiguousarray(frames_FHWC[:, top : top + self.height, left : left + self.width])
 
-    def _sides(self, row: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (self.height, row["height"]), (self.width, row["width"])
-
 
 def open_video(data: bytes, name: str, *, width: int = -1, height: int = -1) -> Any:
     """A decord reader over a whole file in memory, scaled while decoding; one thread, so that workers add up.
 
-    Raises:
-        DecodeError: the bytes are no video that the decoder can open.
+    Raises DecodeError where the bytes are no video that the decoder can open.
     """
     try:
         return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), width=width, height=height, num_threads=1)

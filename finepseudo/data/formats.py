@@ -15,8 +15,6 @@ from finepseudo.storage.store import Store
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotated clip."""
-
     video_id: str
     label: int
     split: str
@@ -25,16 +23,16 @@ class Annotation:
 def read_annotations(store: Store, data: Data) -> tuple[list[Annotation], list[str]]:
     """All annotated clips of a data set, and its class names, by label.
 
-    Raises:
-        ManifestError: a file is missing or not of its form, an id is unsafe or occurs twice, a label is not in the
-            vocabulary.
+    Raises ManifestError where a file is missing or not of its form, an id is unsafe or occurs twice, or a label is not
+    in the vocabulary.
     """
     names = _vocabulary(store, data.vocab)
-    rows = [
-        annotation
-        for split, file in (("train", data.train), ("test", data.test))
-        for annotation in _reader(store, file)(store, file, split, len(names))
-    ]
+    rows: list[Annotation] = []
+    for split, file in (("train", data.train), ("test", data.test)):
+        ending = PurePosixPath(file).suffix.lower()
+        if ending not in READERS:
+            raise ManifestError(f"{store.uri(file)}: expected a file of annotations ending in {', '.join(READERS)}")
+        rows += READERS[ending](store, file, split, len(names))
     seen: dict[str, str] = {}
     for row in rows:
         if row.video_id in seen:
@@ -73,25 +71,14 @@ READERS: dict[str, Callable[[Store, str, str, int], list[Annotation]]] = {".json
 """By the ending of the file's name: (store, file, split, number of classes) -> rows."""
 
 
-def _reader(store: Store, file: str) -> Callable[[Store, str, str, int], list[Annotation]]:
-    ending = PurePosixPath(file).suffix.lower()
-    if ending not in READERS:
-        raise ManifestError(f"{store.uri(file)}: expected a file of annotations ending in {', '.join(READERS)}")
-    return READERS[ending]
-
-
 def check_id(video_id: Any, where: str) -> None:
     """Refuse ids that could leave the folder of the videos or break a file name."""
-    bad = (
+    if (
         not isinstance(video_id, str)
-        or not video_id
-        or len(video_id) > 200
-        or "/" in video_id
-        or "\\" in video_id
-        or ".." in video_id
+        or not 0 < len(video_id) <= 200
+        or any(text in video_id for text in ("/", "\\", ".."))
         or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in video_id)  # lone surrogates too
-    )
-    if bad:
+    ):
         raise ManifestError(
             f"{where}, field vid_name: expected a non-empty name without '/', '\\', '..' or control characters, "
             f"got {video_id!r}"

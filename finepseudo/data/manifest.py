@@ -20,21 +20,9 @@ from finepseudo.storage.store import Store
 FOLDER = "manifest"
 
 SCHEMA = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.int32()),
-        ("label_name", pa.string()),
-        ("split", pa.string()),
-        ("num_frames", pa.int32()),
-        ("fps", pa.float64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-    ]
+    {"video_id": pa.string(), "path": pa.string(), "label": pa.int32(), "label_name": pa.string(), "split": pa.string()}
+    | {"num_frames": pa.int32(), "fps": pa.float64(), "height": pa.int32(), "width": pa.int32(), "bytes": pa.int64()}
+    | {"sha256": pa.string(), "status": pa.string(), "reason": pa.string()}
 )
 
 
@@ -44,8 +32,7 @@ class Video:
 
     index: int
     video_id: str
-    path: str
-    """Below the folder of the data."""
+    path: str  # below the folder of the data
     sha256: str
     num_frames: int
     height: int
@@ -61,23 +48,18 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of what the rows say."""
-        rows = self.table.to_pylist()
-        return hashlib.sha256(repr((rows, self.class_names)).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr((self.table.to_pylist(), self.class_names)).encode()).hexdigest()[:12]
 
     @staticmethod
     def load(run: Store) -> Manifest:
-        """The committed manifest of a run."""
         names = json.loads(artefacts.read_part(run, FOLDER, "classes.json"))
         return Manifest(artefacts.read_table(run, FOLDER, "manifest.parquet"), tuple(names))
 
     @property
     def num_classes(self) -> int:
-        """K."""
         return len(self.class_names)
 
     def videos(self, split: str) -> list[Video]:
-        """The usable clips of a split, without labels."""
         names = ("video_id", "path", "sha256", "num_frames", "height", "width")
         return [
             Video(index=index, **{name: row[name] for name in names})
@@ -108,8 +90,7 @@ def build_manifest(
 ) -> Manifest:
     """Join annotations and probe results, in the order of the ids.
 
-    Raises:
-        ManifestError: no usable clip is left in the training or the test split.
+    Raises ManifestError where no usable clip is left in the training or the test split.
     """
     rows = []
     for annotation in sorted(annotations, key=lambda item: (item.split, item.video_id)):

@@ -26,22 +26,10 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("video", pa.int32()),
-        ("video_id", pa.string()),
-        ("path", pa.string()),
-        ("sha256", pa.string()),
-        ("num_frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("frames_0", pa.list_(pa.int32())),
-        ("frames_1", pa.list_(pa.int32())),
-        ("aug_seed", pa.int64()),
-        ("label", pa.int32()),
-        ("weight", pa.float32()),
-        ("target", pa.int32()),
-    ]
+    {"row": pa.int64(), "video": pa.int32(), "video_id": pa.string(), "path": pa.string(), "sha256": pa.string()}
+    | {"num_frames": pa.int32(), "height": pa.int32(), "width": pa.int32()}
+    | {"frames_0": pa.list_(pa.int32()), "frames_1": pa.list_(pa.int32())}
+    | {"aug_seed": pa.int64(), "label": pa.int32(), "weight": pa.float32(), "target": pa.int32()}
 )
 
 
@@ -69,10 +57,8 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the rows."""
-        columns = [self.table.column(name) for name in self.table.column_names]
         state = hashlib.sha256(repr(self.block_rows).encode())
-        for column in columns:
+        for column in self.table.columns:
             for value in column.to_pylist():
                 state.update(repr(value).encode() + b";")
         if self.targets_MK is not None:
@@ -80,11 +66,9 @@ class Plan:
         return state.hexdigest()[:12]
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """Rows as dictionaries."""
         return self.table.slice(start, stop - start).to_pylist()
 
     def parts(self) -> dict[str, bytes]:
-        """The parts of the plan's artefact."""
         found = {"plan.parquet": artefacts.table_bytes(self.table)}
         if self.targets_MK is not None:
             sink = io.BytesIO()
@@ -94,15 +78,13 @@ class Plan:
 
     @staticmethod
     def load(store: Store, folder: str) -> Plan:
-        """Read a committed plan."""
-        marker = artefacts.committed(store, folder)
         table = artefacts.read_table(store, folder, "plan.parquet")
+        marker = artefacts.committed(store, folder)
         assert marker is not None
-        targets = None
+        targets_MK = None
         if "targets.npy" in marker["parts"]:
-            data = io.BytesIO(artefacts.read_part(store, folder, "targets.npy"))
-            targets = np.load(data, allow_pickle=False)
-        return Plan(table, marker["lineage"]["block_rows"], targets)
+            targets_MK = np.load(io.BytesIO(artefacts.read_part(store, folder, "targets.npy")), allow_pickle=False)
+        return Plan(table, marker["lineage"]["block_rows"], targets_MK)
 
 
 Sampler = Callable[[Video, np.random.Generator], tuple[sampling.Frames, "sampling.Frames | None"]]
@@ -122,13 +104,12 @@ def plan_gitdl(videos: Sequence[Video], gitdl: Gitdl, *, steps: int, blocks_per_
     """Pre-training: epochs over all videos, two clips of each."""
 
     def sampler(video: Video, rng: np.random.Generator) -> tuple[sampling.Frames, sampling.Frames]:
-        return sampling.global_local(
-            video.num_frames, gitdl.frames, rng, skip_global=gitdl.skip_global, skip_local=gitdl.skip_local
-        )
+        skips = {"skip_global": gitdl.skip_global, "skip_local": gitdl.skip_local}
+        return sampling.global_local(video.num_frames, gitdl.frames, rng, **skips)
 
-    needed = steps * blocks_per_step * gitdl.videos
     stream = _epochs(videos, "gitdl", seed)
-    return _plan([Sample(next(stream)) for _ in range(needed)], gitdl.videos, sampler, seed)
+    samples = [Sample(next(stream)) for _ in range(steps * blocks_per_step * gitdl.videos)]
+    return _plan(samples, gitdl.videos, sampler, seed)
 
 
 def plan_classify(
@@ -149,12 +130,11 @@ def plan_classify(
     Without pseudo-labelled videos all are labelled.
     """
     from_labelled = _labelled_rows(label_share, batch) if pseudo else batch
-    streams = (_epochs(labelled, "labelled", seed), _epochs(pseudo, "pseudo", seed) if pseudo else None)
+    real, extra = _epochs(labelled, "labelled", seed), _epochs(pseudo, "pseudo", seed)
     samples: list[Sample] = []
     for _ in range(steps * blocks_per_step):
-        samples += [next(streams[0]) for _ in range(from_labelled)]
-        if streams[1] is not None:
-            samples += [next(streams[1]) for _ in range(batch - from_labelled)]
+        samples += [next(real) for _ in range(from_labelled)]
+        samples += [next(extra) for _ in range(batch - from_labelled)]
     return _plan(samples, batch, _whole_action(frames, augment), seed, targets_MK)
 
 
@@ -173,9 +153,7 @@ def plan_align(
     """Metric learning: blocks of P classes x M clips; a class with fewer videos repeats them.
 
     `label_share` of the M clips of a class are labelled, as far as it has pseudo-labelled ones.
-
-    Raises:
-        ManifestError: fewer than two classes have labelled videos.
+    Raises ManifestError where fewer than two classes have labelled videos.
     """
     real = _by_class(labelled, "labelled", seed)
     extra = _by_class(pseudo, "pseudo", seed)
@@ -204,7 +182,7 @@ def plan_score(videos: Sequence[Video], *, align_frames: int, video_frames: int,
         for view in range(clips):
             phase = (view + 0.5) / clips
             frames = [sampling.spread(video.num_frames, count, phase=phase) for count in (align_frames, video_frames)]
-            rows.append(_row(len(rows), Sample(video), frames[0], frames[1], 0))
+            rows.append(_row(len(rows), Sample(video), *frames, 0))
     return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), block_videos * clips)
 
 
@@ -228,40 +206,23 @@ def _plan(
     for number, sample in enumerate(samples):
         use = uses[sample.video.video_id] = uses.get(sample.video.video_id, -1) + 1
         rng = np.random.default_rng(derive("frames", seed, sample.video.video_id, use))
-        frames_0, frames_1 = sampler(sample.video, rng)
         aug_seed = derive("augment", seed, sample.video.video_id, use)
-        rows.append(_row(number, sample, frames_0, frames_1, aug_seed))
+        rows.append(_row(number, sample, *sampler(sample.video, rng), aug_seed))
     return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), block_rows, targets_MK)
 
 
 def _row(
     number: int, sample: Sample, frames_0: sampling.Frames, frames_1: sampling.Frames | None, aug_seed: int
 ) -> dict[str, Any]:
-    video = sample.video
-    return {
-        "row": number,
-        "video": video.index,
-        "video_id": video.video_id,
-        "path": video.path,
-        "sha256": video.sha256,
-        "num_frames": video.num_frames,
-        "height": video.height,
-        "width": video.width,
-        "frames_0": frames_0,
-        "frames_1": frames_1,
-        "aug_seed": aug_seed,
-        "label": sample.label,
-        "weight": sample.weight,
-        "target": sample.target,
-    }
+    drawn = {"row": number, "frames_0": frames_0, "frames_1": frames_1, "aug_seed": aug_seed}
+    return {**vars(sample.video), **vars(sample), **drawn, "video": sample.video.index}  # SCHEMA takes its columns
 
 
 def _by_class(samples: Sequence[Sample], what: str, seed: int) -> Mapping[int, Iterator[Sample]]:
-    labels = sorted({sample.label for sample in samples})
-    return {
-        label: _epochs([sample for sample in samples if sample.label == label], f"{what}-{label}", seed)
-        for label in labels
-    }
+    members: dict[int, list[Sample]] = {}
+    for sample in samples:
+        members.setdefault(sample.label, []).append(sample)
+    return {label: _epochs(members[label], f"{what}-{label}", seed) for label in sorted(members)}
 
 
 def _epochs(items: Sequence[Any], what: str, seed: int) -> Iterator[Any]:

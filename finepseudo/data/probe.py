@@ -47,7 +47,6 @@ class Prober:
         return json.loads(line)
 
     def close(self) -> None:
-        """Kill the child, if there is one."""
         if self._child is not None:
             self._child.kill()
             self._child.communicate()

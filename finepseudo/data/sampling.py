@@ -43,10 +43,7 @@ def global_local(
     step_local = min(skip_local, span_global / (frames - 1))
     span_local = step_local * (frames - 1)
     at_local = at_global + (rng.uniform(0, span_global - span_local) if span_global > span_local else 0.0)
-    return (
-        _times(at_global, step_global, frames, last, rng),
-        _times(at_local, step_local, frames, last, rng),
-    )
+    return _times(at_global, step_global, frames, last, rng), _times(at_local, step_local, frames, last, rng)
 
 
 def _times(start: float, step: float, frames: int, last: int, rng: np.random.Generator) -> Frames:

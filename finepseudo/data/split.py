@@ -27,7 +27,6 @@ class SplitLists:
         return fingerprint([self.labelled, self.unlabelled])
 
     def to_bytes(self) -> bytes:
-        """JSON, fingerprint included."""
         return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=1).encode()
 
 
@@ -35,10 +34,7 @@ def make_split(truth: Mapping[str, int], *, label_fraction: float, seed: int) ->
     """Keep the label of `label_fraction` of each class's videos, of at least one.
 
     The order within a class is by a hash of seed and id, so adding a video moves no other between the halves
-    beyond the changed count.
-
-    Raises:
-        ManifestError: no class would have a labelled video.
+    beyond the changed count. Raises ManifestError where no class would have a labelled video.
     """
     by_class: dict[int, list[str]] = defaultdict(list)
     for video_id, label in truth.items():

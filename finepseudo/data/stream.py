@@ -33,7 +33,8 @@ class BlockReader:
 
     def read(self, blocks: Iterable[int]) -> dict[str, Any]:
         """Columns row, clip_0 (and clip_1), error, decode_s, cache_hit of some blocks, one after the other."""
-        rows = [row for block in blocks for row in self._rows(block)]
+        size = self.plan.block_rows
+        rows = [row for block in blocks for row in self.plan.rows(block * size, (block + 1) * size)]
         decoded = [self._decode(row) for row in rows]
         columns: dict[str, Any] = {"row": np.array([row["row"] for row in rows], np.int64)}
         for index in range(len(self.columns)):
@@ -44,13 +45,8 @@ class BlockReader:
         return columns
 
     def each(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Blocks `start` to `stop`, one at a time."""
         for block in range(start, stop):
             yield self.read([block])
-
-    def _rows(self, block: int) -> list[dict[str, Any]]:
-        start = block * self.plan.block_rows
-        return self.plan.rows(start, min(start + self.plan.block_rows, len(self.plan)))
 
     def _decode(self, row: Mapping[str, Any]) -> tuple[list[np.ndarray], str, float, bool]:
         began, hits = time.monotonic(), self.decoder.cache.hits

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from finepseudo.recipe import PixelAugment
 
-MEAN, STD = 0.45, 0.225
-"""Of pixels in 0..1, the same for all channels, as video encoders are commonly trained with."""
+MEAN, STD = 0.45, 0.225  # of pixels in 0..1, the same for all channels, as video encoders are commonly trained with
 
 
 def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: PixelAugment, crop: int) -> Tensor:
@@ -45,7 +44,6 @@ def _draw(seed: int, how: PixelAugment) -> tuple[np.ndarray, np.ndarray, tuple[f
     rng = np.random.default_rng(seed)
     side = rng.uniform(how.scale_min, 1)
     centre_2 = rng.uniform(-(1 - side), 1 - side, 2)
-    box_4 = np.array([side, side, *centre_2])
     contrast = 1 + rng.uniform(-how.gain, how.gain)
     channel_3 = (1 + rng.uniform(-how.gain, how.gain)) * (1 + rng.uniform(-how.colour, how.colour, 3))
     hole = None
@@ -53,7 +51,7 @@ def _draw(seed: int, how: PixelAugment) -> tuple[np.ndarray, np.ndarray, tuple[f
         height, width = rng.uniform(min(0.1, how.cutout_side), how.cutout_side, 2)
         top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
         hole = (top, top + height, left, left + width)
-    return box_4, np.array([contrast, *channel_3]), hole
+    return np.array([side, side, *centre_2]), np.array([contrast, *channel_3]), hole
 
 
 def _crop(clip_BTHWC: Tensor, box_B4: Tensor, crop: int) -> Tensor:

@@ -22,7 +22,7 @@ GENERATOR = threading.RLock()
 
 
 class FrameEncoder(nn.Module):
-    """f_A [P]: clip_BTCHW -> emb_BTD, L2-normalised over D. A subclass sets what is named here."""
+    """f_A [P]: clip_BTCHW -> emb_BTD, unit length over D, fp32 even under autocast. A subclass sets these."""
 
     dim: int
     feature_dim: int
@@ -33,7 +33,6 @@ class FrameEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """emb_BTD, unit length over D, fp32 even under autocast."""
         return self.embed(self.features(clip_BTCHW))
 
 
@@ -49,7 +48,6 @@ class VideoEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """logits_BK."""
         raise NotImplementedError
 
 
@@ -65,7 +63,6 @@ class TinyVTN(FrameEncoder):
         self.embed = UnitProjection(FEATURE_DIM, dim)
 
     def features(self, clip_BTCHW: Tensor) -> Tensor:
-        """feat_BTF, F = 128."""
         return self.temporal(self.backbone(clip_BTCHW))
 
 
@@ -85,7 +82,6 @@ class VTNResNet18(FrameEncoder):
         self.embed = UnitProjection(self.feature_dim, dim)
 
     def features(self, clip_BTCHW: Tensor) -> Tensor:
-        """feat_BTF, F = 256."""
         feat_NF = self.backbone(frames_of(clip_BTCHW))
         return self.temporal(feat_NF.unflatten(0, clip_BTCHW.shape[:2]))
 
@@ -102,7 +98,6 @@ class TinyR2Plus1D(VideoEncoder):
         self.fc = nn.Linear(FEATURE_DIM, num_classes)
 
     def time_features(self, clip_BTCHW: Tensor) -> Tensor:
-        """feat_BTF, F = 128, T that of the clip."""
         T = clip_BTCHW.shape[1]
         x_NCHW = self.backbone(clip_BTCHW).flatten(0, 1)[:, :, None, None]
         for stage in self.head:
@@ -110,18 +105,14 @@ class TinyR2Plus1D(VideoEncoder):
         return x_NCHW.flatten(1).unflatten(0, (-1, T))
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """logits_BK."""
         return self.fc(self.dropout(self.time_features(clip_BTCHW).mean(dim=1)))
 
 
 class R2Plus1D18(VideoEncoder):
     """f_E: R(2+1)D-18 [P] with the parameter names and shapes of the public weights, which load strictly.
 
-    Args:
-        size: unused; frames of any size (112 in the paper).
-        num_classes: K.
-        temporal_stride_1: the same parameters with temporal strides of 1, so that T frames give T time features
-            and not T/8; for pre-training on short clips [C].
+    `temporal_stride_1`: the same parameters with temporal strides of 1, so that T frames give T time features and not
+    T/8; for pre-training on short clips [C]. Frames of any size (112 in the paper).
     """
 
     def __init__(self, *, size: int, num_classes: int, temporal_stride_1: bool) -> None:
@@ -148,7 +139,6 @@ class R2Plus1D18(VideoEncoder):
         return x_BCTHW.mean(dim=(3, 4)).transpose(1, 2)
 
     def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        """logits_BK."""
         return self.fc(self.time_features(clip_BTCHW).mean(dim=1))
 
 
@@ -156,10 +146,8 @@ def build(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
     """A FrameEncoder or VideoEncoder with initial weights that depend on `seed` alone; the global generator stays.
 
     Args:
-        encoder: which, with its options.
         num_classes: K, of an f_E; an f_A embeds frames and does not ask.
         size: height and width of the frames it will see.
-        seed: of the initial weights.
     """
     module, _, name = ENCODERS[encoder.name].made_by.partition(":")
     kind = getattr(importlib.import_module(module), name)

@@ -31,9 +31,7 @@ class FrameBlock(nn.Module):
             self.downsample = nn.Sequential(short_cut, nn.BatchNorm2d(channels))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """x_NCHW -> x_NCHW, H and W divided by the stride."""
-        y_NCHW = self.relu(self.bn1(self.conv1(x_NCHW)))
-        y_NCHW = self.bn2(self.conv2(y_NCHW))
+        y_NCHW = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x_NCHW)))))
         return self.relu(y_NCHW + (x_NCHW if self.downsample is None else self.downsample(x_NCHW)))
 
 
@@ -58,7 +56,6 @@ class ResNet18(nn.Module):
         init_weights(self)
 
     def forward(self, frame_NCHW: Tensor) -> Tensor:
-        """feat_NC of the frames."""
         x_NCHW = self.maxpool(self.relu(self.bn1(self.conv1(frame_NCHW))))
         x_NCHW = self.layer4(self.layer3(self.layer2(self.layer1(x_NCHW))))
         return x_NCHW.mean(dim=(2, 3))
@@ -98,7 +95,6 @@ class ClipBlock(nn.Module):
             self.downsample = nn.Sequential(short_cut, nn.BatchNorm3d(channels))
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """x_BCTHW -> x_BCTHW, T divided by the temporal and H, W by the spatial stride."""
         short_cut = x_BCTHW if self.downsample is None else self.downsample(x_BCTHW)
         return self.relu(self.conv2(self.conv1(x_BCTHW)) + short_cut)
 
@@ -116,7 +112,6 @@ def clip_stem() -> nn.Sequential:
 
 
 def clip_layer(in_channels: int, channels: int, *, stride: int, time_stride: int) -> nn.Sequential:
-    """Two blocks of R(2+1)D; the first one strides."""
     return nn.Sequential(
         ClipBlock(in_channels, channels, stride=stride, time_stride=time_stride),
         ClipBlock(channels, channels, stride=1, time_stride=1),

@@ -11,17 +11,20 @@ from annotated_types import Interval
 from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, from_text, nearest
 
-Part = Literal["frame", "video"]
-"""`frame` is f_A, `video` is f_E."""
+Part = Literal["frame", "video"]  # `frame` is f_A, `video` is f_E
 Positions = Literal["none", "sinusoidal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameOptions:
-    """Options that every f_A has."""
+class VTNOptions:
+    dim: Count = 128  # D, width of the embedding
+    positions: Positions = "none"
+    """Codes of the frames' places. Sinusoidal ones give the lower loss in pre-training and the worse alignment [C]."""
 
-    dim: Count = 128
-    """D, width of the embedding."""
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVTNOptions(VTNOptions):
+    dim: Count = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,48 +38,25 @@ class VideoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VTNOptions(FrameOptions):
-    """Of f_A with a Transformer over time."""
-
-    positions: Positions = "none"
-    """Codes of the frames' places. Sinusoidal ones give the lower loss in pre-training and the worse alignment [C]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyVTNOptions(VTNOptions):
-    """Of `tiny_vtn`."""
-
-    dim: Count = 64
-
-
-@dataclass(frozen=True, kw_only=True)
 class TinyR2Plus1DOptions(VideoOptions):
-    """Of `tiny_r2plus1d`."""
-
     dropout: Annotated[float, Interval(ge=0, le=0.9)] = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class R2Plus1D18Options(VideoOptions):
-    """Of `r2plus1d_18`."""
-
     temporal_stride_1: bool = False
     """The same parameters with temporal strides of 1: T frames give T time features, not T/8 [C]."""
 
     @property
     def time_stride(self) -> int:
-        """8, or 1 with `temporal_stride_1`."""
         return 1 if self.temporal_stride_1 else 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One encoder of the table."""
-
     part: Part
     options: type
-    made_by: str
-    """Its class, as module:Class; constructed with its options, `size` and, for f_E, `num_classes`."""
+    made_by: str  # its class, as module:Class; constructed with its options, `size` and, for f_E, `num_classes`
 
 
 ENCODERS: dict[str, Entry] = {
@@ -89,26 +69,18 @@ ENCODERS: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder of the table with its options."""
-
     name: str
     options: Any
 
     @property
     def part(self) -> Part:
-        """Which of the two it is."""
         return ENCODERS[self.name].part
 
 
 def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | None = None) -> Encoder:
-    """The encoder of a name, with options as text.
+    """The encoder of a name, with options as text; what is not in `options` has its default.
 
-    Args:
-        name: a key of ENCODERS.
-        options: text by option; what is not there has its default.
-        part: which of the two it must be.
-    Raises:
-        RecipeError: no such encoder, it is the other one of the two, or an option is wrong; what there is, is shown.
+    Raises RecipeError, with the choices: no such encoder, it is of the other part, or an option is wrong.
     """
     names = [other for other, entry in ENCODERS.items() if part in (None, entry.part)]
     if name not in names:

@@ -33,7 +33,6 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTF: Tensor) -> Tensor:
-        """x_BTF -> x_BTF."""
         q_BhTd, k_BhTd, v_BhTd = self.qkv(x_BTF).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weight_BhTT = (q_BhTd @ k_BhTd.mT * q_BhTd.shape[-1] ** -0.5).softmax(dim=-1)
         return self.out((weight_BhTT.to(v_BhTd.dtype) @ v_BhTd).transpose(1, 2).flatten(2))
@@ -50,7 +49,6 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
 
     def forward(self, x_BTF: Tensor) -> Tensor:
-        """x_BTF -> x_BTF."""
         x_BTF = x_BTF + self.attention(self.norm1(x_BTF))
         return x_BTF + self.mlp(self.norm2(x_BTF))
 
@@ -65,19 +63,14 @@ class TemporalConv(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x_BTF: Tensor) -> Tensor:
-        """x_BTF -> x_BTF."""
         return self.relu(self.norm(self.conv(x_BTF.transpose(1, 2)))).transpose(1, 2)
 
 
 class TemporalTransformer(nn.Module):
-    """feat_BTF of a per-frame backbone -> feat_BTF that know their neighbours [P: VTN form].
+    """feat_BTF of a per-frame backbone -> feat_BTF of `width` that know their neighbours [P: VTN form].
 
-    Args:
-        in_width: width of the backbone's features.
-        width, layers, heads: of the Transformer; heads divide width.
-        mlp_ratio: width of a layer's inner map, in units of `width`.
-        positions: "none" or "sinusoidal". Sinusoidal codes give the lower loss in pre-training and the worse
-            alignment, so "none" is the default [C]; the convolution still tells a frame which neighbour came first.
+    Sinusoidal positions give the lower loss in pre-training and the worse alignment, so "none" is the default [C]; the
+    convolution still tells a frame which neighbour came first. `mlp_ratio`: a layer's inner width in units of `width`.
     """
 
     def __init__(
@@ -86,14 +79,12 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         if width % heads or width % 2:
             raise ValueError(f"expected an even width that heads divide, got width {width} and heads {heads}")
-        self.width = width
-        self.positions = positions
+        self.width, self.positions = width, positions
         self.conv = TemporalConv(in_width, width)
         self.layers = nn.Sequential(*(TransformerLayer(width, heads, mlp_ratio * width) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, feat_BTF: Tensor) -> Tensor:
-        """feat_BTF of `in_width` -> feat_BTF of `width`, layer-normalised."""
         x_BTF = self.conv(feat_BTF)
         if self.positions == "sinusoidal":
             x_BTF = x_BTF + sinusoidal_positions(x_BTF.shape[1], self.width, x_BTF)
@@ -114,7 +105,6 @@ class UnitProjection(nn.Module):
         self.norm = nn.BatchNorm1d(dim, affine=False)
 
     def forward(self, feat_BTF: Tensor) -> Tensor:
-        """emb_BTD, fp32 or the wider type of the features, |emb| = 1 over D."""
         with torch.autocast(feat_BTF.device.type, enabled=False):
             x_ND = self.project(feat_BTF.to(self.project.weight.dtype).flatten(0, 1))
             x_ND = self.norm(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)))

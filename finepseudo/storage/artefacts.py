@@ -24,7 +24,6 @@ MARKER = "committed.json"
 
 
 def part_record(data: bytes) -> dict[str, Any]:
-    """Size and digest of one part, as the marker keeps them."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -62,8 +61,7 @@ def ensure(
 ) -> dict[str, Any]:
     """The marker of the artefact, which is made and committed if it is not there yet.
 
-    Raises:
-        ArtefactError: the folder is committed with another lineage.
+    Raises ArtefactError where the folder is committed with another lineage.
     """
     marker = committed(store, folder)
     if marker is None:
@@ -112,17 +110,10 @@ def marker_digest(marker: Mapping[str, Any]) -> str:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as Parquet."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def read_table(store: Store, folder: str, name: str) -> pa.Table:
-    """A Parquet part of a committed artefact."""
     return pq.read_table(io.BytesIO(read_part(store, folder, name)))
-
-
-def read_json(store: Store, path: str) -> Any:
-    """A JSON file that stands by itself."""
-    return json.loads(store.read(path))

@@ -52,7 +52,6 @@ def differences(asked: Any, committed: Any, prefix: str = "") -> list[str]:
     Args:
         asked: a dataclass, or a mapping whose values may be dataclasses.
         committed: JSON values, as `plain` wrote them.
-        prefix: of the names.
     """
     changed: list[str] = []
     wanted = cast(dict[str, Any], dict(cast(Mapping[str, Any], asked)) if isinstance(asked, Mapping) else vars(asked))
@@ -69,7 +68,6 @@ def differences(asked: Any, committed: Any, prefix: str = "") -> list[str]:
 
 
 def _is_default(owner: Any, key: str) -> bool:
-    """Whether a dataclass's field has the value that it has when nobody sets it."""
     if not dataclasses.is_dataclass(owner):
         return False
     item = {item.name: item for item in dataclasses.fields(owner)}[key]

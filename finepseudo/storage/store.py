@@ -50,14 +50,12 @@ class Store:
 
     @property
     def _fs(self) -> Any:
-        return _filesystem(self.root.partition("://")[0] if not self._local else "file", os.getpid())
+        return _filesystem("file" if self._local else self.root.partition("://")[0], os.getpid())
 
     def uri(self, path: str = "") -> str:
-        """The full address of a path."""
         return f"{self.root}/{path}" if path else self.root
 
     def child(self, path: str) -> Store:
-        """The store of a sub-folder."""
         return Store(self.uri(path))
 
     def read(self, path: str) -> bytes:
@@ -101,7 +99,6 @@ class Store:
             return True
 
     def exists(self, path: str) -> bool:
-        """True if the file is there."""
         return bool(self._fs.exists(self.uri(path)))
 
     def list(self, path: str = "") -> list[str]:

@@ -51,10 +51,6 @@ def save(
     """Commit the history since step `since`, then the checkpoint of `engine.steps`; then prune the older one.
 
     Args:
-        engine: what is trained.
-        session: this worker.
-        store: the run.
-        folder: of the stage.
         lineage: of the stage; the checkpoint's adds its step.
         since: step of the last commit.
         rows: history rows that this rank consumed since then.
@@ -62,18 +58,16 @@ def save(
         timing: seconds by kind since then, of this rank.
     """
     step = engine.steps
-    history = f"{folder}/history/{since:08d}-{step:08d}"
     table = pa.Table.from_pylist(list(rows), schema=HISTORY_SCHEMA)
-    _write_all_ranks(
-        session, store, history, {f"rows-{session.rank}.parquet": artefacts.table_bytes(table)}, lineage,
-        extra=lambda items: _history_parts([item["curve"] for item in items], [item["timing"] for item in items]),
-        gathered={"curve": list(curve), "timing": dict(timing)},
-    )  # fmt: skip
-    target = f"{folder}/checkpoints/{step:08d}"
+    parts = {f"rows-{session.rank}.parquet": artefacts.table_bytes(table)}
+    everyone = session.gather((list(curve), dict(timing)))
+    if session.rank == 0:
+        parts |= _history_parts([curve for curve, _ in everyone], [timing for _, timing in everyone])
+    _write_all_ranks(session, store, f"{folder}/history/{since:08d}-{step:08d}", parts, lineage)
     parts = {f"rank-{session.rank}.safetensors": _state_bytes(engine)}
     if session.rank == 0:
         parts["whole.safetensors"] = _whole_bytes(engine)
-    _write_all_ranks(session, store, target, parts, {**lineage, "step": step})
+    _write_all_ranks(session, store, f"{folder}/checkpoints/{step:08d}", parts, {**lineage, "step": step})
     if session.rank == 0:
         for older in _committed(store, f"{folder}/checkpoints"):
             if older < step:
@@ -136,26 +130,14 @@ def _committed(store: Store, folder: str) -> list[int]:
 
 
 def _write_all_ranks(
-    session: Session,
-    store: Store,
-    folder: str,
-    parts: Mapping[str, bytes],
-    lineage: Mapping[str, Any],
-    *,
-    extra: Any = None,
-    gathered: Any = None,
+    session: Session, store: Store, folder: str, parts: Mapping[str, bytes], lineage: Mapping[str, Any]
 ) -> None:
-    """Every rank writes its parts; rank 0 adds what it makes of everybody's `gathered`, and the marker."""
+    """Every rank writes its parts; rank 0 the marker."""
     for name, data in parts.items():
         store.write(f"{folder}/{name}", data)
-    records = {name: artefacts.part_record(data) for name, data in parts.items()}
-    everyone = session.gather({"records": records, "gathered": gathered})
+    everyone = session.gather({name: artefacts.part_record(data) for name, data in parts.items()})
     if session.rank == 0:
-        all_records = {name: record for item in everyone for name, record in item["records"].items()}
-        for name, data in (extra([item["gathered"] for item in everyone]) if extra else {}).items():
-            store.write(f"{folder}/{name}", data)
-            all_records[name] = artefacts.part_record(data)
-        artefacts.seal(store, folder, all_records, lineage)
+        artefacts.seal(store, folder, {name: item for records in everyone for name, item in records.items()}, lineage)
     session.gather(None)  # no rank goes on, or away, before the commit
 
 
@@ -173,14 +155,13 @@ def _history_parts(curves: list[list[Mapping[str, float]]], timings: list[Mappin
 
 def _state_bytes(engine: Engine) -> bytes:
     """This rank's pieces. ZeRO-0 ranks hold the same, so only rank 0 writes there; names carry the position."""
-    tensors: dict[str, Tensor] = {}
-    for piece in engine.pieces():
-        if not engine.writes(piece):
-            continue
-        tensors[f"param:{piece.start}:{piece.name}"] = piece.master.contiguous()
-        for key, view in piece.moments.items():
-            tensors[f"{key}:{piece.start}:{piece.name}"] = view.contiguous()
-    return safetensors.torch.save({name: tensor.cpu().clone() for name, tensor in tensors.items()})
+    tensors = {
+        f"{key}:{piece.start}:{piece.name}": view.contiguous().cpu().clone()
+        for piece in engine.pieces()
+        if engine.writes(piece)
+        for key, view in {"param": piece.master, **piece.moments}.items()
+    }
+    return safetensors.torch.save(tensors)
 
 
 def _whole_bytes(engine: Engine) -> bytes:
@@ -209,7 +190,6 @@ def _assemble(store: Store, folder: str) -> tuple[dict[str, dict[str, Tensor]], 
             tensors[name][kind][int(start) : int(start) + piece.numel()] = piece
     missing = [name for name, kinds in tensors.items() if any(bool(t.isnan().any()) for t in kinds.values())]
     if missing:
-        raise ArtefactError(
-            f"{store.uri(folder)}: pieces are missing of {', '.join(missing[:5])} ({len(missing)} in all)"
-        )
+        names = f"{', '.join(missing[:5])} ({len(missing)} in all)"
+        raise ArtefactError(f"{store.uri(folder)}: pieces are missing of {names}")
     return tensors, whole

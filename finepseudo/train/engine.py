@@ -56,15 +56,12 @@ class Piece:
 
     name: str
     param: nn.Parameter
-    start: int
-    """First element, in the flattened parameter."""
+    start: int  # first element, in the flattened parameter
     master: Tensor
     moments: dict[str, Tensor]
 
 
 class Engine:
-    """One model under DeepSpeed."""
-
     def __init__(
         self,
         objective: Objective,
@@ -106,7 +103,6 @@ class Engine:
 
     @property
     def module(self) -> Objective:
-        """The wrapped objective."""
         return self.engine.module
 
     def forward(self, batch: ClipBatch) -> Output:
@@ -120,7 +116,8 @@ class Engine:
         """Backward, and the update once all blocks of the step are in; True if this was an update."""
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary:
-            self._set_lr(schedule(self.steps, self.total_steps, lr=self.lr, warmup=self.warmup))
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = schedule(self.steps, self.total_steps, lr=self.lr, warmup=self.warmup)
         self.engine.backward(loss)
         self.engine.step()
         self._average_statistics(boundary=boundary)
@@ -179,7 +176,6 @@ class Engine:
             buffers: by name.
             steps: optimiser steps that they have behind them.
         """
-        flat_base = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
         for piece in self.pieces():
             whole = tensors[piece.name]
             stop = piece.start + piece.master.numel()
@@ -187,16 +183,16 @@ class Engine:
             for key, view in piece.moments.items():
                 view.copy_(whole[key][piece.start : stop])
         for name, param in self._parameters():
-            whole = tensors.get(name)
-            if whole is None:
+            if name not in tensors:
                 continue
+            whole = tensors[name]["param"]
             if hasattr(param, "ds_id"):
                 size = param.ds_tensor.numel()
-                part = whole["param"][dist.get_rank() * size :][:size]
+                part = whole[dist.get_rank() * size :][:size]
                 param.ds_tensor.view(-1)[: len(part)].copy_(part)
             else:
-                param.data.copy_(whole["param"].view_as(param))
-        for state in flat_base.state.values():
+                param.data.copy_(whole.view_as(param))
+        for state in getattr(self.engine.optimizer, "optimizer", self.engine.optimizer).state.values():
             state["step"] = torch.tensor(float(steps))
         for name, buffer in self.module.named_buffers():
             buffer.copy_(buffers[name])
@@ -206,21 +202,13 @@ class Engine:
 
     def sharded_bytes(self) -> dict[str, int]:
         """Bytes that this rank keeps: of parameters, and of fp32 masters and moments together."""
-        parameters = sum(
-            (param.ds_tensor if hasattr(param, "ds_id") else param).numel() * 4 for _, param in self._parameters()
-        )
-        state = sum(
-            4 * (piece.master.numel() + sum(m.numel() for m in piece.moments.values())) for piece in self.pieces()
-        )
-        return {"parameters": parameters, "optimiser": state}
+        parameters = sum(getattr(param, "ds_tensor", param).numel() for _, param in self._parameters())
+        state = sum(piece.master.numel() * (1 + len(piece.moments)) for piece in self.pieces())
+        return {"parameters": 4 * parameters, "optimiser": 4 * state}
 
     def _parameters(self) -> Iterator[tuple[str, Any]]:
         """Named parameters; untyped, since DeepSpeed hangs attributes of its own on them."""
         yield from self.module.named_parameters()
-
-    def _set_lr(self, lr: float) -> None:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
 
     def _average_statistics(self, *, boundary: bool) -> None:
         if self.blocks * self.session.world == 1:
@@ -274,8 +262,7 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def compile_ahead() -> float:
     """Build what DeepSpeed compiles at first use, so that no run waits for a compiler; seconds that it took.
 
-    Raises:
-        TrainingError: the build fails (a C++ compiler and Python's headers are needed).
+    Raises TrainingError where the build fails (a C++ compiler and Python's headers are needed).
     """
     began = time.monotonic()
     _import_deepspeed()

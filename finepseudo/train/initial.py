@@ -14,15 +14,13 @@ from finepseudo.storage.store import Store, read_uri
 
 
 def random_encoder(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
-    """f_A or f_E with the random weights of a run's seed."""
     return build(encoder, num_classes=num_classes, size=size, seed=derive("weights", seed, encoder.part))
 
 
 def ensure_initial(recipe: Recipe, part: Part, num_classes: int, run: Store) -> tuple[str, str]:
     """URI and digest of a committed snapshot of the weights that the recipe names, or of random ones.
 
-    Raises:
-        ArtefactError: the file is not the one that the recipe names, or does not fit the encoder.
+    Raises ArtefactError where the file is not the one that the recipe names, or does not fit the encoder.
     """
     folder = f"train/initial/{part}/snapshot"
     uri, sha256 = getattr(recipe.models, f"{part}_weights"), getattr(recipe.models, f"{part}_sha256")
@@ -30,8 +28,7 @@ def ensure_initial(recipe: Recipe, part: Part, num_classes: int, run: Store) -> 
     lineage = {"encoder": chosen, "sha256": sha256, "seed": recipe.seed, "classes": num_classes}
 
     def make() -> dict[str, bytes]:
-        size = recipe.frames.crop
-        encoder = random_encoder(chosen, num_classes=num_classes, size=size, seed=recipe.seed)
+        encoder = random_encoder(chosen, num_classes=num_classes, size=recipe.frames.crop, seed=recipe.seed)
         if uri:
             weights.load_bytes(encoder, read_uri(uri), sha256=sha256)
         state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,9 +29,7 @@ REPORT_EVERY_S = 10.0
 
 
 def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream: Stream, *, stop: int) -> None:
-    """Train from the committed step to step `stop`, committing every `scale.checkpoint_every` steps.
-
-    After the last step of the stage the snapshot is committed.
+    """Train from the committed step to step `stop`, committing every `scale.checkpoint_every` steps; last the snapshot.
 
     Raises:
         TrainingError: a loss or gradient is not finite (step and videos are named; nothing of that step is kept), or
@@ -88,10 +87,10 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, seed: int, 
     # Dropout's draws belong to the block, not to the worker that happens to compute it.
     torch.manual_seed(derive("dropout", seed, batch.row_B[0]))
     loss, logged = engine.forward(batch)
-    fault = None
-    if not math.isfinite(float(loss.detach())):
+    value, fault = float(loss.detach()), None
+    if not math.isfinite(value):
         fault = (
-            f"loss not finite ({float(loss.detach()):g}) at step {engine.steps + 1}, before its update; rows "
+            f"loss not finite ({value:g}) at step {engine.steps + 1}, before its update; rows "
             f"{batch.row_B[0]}..{batch.row_B[-1]}, videos {', '.join(batch.video_ids)}; last committed step: "
             f"{recorder.since}"
         )
@@ -101,7 +100,7 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, seed: int, 
     if faults or recorder.too_many_rejected():
         texts = session.gather(fault or recorder.describe(batch))
         raise TrainingError(next(text for text in texts if text))
-    recorder.note(engine, batch, float(loss.detach()), {name: float(value) for name, value in logged.items()})
+    recorder.note(engine, batch, {"loss": value, **{name: float(term) for name, term in logged.items()}})
     return engine.step(loss)
 
 
@@ -118,9 +117,14 @@ class _Recorder:
         self.began, self.first, self.reported = 0.0, start, 0.0
         self._reset()
 
-    def clock(self, kind: str) -> _Clock:
+    @contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
         """Adds the seconds of a `with` block to a kind."""
-        return _Clock(self.timing, kind)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timing[kind] = self.timing.get(kind, 0.0) + time.monotonic() - began
 
     def check(self, batch: ClipBatch) -> None:
         """This must be the block that the plan has here."""
@@ -133,7 +137,6 @@ class _Recorder:
         self.block += self.session.world
 
     def too_many_rejected(self) -> bool:
-        """Whether this stage has to end for the rows that could not be decoded."""
         return too_many_rejected(self.rejected, len(self.plan), self.max_rejected)
 
     def describe(self, batch: ClipBatch) -> str:
@@ -146,16 +149,14 @@ class _Recorder:
             f"data.max_rejected = {self.max_rejected:g}; {examples}"
         )
 
-    def note(self, engine: Engine, batch: ClipBatch, loss: float, logged: dict[str, float]) -> None:
-        """Remember one block."""
+    def note(self, engine: Engine, batch: ClipBatch, logged: dict[str, float]) -> None:
         step = engine.steps + 1
         for row, video_id in zip(batch.row_B, batch.video_ids, strict=True):
             found = {"row": row, "step": step, "rank": self.session.rank, "video_id": video_id}
             self.rows.append({**found, "error": batch.errors.get(row)})
-        self.timing["decode"] = self.timing.get("decode", 0.0) + batch.decode_s
-        self.timing["cache_hits"] = self.timing.get("cache_hits", 0.0) + batch.cache_hits
-        self.timing["rows"] = self.timing.get("rows", 0.0) + len(batch.row_B)
-        point = {"step": float(step), "loss": loss, **logged}
+        for kind, more in (("decode", batch.decode_s), ("cache_hits", batch.cache_hits), ("rows", len(batch.row_B))):
+            self.timing[kind] = self.timing.get(kind, 0.0) + more
+        point = {"step": float(step), **logged}
         if self.curve and self.curve[-1]["step"] == step:
             self.blocks_here += 1
             before = self.curve[-1]
@@ -174,9 +175,8 @@ class _Recorder:
         elif now - self.reported > REPORT_EVERY_S or step == self.total:
             self.reported = now
             left = (now - self.began) / max(1, step - self.first) * (self.total - step)
-            self.session.report(
-                {"name": self.name, "done": step, "total": self.total, "left_s": left, "loss": self.curve[-1]["loss"]}
-            )
+            state = {"name": self.name, "done": step, "total": self.total, "left_s": left}
+            self.session.report({**state, "loss": self.curve[-1]["loss"]})
 
     def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:
         """Write down what was gathered, and start anew. The seconds of a commit are written with the next one."""
@@ -196,16 +196,3 @@ class _Recorder:
         self.curve: list[dict[str, float]] = []
         self.timing: dict[str, float] = {}
         self.blocks_here = 0
-
-
-class _Clock:
-    """`with` block whose seconds are added to one kind."""
-
-    def __init__(self, timing: dict[str, float], kind: str) -> None:
-        self.timing, self.kind = timing, kind
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.timing[self.kind] = self.timing.get(self.kind, 0.0) + time.monotonic() - self.began

@@ -34,7 +34,6 @@ class Objective(nn.Module):
         self.augmentation, self.crop = augmentation, crop
 
     def clips(self, batch: ClipBatch) -> Tensor:
-        """The batch's clips, augmented by their plan rows' seeds."""
         return augment(batch.clip_BTHWC, batch.seed_B, self.augmentation, self.crop)
 
 
@@ -58,27 +57,17 @@ class GitdlObjective(Objective):
                 param.requires_grad = False
 
     def forward(self, batch: ClipBatch) -> Output:
-        """Mean loss over the videos of the block."""
         batch = batch.decoded()
         assert batch.other_BTHWC is not None
         assert batch.other_time_BT is not None
         # Two draws a video: the views must differ in more than time.
-        local_seeds = [seed ^ 1 for seed in batch.seed_B]
-        local = augment(batch.other_BTHWC, local_seeds, self.augmentation, self.crop)
+        local = augment(batch.other_BTHWC, [seed ^ 1 for seed in batch.seed_B], self.augmentation, self.crop)
         both = torch.cat([self.clips(batch), local])
         time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
         projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)
         g_BnD, l_BmD = projected.chunk(2)
-        loss = gitdl_loss(
-            g_BnD,
-            l_BmD,
-            batch.time_BT,
-            batch.other_time_BT,
-            sigma2=self.loss.sigma2,
-            tau=self.loss.tau,
-            weight_B=batch.weight_B,
-        )
-        return loss, {}
+        how = {"sigma2": self.loss.sigma2, "tau": self.loss.tau}
+        return gitdl_loss(g_BnD, l_BmD, batch.time_BT, batch.other_time_BT, **how, weight_B=batch.weight_B), {}
 
 
 class AlignObjective(Objective):
@@ -90,21 +79,14 @@ class AlignObjective(Objective):
         self.score = ScoreHead()
 
     def forward(self, batch: ClipBatch) -> Output:
-        """L_AV of the block; distances and losses in fp32 whatever the encoder's precision."""
+        """Distances and losses are in fp32 whatever the encoder's precision."""
         batch = batch.decoded()
         emb_BTD = self.encoder(self.clips(batch))
         with torch.autocast(emb_BTD.device.type, enabled=False):
             dist_BB = block_distances(emb_BTD.float(), gamma=self.loss.gamma)
-            av = av_loss(
-                dist_BB,
-                self.score(dist_BB),
-                batch.label_B,
-                batch.video_B,
-                batch.weight_B,
-                margin=self.loss.margin,
-                triplet_weight=self.loss.triplet_weight,
-                score_weight=self.loss.score_weight,
-            )
+            rows = batch.label_B, batch.video_B, batch.weight_B
+            how = {"triplet_weight": self.loss.triplet_weight, "score_weight": self.loss.score_weight}
+            av = av_loss(dist_BB, self.score(dist_BB), *rows, margin=self.loss.margin, **how)
         logged = {"L_AT": av.triplet.loss, "L_Score": av.score, "anchors_skipped": av.triplet.skipped}
         return av.loss, {name: value.detach().float() for name, value in logged.items()}
 
@@ -121,7 +103,6 @@ class ClassifyObjective(Objective):
         self.loss = loss
 
     def forward(self, batch: ClipBatch) -> Output:
-        """Weighted cross-entropy of the block."""
         rows = len(batch.row_B)
         batch = batch.decoded()
         logits_BK = self.encoder(self.clips(batch)).float()
@@ -130,9 +111,9 @@ class ClassifyObjective(Objective):
         return (loss_B * batch.weight_B).sum() / rows, {}
 
 
+# What computes a loss, by the type of its options: called with encoder, options, augmentation and crop.
 OBJECTIVES: dict[type[Loss], Callable[..., Objective]] = {
     GitdlLoss: GitdlObjective,
     AvLoss: AlignObjective,
     CrossEntropy: ClassifyObjective,
 }
-"""What computes a loss, by the type of its options: called with encoder, options, augmentation and crop."""

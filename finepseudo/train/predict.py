@@ -35,12 +35,9 @@ class Pass:
 
     frame: Mapping[str, str] = field(default_factory=dict[str, str])
     """f_A: class means against its gallery, or embeddings where it has none."""
-    video: Mapping[str, str] = field(default_factory=dict[str, str])
-    """f_E: logits."""
-    galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])
-    """By name of an f_A."""
-    clips: int = 1
-    """V, clips of a video, one after the other; class means and logits are averaged over them."""
+    video: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: logits
+    galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
+    clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +46,13 @@ class Scores:
 
     video_ids: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
-    rejected: Mapping[str, str]
-    """Reasons by video."""
+    rejected: Mapping[str, str]  # reasons by video
     seconds: Mapping[str, float]
 
     def sbar(self, name: str) -> Tensor:
-        """sbar_NK: class means of alignability by one f_A."""
         return torch.from_numpy(self.columns[_SBAR + name])
 
     def logits(self, name: str) -> Tensor:
-        """logits_NK of one f_E."""
         return torch.from_numpy(self.columns[_LOGITS + name])
 
     def embeddings(self, name: str) -> Embeddings:
@@ -67,13 +61,7 @@ class Scores:
 
     @staticmethod
     def of(blocks: Iterable[Mapping[str, np.ndarray]], video_ids: np.ndarray, seconds: Mapping[str, float]) -> Scores:
-        """Join what `Predictor.block` gave for every block of a plan, in any order.
-
-        Args:
-            blocks: of all rows of the plan.
-            video_ids: of the plan's rows.
-            seconds: to keep beside those of decoding and prediction.
-        """
+        """Join what `Predictor.block` gave for every block of a plan, in any order; `video_ids` of the plan's rows."""
         parts = list(blocks)
         columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         order = np.argsort(columns["row"])
@@ -90,8 +78,6 @@ class Scores:
 
 
 class Predictor:
-    """The encoders of one pass, ready to run."""
-
     def __init__(self, recipe: Recipe, num_classes: int, what: Pass, device: torch.device) -> None:
         self.recipe, self.views, self.device = recipe, what.clips, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
@@ -101,8 +87,7 @@ class Predictor:
     def block(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Results of one block of decoded rows: whole videos, the views of each one after the other.
 
-        Returns:
-            row (of each video's first view), error, seconds decode_s and predict_s, and the columns of `__call__`.
+        Returns row (of each video's first view), error, seconds decode_s and predict_s, and the columns of `__call__`.
         """
         began, first = time.monotonic(), slice(None, None, self.views)
         found = self(columns["clip_0"], columns["clip_1"])
@@ -120,11 +105,9 @@ class Predictor:
         """Results for N videos from B = N V rows, the views of a video one after the other.
 
         Args:
-            clip_0: uint8 clips of f_A, BTHWC.
-            clip_1: uint8 clips of f_E.
-        Returns:
-            float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and logits
-            (N,K) averaged over the views; `Scores` reads them.
+            clip_0, clip_1: uint8 clips BTHWC of f_A and of f_E.
+        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and
+        logits (N,K) averaged over the views; `Scores` reads them.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -134,8 +117,7 @@ class Predictor:
                 if name not in self.scorers:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
-                sbar_BK = self.scorers[name](emb_BTD)
-                found[_SBAR + name] = sbar_BK.unflatten(0, (-1, self.views)).mean(1)
+                found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
         if self.video:
             clips = self._clips(clip_1)
             for name, encoder in self.video.items():
@@ -144,7 +126,6 @@ class Predictor:
 
     @torch.inference_mode()
     def embed(self, name: str, clip_BTHWC: np.ndarray) -> Tensor:
-        """emb_BTD of uint8 clips by one f_A."""
         return self.frame[name][0](self._clips(clip_BTHWC)).float()
 
     def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
@@ -167,7 +148,6 @@ class Predictor:
 
 
 def load_score_head(uri: str) -> ScoreHead:
-    """The score head of a snapshot of f_A after L_AV."""
     head = ScoreHead()
     state = _snapshot_state(uri)
     head.load_state_dict({name.partition(".")[2]: value for name, value in state.items() if name.startswith("score.")})

@@ -24,12 +24,9 @@ from finepseudo.data.plan import Sample
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import Recipe
 
-COMPARED = 2048
-"""Labelled videos that the driver compares with each other, about: a matrix of 32 MiB."""
-TOP = 5
-"""Classes whose probability a committed label keeps; the rest of the mass is spread over the others."""
-SMALLEST_STD = 1e-3
-"""Of D over the labelled pairs, where these (almost) coincide."""
+COMPARED = 2048  # labelled videos that the driver compares with each other, about: a matrix of 32 MiB
+TOP = 5  # classes whose probability a committed label keeps; the rest of the mass is spread over the others
+SMALLEST_STD = 1e-3  # of D over the labelled pairs, where these (almost) coincide
 LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
 """Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
 
@@ -37,26 +34,17 @@ LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
 def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -> Temperatures:
     """tau_A and tau_E at which the mean confidence equals the estimated accuracy of each net.                    [C]
 
-        acc_A = leave-one-out accuracy of the pre-trained f_A on D_l (it has seen no label), at least the root of the
-        two nets' agreement, within .9...95; acc_E = agreement^2
+        acc_A = leave-one-out accuracy of the pre-trained f_A on D_l (it has seen no label; None where every class has
+        one video), at least the root of the two nets' agreement, within .9...95; acc_E = agreement^2
 
     Agreement of two independent nets is about acc_A acc_E, hence the root. Nets that learned from the same few labels
     err together, and f_E fits them by heart, so its estimate is the cautious one. No label of D_u is used.
-
-    Args:
-        sbar_NK: class means of alignability of unlabelled videos.
-        logits_NK: f_E's output for the same videos.
-        accuracy_A: the leave-one-out accuracy; None where every class has one video.
     """
     agreement = measures.agreement(sbar_NK.argmax(1).numpy(), logits_NK.argmax(1).numpy())
     acc_A = min(max(accuracy_A or 0.0, agreement**0.5, LOWEST_A), HIGHEST)
     acc_E = min(max(agreement**2, LOWEST_E), HIGHEST)
-    return Temperatures(
-        tau_A=collaborate.fit_temperature(sbar_NK, acc_A),
-        tau_E=collaborate.fit_temperature(logits_NK, acc_E),
-        accuracy_A=acc_A,
-        accuracy_E=acc_E,
-    )
+    tau_A, tau_E = collaborate.fit_temperature(sbar_NK, acc_A), collaborate.fit_temperature(logits_NK, acc_E)
+    return Temperatures(tau_A, tau_E, accuracy_A=acc_A, accuracy_E=acc_E)
 
 
 @dataclass(frozen=True)
@@ -64,10 +52,8 @@ class Compared:
     """What the labelled videos say of a pre-trained f_A when they are compared with each other."""
 
     mean: float
-    std: float
-    """Of D over the pairs: what a new score head standardises by."""
-    accuracy: float | None
-    """Of each video against the others, leave-one-out; None where every class has one video."""
+    std: float  # of D over the pairs: what a new score head standardises by
+    accuracy: float | None  # of each video against the others, leave-one-out; None where every class has one video
 
 
 def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
@@ -89,8 +75,7 @@ def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
 def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]) -> None:
     """Stop before training on labels that have collapsed.
 
-    Raises:
-        TrainingError: coverage, class shares or agreement are beyond the recipe's bounds; with advice.
+    Raises TrainingError, with advice, where coverage, class shares or agreement are beyond the recipe's bounds.
     """
     label = recipe.label
     accepted = np.array(table.column("accepted").to_pylist(), bool)
@@ -121,9 +106,8 @@ def soft_targets(rows: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndar
     """targets_MK from the kept classes of each label; the rest of the mass is even over the others."""
     targets_MK = np.zeros((len(rows), num_classes), np.float32)
     for index, row in enumerate(rows):
-        kept = sum(row["top_p"])
         others = num_classes - len(row["top"])
-        targets_MK[index] = max(0.0, 1 - kept) / others if others else 0.0
+        targets_MK[index] = max(0.0, 1 - sum(row["top_p"])) / others if others else 0.0
         targets_MK[index, row["top"]] = row["top_p"]
     return targets_MK
 

@@ -16,24 +16,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Session:
-    """This worker among the workers of one training."""
-
     device: torch.device
     report: Callable[[Mapping[str, Any]], None]
     """Called by rank 0 now and then; what it is told are arguments of `progress.line`, for the user's log."""
 
     @property
     def rank(self) -> int:
-        """Number of this worker."""
         return dist.get_rank()
 
     @property
     def world(self) -> int:
-        """Number of workers."""
         return dist.get_world_size()
 
     def totals(self, *here: float) -> list[float]:
-        """Sums over the ranks of a few numbers."""
         sums = torch.tensor(here, dtype=torch.float32, device=self.device)
         if self.world > 1:
             dist.all_reduce(sums)

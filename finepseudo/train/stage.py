@@ -24,10 +24,8 @@ _BESIDE = ("folder", "plan", "init", "max_rejected")
 class Stage:
     """A training: an encoder, a loss, an optimiser, a plan, and the weights that it starts from."""
 
-    folder: str
-    """Where it leaves history, checkpoints and snapshot, below the run."""
-    plan: str
-    """Folder of the committed plan."""
+    folder: str  # where it leaves history, checkpoints and snapshot, below the run
+    plan: str  # folder of the committed plan
     plan_fingerprint: str
     encoder: Encoder
     num_classes: int
@@ -38,18 +36,15 @@ class Stage:
     steps: int
     lr: float
     seed: int
-    init: str = ""
-    """URI of the snapshot folder to start from; empty: seeded random weights."""
+    init: str = ""  # URI of the snapshot folder to start from; empty: seeded random weights
     init_digest: str = ""
     score_mean: float = 0.0
     score_std: float = 0.0
     """Mean and deviation of D over the labelled pairs, for a new score head; 0: the head comes with the snapshot."""
-    max_rejected: float = 0.02
-    """Largest share of the plan's rows that may turn out to be undecodable."""
+    max_rejected: float = 0.02  # largest share of the plan's rows that may turn out to be undecodable
 
     @property
     def name(self) -> str:
-        """Of the training, without the folder of all trainings."""
         return self.folder.partition("/")[2]
 
     def lineage(self) -> dict[str, Any]:
@@ -77,7 +72,6 @@ def stage_of(recipe: Recipe, part: Part, loss: Loss, **others: Any) -> Stage:
 
 
 def build_objective(stage: Stage) -> Objective:
-    """The stage's module with the weights that it starts from."""
     crop = stage.pixels.crop
     encoder = random_encoder(stage.encoder, num_classes=stage.num_classes, size=crop, seed=stage.seed)
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +88,6 @@ def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> Non
     """Weights of an earlier stage. Which names may differ follows from the two stages, and from nothing else."""
     run, _, folder = stage.init.rpartition("/")
     data = artefacts.read_part(Store(run), folder, "weights.safetensors")
-    here = set(objective.state_dict())
-    projection = tuple(name for name in here if name.startswith("projection."))
-    score = tuple(name for name in here if name.startswith("score.")) if new_head else ()
-    weights.load_bytes(objective, data, sha256=None, allow_missing=projection + score)
+    new = ("projection.", "score.") if new_head else ("projection.",)
+    missing = {name for name in objective.state_dict() if name.startswith(new)}
+    weights.load_bytes(objective, data, sha256=None, allow_missing=missing)

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from training_helpers import (
     still,
 )
 
-from finepseudo.align.losses import gitdl_bounds
 from finepseudo.data.batch import make_batch
 from finepseudo.data.plan import derive
 from finepseudo.errors import StreamError
@@ -188,7 +188,16 @@ def long_gitdl(tmp_path_factory):
     one = case(tmp_path_factory.mktemp("gitdl"), "gitdl_frame", "long", how=how, steps=50)
     rows = one.plan.rows(0, len(one.plan))
     times = [torch.tensor([row[f"frames_{clip}"] for row in rows]) for clip in (0, 1)]
-    return one, gitdl_bounds(*times, sigma2=gitdl.sigma2)
+    return one, gitdl_bounds(*times, gitdl.sigma2)
+
+
+def gitdl_bounds(s_Bn, t_Bm, sigma2):
+    """The loss at chance, and the least one of a p that depends on frame indices alone: by concavity the entropy of
+    the target averaged over the videos."""
+    logits_Bnm = -(s_Bn.double()[:, :, None] - t_Bm.double()[:, None, :]).square() / (2 * sigma2)
+    each = [torch.special.entr(logits_Bnm.softmax(dim).mean(0)).sum(dim - 1).mean() for dim in (1, 2)]
+    uniform = (math.log(s_Bn.shape[1]) + math.log(t_Bm.shape[1])) / 2
+    return {"uniform": uniform, "position_only": float(sum(each)) / 2}
 
 
 @pytest.mark.parametrize("positions", ["none", "sinusoidal"])

@@ -78,9 +78,11 @@ def test_wider_types_are_kept_and_narrower_ones_widened(kernel):
 
 @pytest.mark.parametrize("mean", ["log_odds", "score"])
 @pytest.mark.parametrize("rows", [1, 2, 100])
-def test_class_scores_are_the_means_over_the_classes_in_any_slices(kernel, mean, rows):
+def test_class_scores_are_the_means_over_the_classes_in_any_slices(kernel, mean, rows, monkeypatch):
     members, head, emb = gallery([2, 0, 0, 2, 2], 4), ready_head(), frames(6, 5, 8)
-    got = ClassScorer(members, head, gamma=0.1, mean=mean, slice_rows=rows)(emb)
+    with monkeypatch.context() as patched:
+        patched.setattr("finepseudo.align.score._slice_rows", lambda *_: rows)
+        got = ClassScorer(members, head, gamma=0.1, mean=mean)(emb)
     values = alignability(distances(emb, members.emb_GTD, 0.1), head, mean)
     torch.testing.assert_close(got, the_mean(values, members.label_G, 4), rtol=1e-6, atol=1e-6)
     assert (got[:, [1, 3]] == -math.inf).all()
@@ -161,8 +163,6 @@ def test_misfits_are_named():
     members = gallery([0, 1], 2)
     with pytest.raises(ValueError, match="gamma > 0, got 0"):
         ClassScorer(members, ready_head(), gamma=0)
-    with pytest.raises(ValueError, match="slice_rows >= 1, got 0"):
-        ClassScorer(members, ready_head(), gamma=0.1, slice_rows=0)
     with pytest.raises(ValueError, match='"log_odds" or "score", got \'mean\''):
         ClassScorer(members, ready_head(), gamma=0.1, mean="mean")
     with pytest.raises(ValueError, match="call standardise"):
