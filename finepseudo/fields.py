@@ -14,11 +14,9 @@ from annotated_types import Ge, Interval
 from finepseudo.errors import RecipeError
 
 Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
-"""Of what may be left out."""
+CountOrZero = Annotated[int, Ge(0)]  # of what may be left out
 Several = Annotated[int, Ge(2)]
-Side = Annotated[int, Ge(8)]
-"""Pixels."""
+Side = Annotated[int, Ge(8)]  # pixels
 Seed = Annotated[int, Ge(0)]
 Positive = Annotated[float, Ge(1e-6)]
 NotNegative = Annotated[float, Ge(0)]

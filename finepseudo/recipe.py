@@ -27,14 +27,10 @@ Method = Literal["supervised", "supervised_2x", "pseudo_video", "pseudo_align", 
 class MethodTraits:
     """What tells a method from the others. All start from the same encoders and take as many steps of f_E."""
 
-    baseline: bool = True
-    """finepseudo is compared with it."""
-    uses_p_A: bool = False
-    """Its pseudo-labels are made of p_A, alone or fused with p_E."""
-    uses_p_E: bool = False
-    """Its pseudo-labels are made of p_E, alone or fused with p_A."""
-    trains_f_A: bool = False
-    """Its rounds may train f_A again."""
+    baseline: bool = True  # finepseudo is compared with it
+    uses_p_A: bool = False  # its pseudo-labels are made of p_A, alone or fused with p_E
+    uses_p_E: bool = False  # its pseudo-labels are made of p_E, alone or fused with p_A
+    trains_f_A: bool = False  # its rounds may train f_A again
 
     @property
     def labels(self) -> bool:
@@ -66,12 +62,9 @@ class Rehearsal:
     """Class words over the alphabet T (tuck), P (pike), W (twist), K (straddle), ended by -U or -F."""
     train_per_class: Count = 80
     test_per_class: Count = 40
-    size: Annotated[int, Ge(16)] = 112
-    """Height and width of the files, pixels."""
-    look: Annotated[int, Interval(ge=0, le=3)] = 1
-    """Look nuisance, 0 (none) to 3."""
-    time: Annotated[int, Interval(ge=0, le=2)] = 1
-    """Time nuisance, 1 or 2."""
+    size: Annotated[int, Ge(16)] = 112  # height and width of the files, pixels
+    look: Annotated[int, Interval(ge=0, le=3)] = 1  # look nuisance, 0 (none) to 3
+    time: Annotated[int, Interval(ge=0, le=2)] = 1  # time nuisance, 1 or 2
     seed: Seed = 0
     fps: Count = 25
 
@@ -80,19 +73,13 @@ class Rehearsal:
 class Data:
     """Where videos and annotations are, and which videos are admitted."""
 
-    root: str = ""
-    """Folder or URI that holds the annotations and the videos; empty: <run>/data."""
-    videos: str = "videos/{video_id}.mp4"
-    """Path of a video below the root."""
-    train: str = "train.json"
-    """Annotations in Diving48's form: a list of vid_name, label, start_frame, end_frame."""
+    root: str = ""  # folder or URI that holds the annotations and the videos; empty: <run>/data
+    videos: str = "videos/{video_id}.mp4"  # path of a video below the root
+    train: str = "train.json"  # annotations; data/formats.py has the forms, by the file's ending
     test: str = "test.json"
-    vocab: str = "vocab.json"
-    """A list of classes; the index is the label."""
-    rehearsal: Rehearsal | None = None
-    """Set: the data set is generated under the root where it is missing."""
-    min_frames: Count = 8
-    """Videos with fewer frames are rejected; fewer than a clip asks for is fine, frames repeat."""
+    vocab: str = "vocab.json"  # a list of classes; the index is the label
+    rehearsal: Rehearsal | None = None  # set: the data set is generated under the root where it is missing
+    min_frames: Count = 8  # videos with fewer frames are rejected; fewer than a clip asks for is fine, frames repeat
     max_rejected: Share = 0.02
     """Largest share of a stage's rows that may turn out to be undecodable before the stage ends with an error."""
 
@@ -101,8 +88,7 @@ class Data:
 class Split:
     """Which training videos keep their label."""
 
-    label_fraction: Share = 0.05
-    """Share of labelled videos of each class, at least one video a class."""
+    label_fraction: Share = 0.05  # share of labelled videos of each class, at least one video a class
     seed: Seed = 0
 
 
@@ -110,21 +96,17 @@ class Split:
 class Pixels:
     """What the encoders see of a frame."""
 
-    height: Side = 48
-    """Height of decoded frames: scaled to cover, then cut at the centre."""
+    height: Side = 48  # height of decoded frames: scaled to cover, then cut at the centre
     width: Side = 48
-    crop: Side = 40
-    """Height and width that the encoders see."""
+    crop: Side = 40  # height and width that the encoders see
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames(Pixels):
     """Size of pixels and length of clips."""
 
-    align: Several = 24
-    """T of f_A: frames spread over the whole action."""
-    video: Several = 16
-    """T of f_E."""
+    align: Several = 24  # T of f_A: frames spread over the whole action
+    video: Several = 16  # T of f_E
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,24 +115,18 @@ class PixelAugment:
 
     scale_min: Annotated[float, Interval(ge=0.1, le=1)] = 0.8
     """Smallest side of the random crop, as a share of the decoded frame; the largest is the whole frame."""
-    cutout: Share = 0.5
-    """Probability of one grey rectangle, the same in all frames of a clip."""
-    cutout_side: Share = 0.35
-    """Largest side of that rectangle, as a share of the crop."""
-    gain: Annotated[float, Interval(ge=0, le=0.9)] = 0.3
-    """Brightness and contrast are multiplied by 1 +- this."""
-    colour: Annotated[float, Interval(ge=0, le=0.9)] = 0.15
-    """Each channel is multiplied by 1 +- this."""
+    cutout: Share = 0.5  # probability of one grey rectangle, the same in all frames of a clip
+    cutout_side: Share = 0.35  # largest side of that rectangle, as a share of the crop
+    gain: Annotated[float, Interval(ge=0, le=0.9)] = 0.3  # brightness and contrast are multiplied by 1 +- this
+    colour: Annotated[float, Interval(ge=0, le=0.9)] = 0.15  # each channel is multiplied by 1 +- this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(PixelAugment):
     """Augmentation of training clips; the draws are a pure function of a plan row."""
 
-    ends: Annotated[float, Interval(ge=0, le=0.4)] = 0.12
-    """Largest share of the video cut off at either end."""
-    warp: Annotated[float, Interval(ge=0, le=2)] = 0.3
-    """Standard deviation of log g in the time warp u^g."""
+    ends: Annotated[float, Interval(ge=0, le=0.4)] = 0.12  # largest share of the video cut off at either end
+    warp: Annotated[float, Interval(ge=0, le=2)] = 0.3  # standard deviation of log g in the time warp u^g
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +138,7 @@ class Models:
     frame_options: dict[str, str] = field(default_factory=dict[str, str])
     """Options of f_A, such as `positions sinusoidal`."""
     video_options: dict[str, str] = field(default_factory=dict[str, str])
-    frame_weights: str = ""
-    """URI of safetensors weights; empty: pre-trained here without labels."""
+    frame_weights: str = ""  # URI of safetensors weights; empty: pre-trained here without labels
     frame_sha256: str = ""
     video_weights: str = ""
     video_sha256: str = ""
@@ -171,8 +146,7 @@ class Models:
     def encoder(self, part: Part) -> Encoder:
         """f_A or f_E with its options.
 
-        Raises:
-            RecipeError: no such encoder or option; what there is, is shown.
+        Raises RecipeError: no such encoder or option; what there is, is shown.
         """
         return choose(getattr(self, part), getattr(self, f"{part}_options"), part=part)
 
@@ -182,12 +156,9 @@ class Optimiser:
     """AdamW with a one-cycle schedule, the same for every training."""
 
     weight_decay: NotNegative = 0.05
-    clip: Positive = 1.0
-    """Largest norm of the gradient."""
-    warmup: Share = 0.3
-    """Share of the steps in which the learning rate rises."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast with fp32 parameters and moments."""
+    clip: Positive = 1.0  # largest norm of the gradient
+    warmup: Share = 0.3  # share of the steps in which the learning rate rises
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast with fp32 parameters and moments
     blocks_per_step: Count = 1
     """Micro-batches (blocks of the plan) that one optimiser step averages; the workers share them."""
 
@@ -199,8 +170,7 @@ class GitdlLoss:
     sigma2: Positive = 10.0
     """Variance of the Gaussian target, frames^2."""
     tau: Positive = 0.1
-    hidden: Count = 256
-    """Width of the projection head, dropped afterwards."""
+    hidden: Count = 256  # width of the projection head, dropped afterwards
     out: Count = 128
 
 
@@ -208,15 +178,11 @@ class GitdlLoss:
 class Gitdl(GitdlLoss):
     """Pre-training without labels (METHOD: GITDL)."""
 
-    frame_steps: CountOrZero = 800
-    """Steps of f_A."""
-    video_steps: CountOrZero = 300
-    """Steps of f_E on its time features; none where weights are given."""
+    frame_steps: CountOrZero = 800  # steps of f_A
+    video_steps: CountOrZero = 300  # steps of f_E on its time features; none where weights are given
     lr: NotNegative = 1e-3
-    videos: Count = 16
-    """Videos in one block."""
-    frames: Several = 16
-    """n: frames of the global and of the local clip."""
+    videos: Count = 16  # videos in one block
+    frames: Several = 16  # n: frames of the global and of the local clip
     skip_global: Count = 4
     skip_local: Count = 2
 
@@ -227,24 +193,19 @@ class AvLoss:
 
     gamma: Positive = 0.1
     margin: NotNegative = 0.1
-    triplet_weight: NotNegative = 1.0
-    """Weight of L_AT; 0 is an ablation."""
-    score_weight: NotNegative = 1.0
-    """w, weight of L_Score; 0 is an ablation."""
+    triplet_weight: NotNegative = 1.0  # weight of L_AT; 0 is an ablation
+    score_weight: NotNegative = 1.0  # w, weight of L_Score; 0 is an ablation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Align(AvLoss):
     """Alignability-verification metric learning of f_A."""
 
-    loss: Literal["av"] = "av"
-    """A name of ALIGN_LOSSES; its options stand here too."""
+    loss: Literal["av"] = "av"  # a name of ALIGN_LOSSES; its options stand here too
     steps: Count = 150
     lr: NotNegative = 7e-4
-    classes: Several = 8
-    """P classes in one block."""
-    clips: Several = 4
-    """M clips of each class."""
+    classes: Several = 8  # P classes in one block
+    clips: Several = 4  # M clips of each class
 
     def chosen(self) -> AvLoss:
         """The options of the loss alone: what a training by it reads of this section."""
@@ -274,13 +235,10 @@ class Rounds:
     """Self-training: label, extend the training set, train both encoders again."""
 
     count: Count = 1
-    video_steps: Count = 500
-    """Steps of f_E in each round."""
+    video_steps: Count = 500  # steps of f_E in each round
     video_lr: NotNegative = 1.2e-3
-    video_label_share: Share = 0.25
-    """Share of labelled videos in every mini-batch of f_E."""
-    frame_rounds: CountOrZero = 0
-    """f_A is trained again in the first this many rounds."""
+    video_label_share: Share = 0.25  # share of labelled videos in every mini-batch of f_E
+    frame_rounds: CountOrZero = 0  # f_A is trained again in the first this many rounds
     frame_steps: Count = 100
     frame_lr: NotNegative = 4e-4
     frame_label_share: Share = 0.5
@@ -291,72 +249,50 @@ class Rounds:
 class Label:
     """How pseudo-labels are made and kept."""
 
-    threshold: Share = 0.5
-    """theta: a pseudo-label is kept from this confidence on."""
-    mean: Literal["log_odds", "score"] = "log_odds"
-    """What is averaged over the gallery members of a class."""
-    per_class_max: CountOrZero = 0
-    """Largest number of gallery members of a class; 0: all."""
-    clips: Count = 1
-    """Clips per unlabelled video, averaged before the fusion."""
-    min_coverage: Share = 0.01
-    """guard: stop when a smaller share of the unlabelled videos is accepted."""
-    max_class_share: Share = 0.6
-    """guard: stop when one class takes a larger share of the accepted labels."""
-    min_agreement: Share = 0.05
-    """guard: stop when p_E and p_A name the same class for a smaller share of the videos."""
+    threshold: Share = 0.5  # theta: a pseudo-label is kept from this confidence on
+    mean: Literal["log_odds", "score"] = "log_odds"  # what is averaged over the gallery members of a class
+    per_class_max: CountOrZero = 0  # largest number of gallery members of a class; 0: all
+    clips: Count = 1  # clips per unlabelled video, averaged before the fusion
+    min_coverage: Share = 0.01  # guard: stop when a smaller share of the unlabelled videos is accepted
+    max_class_share: Share = 0.6  # guard: stop when one class takes a larger share of the accepted labels
+    min_agreement: Share = 0.05  # guard: stop when p_E and p_A name the same class for a smaller share of the videos
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measures on the test videos."""
 
-    clips: Count = 2
-    """Clips per test video, averaged."""
-    pair_videos: Several = 280
-    """Held-out videos from which the pair test draws."""
+    clips: Count = 2  # clips per test video, averaged
+    pair_videos: Several = 280  # held-out videos from which the pair test draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How much hardware works on a run; never changes its result, so it is not part of the digest."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed shards: 1 optimiser state, 2 gradients too, 3 parameters too."""
-    train_workers: Count = 1
-    """Workers of each training; must divide optimiser.blocks_per_step."""
+    zero_stage: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: 1 optimiser state, 2 gradients too, 3 parameters too
+    train_workers: Count = 1  # workers of each training; must divide optimiser.blocks_per_step
     train_cpus: NotNegative = 1
     train_gpus: NotNegative = 0
-    train_resource: str = ""
-    """Custom Ray resource that a training worker asks for, such as `train`."""
-    decode_workers: Count = 1
-    """Decoding processes of each stream."""
+    train_resource: str = ""  # custom Ray resource that a training worker asks for, such as `train`
+    decode_workers: Count = 1  # decoding processes of each stream
     decode_resource: str = ""
-    score_workers: Count = 1
-    """Actors of the scoring pool."""
+    score_workers: Count = 1  # actors of the scoring pool
     score_cpus: NotNegative = 1
     score_gpus: NotNegative = 0
     score_resource: str = ""
     cache_dir: str = ""
     """Node-local folder of decoded clips; empty: a folder of this user below the temporary directory."""
-    cache_gib: NotNegative = 4.0
-    """Bound of that cache; 0 turns it off."""
-    checkpoint_every: Count = 200
-    """Optimiser steps between two committed checkpoints."""
+    cache_gib: NotNegative = 4.0  # bound of that cache; 0 turns it off
+    checkpoint_every: Count = 200  # optimiser steps between two committed checkpoints
     steps_per_block: Count = 8
     """Largest number of consecutive optimiser steps that are decoded as one block of a stream."""
-    segment_steps: Count = 8000
-    """Largest number of steps in one stream; a longer training is a chain of streams."""
-    max_failures: CountOrZero = 3
-    """Restarts of a training's workers before the run gives up."""
-    probe_deadline_s: Annotated[float, Ge(0.1)] = 30.0
-    """Longest time that one video may take to be probed."""
-    collective_timeout_s: Annotated[float, Ge(1)] = 180.0
-    """Longest wait of one training worker for another."""
-    resources_deadline_s: NotNegative = 60.0
-    """Longest wait for resources that the cluster does not have yet."""
-    object_store_mib: Annotated[int, Ge(80)] = 1024
-    """Object store of a cluster that is started here."""
+    segment_steps: Count = 8000  # largest number of steps in one stream; a longer training is a chain of streams
+    max_failures: CountOrZero = 3  # restarts of a training's workers before the run gives up
+    probe_deadline_s: Annotated[float, Ge(0.1)] = 30.0  # longest time that one video may take to be probed
+    collective_timeout_s: Annotated[float, Ge(1)] = 180.0  # longest wait of one training worker for another
+    resources_deadline_s: NotNegative = 60.0  # longest wait for resources that the cluster does not have yet
+    object_store_mib: Annotated[int, Ge(80)] = 1024  # object store of a cluster that is started here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,8 +300,7 @@ class Recipe:
     """A whole run."""
 
     name: str
-    seed: Seed = 0
-    """Seed of initial weights and of every plan."""
+    seed: Seed = 0  # seed of initial weights and of every plan
     methods: tuple[Method, ...] = ("supervised", "finepseudo")
     """finepseudo and the baselines to train from the same stage-2 weights."""
     data: Data = field(default_factory=Data)
@@ -410,8 +345,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
 def recipe_from(body: Mapping[str, Any]) -> Recipe:
     """The recipe that `described` wrote down; what it leaves out has its defaults.
 
-    Raises:
-        RecipeError: it has a field that no recipe has (any more).
+    Raises RecipeError: it has a field that no recipe has (any more).
     """
     return _read(Recipe, body, "")
 

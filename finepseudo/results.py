@@ -21,12 +21,9 @@ from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 
-VERSION = 1
-"""Of results.json."""
-CURVE_POINTS = 50
-"""Of a precision x coverage curve, about: what a plot can show."""
-RESAMPLES = 50
-"""Draws of videos for the standard error of the pair test."""
+VERSION = 1  # of results.json
+CURVE_POINTS = 50  # of a precision x coverage curve, about: what a plot can show
+RESAMPLES = 50  # draws of videos for the standard error of the pair test
 
 Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
@@ -51,8 +48,7 @@ class Accuracy:
     mean_class: float
     mean_class_se: float
     calibration_error: float
-    per_class: list[float | None]
-    """None for a class without a video."""
+    per_class: list[float | None]  # none for a class without a video
     videos: int
 
 
@@ -87,10 +83,8 @@ class RoundQuality:
     agreement: float
     precision: float
     precision_se: float | None
-    precision_all: dict[str, Share | None]
-    """Of p_E, p_A and p, whatever the threshold."""
-    precision_accepted: dict[str, Share | None]
-    """The same over the accepted videos; None where nothing is accepted."""
+    precision_all: dict[str, Share | None]  # of p_E, p_A and p, whatever the threshold
+    precision_accepted: dict[str, Share | None]  # the same over the accepted videos; None where nothing is accepted
     calibration_error: float
     accepted_per_class: list[int]
     right_per_class: list[int]
@@ -131,8 +125,7 @@ class ManifestCounts:
     """What probing found."""
 
     fingerprint: str
-    usable: dict[str, int]
-    """By split."""
+    usable: dict[str, int]  # by split
     rejected: int
     reasons: dict[str, int]
 
@@ -179,17 +172,12 @@ class Results:
     split: SplitCounts
     manifest: ManifestCounts
     classes: list[str]
-    measured: dict[str, Measured]
-    """By method, and STAGE_2."""
-    rounds: dict[str, list[RoundResult]]
-    """By method."""
+    measured: dict[str, Measured]  # by method, and STAGE_2
+    rounds: dict[str, list[RoundResult]]  # by method
     pairs: PairTest
-    gains: dict[str, Share]
-    """Of finepseudo: `<f_E or fused>, over <method>`."""
-    snapshots: dict[str, Snapshots]
-    """By method, and STAGE_2."""
-    predictions: str
-    """Below the run: a table with one row a test video, its truth, and the label by `<method>/<part>`."""
+    gains: dict[str, Share]  # of finepseudo: `<f_E or fused>, over <method>`
+    snapshots: dict[str, Snapshots]  # by method, and STAGE_2
+    predictions: str  # below the run: a table with one row a test video, its truth, and the label by `<method>/<part>`
     timing: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     """Seconds by kind, of each training and pass, by its folder."""
     version: int = VERSION
@@ -206,8 +194,7 @@ class Results:
     def from_json(data: bytes) -> Results:
         """Read results.json.
 
-        Raises:
-            ArtefactError: it is of another version, or no such file; the first wrong field is named.
+        Raises ArtefactError: it is of another version, or no such file; the first wrong field is named.
         """
         try:
             body = json.loads(data)

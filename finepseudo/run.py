@@ -34,8 +34,7 @@ from finepseudo.train import checkpoint
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
 EMBEDDINGS = "embeddings.safetensors"
-LAUNCHES = "timing"
-"""Folder, below a training, of the seconds that each launch took."""
+LAUNCHES = "timing"  # folder, below a training, of the seconds that each launch took
 
 
 def training(name: str) -> str:
@@ -94,8 +93,7 @@ def launch_seconds(store: Store, folder: str) -> float:
 def claim(store: Store, recipe: Recipe) -> None:
     """Make the run directory belong to this recipe, or check that it does.
 
-    Raises:
-        ArtefactError: it belongs to another recipe; both digests and the differing fields are shown.
+    Raises ArtefactError: it belongs to another recipe; both digests and the differing fields are shown.
     """
     body = {"digest": digest(recipe), "recipe": described(recipe)}
     data = json.dumps(body, indent=1, sort_keys=True).encode()
@@ -131,8 +129,7 @@ class Run:
     """Reads what a run left behind."""
 
     store: Store
-    base: Store
-    """Where manifest and pre-training lie: the run itself, or the directory that several runs share."""
+    base: Store  # where manifest and pre-training lie: the run itself, or the directory that several runs share
 
     @staticmethod
     def at(store: Store, base: Store | None = None) -> Run:
@@ -197,8 +194,7 @@ class Run:
     def results(self) -> Results:
         """Every figure.
 
-        Raises:
-            ArtefactError: the run has not come to its end, or another version wrote them.
+        Raises ArtefactError: the run has not come to its end, or another version wrote them.
         """
         try:
             return Results.from_json(self.store.read(RESULTS))

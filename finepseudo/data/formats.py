@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,9 +15,10 @@ from finepseudo.storage.store import Store
 
 @dataclass(frozen=True)
 class Annotation:
-    video_id: str
+    video_id: str  # names the clip everywhere; `data.videos` turns it into a path
     label: int
     split: str
+    where: str = field(compare=False)  # file and entry, for errors
 
 
 def read_annotations(store: Store, data: Data) -> tuple[list[Annotation], list[str]]:
@@ -31,48 +32,48 @@ def read_annotations(store: Store, data: Data) -> tuple[list[Annotation], list[s
     for split, file in (("train", data.train), ("test", data.test)):
         ending = PurePosixPath(file).suffix.lower()
         if ending not in READERS:
-            raise ManifestError(f"{store.uri(file)}: expected a file of annotations ending in {', '.join(READERS)}")
-        rows += READERS[ending](store, file, split, len(names))
+            endings = ", ".join(READERS)
+            raise ManifestError(
+                f"{store.uri(file)}: expected annotations in a file ending in {endings}, got {ending!r}"
+            )
+        rows += READERS[ending](store, file, split)
     seen: dict[str, str] = {}
     for row in rows:
+        _check(row, len(names))
         if row.video_id in seen:
             raise ManifestError(
-                f"{store.uri()}: video id {row.video_id!r} occurs twice ({seen[row.video_id]} and {row.split}); "
-                "every clip needs an id of its own, and no clip may be in two splits"
+                f"{row.where}: video id {row.video_id!r} occurs twice (first in {seen[row.video_id]}); every clip "
+                "needs an id of its own, and no clip may be in two splits"
             )
-        seen[row.video_id] = row.split
+        seen[row.video_id] = row.where
     return rows, names
 
 
-def diving48(store: Store, file: str, split: str, num_classes: int) -> list[Annotation]:
-    """Rows of a Diving48 file: a JSON list of `{"vid_name", "label", "start_frame", "end_frame"}`."""
+def diving48(store: Store, file: str, split: str) -> list[Annotation]:
+    """A Diving48 file: a JSON list of `{"vid_name", "label", "start_frame", "end_frame"}`."""
     body = _json(store, file)
     if not isinstance(body, list) or not body:
         raise ManifestError(f"{store.uri(file)}: expected a non-empty JSON list of clips, got {_shown(body)}")
-    return [_diving48_row(store.uri(file), number, row, split, num_classes) for number, row in enumerate(body)]
+    rows: list[Annotation] = []
+    for number, entry in enumerate(body):
+        where = f"{store.uri(file)}, entry {number}"
+        if not isinstance(entry, Mapping) or not {"vid_name", "label"} <= entry.keys():
+            example = '{"vid_name": "abc_00001", "label": 3, "start_frame": 0, "end_frame": 99}'
+            raise ManifestError(
+                f"{where}: expected vid_name and label, got {_shown(entry)}; a correct entry: {example}"
+            )
+        rows.append(Annotation(entry["vid_name"], entry["label"], split, where))
+    return rows
 
 
-def _diving48_row(file: str, number: int, row: Any, split: str, num_classes: int) -> Annotation:
-    where = f"{file}, entry {number}"
-    example = '{"vid_name": "abc_00001", "label": 3, "start_frame": 0, "end_frame": 99}'
-    if not isinstance(row, Mapping) or not {"vid_name", "label"} <= row.keys():
-        raise ManifestError(f"{where}: expected vid_name and label, got {_shown(row)}; a correct entry: {example}")
-    video_id, label = row["vid_name"], row["label"]
-    check_id(video_id, where)
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < num_classes:
-        raise ManifestError(
-            f"{where}, field label: expected an integer from 0 to {num_classes - 1} (the vocabulary has "
-            f"{num_classes} classes), got {label!r} for {video_id!r}"
-        )
-    return Annotation(video_id, label, split)
+READERS: dict[str, Callable[[Store, str, str], list[Annotation]]] = {".json": diving48}
+"""By the ending of the file's name: (store, file, split) -> rows. A reader parses; `_check` holds for all."""
 
 
-READERS: dict[str, Callable[[Store, str, str, int], list[Annotation]]] = {".json": diving48}
-"""By the ending of the file's name: (store, file, split, number of classes) -> rows."""
-
-
-def check_id(video_id: Any, where: str) -> None:
-    """Refuse ids that could leave the folder of the videos or break a file name."""
+def _check(row: Annotation, num_classes: int) -> None:
+    """Refuse ids that could leave the folder of the videos or break a file name, and labels of no class."""
+    video_id: Any = row.video_id
+    label: Any = row.label
     if (
         not isinstance(video_id, str)
         or not 0 < len(video_id) <= 200
@@ -80,8 +81,13 @@ def check_id(video_id: Any, where: str) -> None:
         or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in video_id)  # lone surrogates too
     ):
         raise ManifestError(
-            f"{where}, field vid_name: expected a non-empty name without '/', '\\', '..' or control characters, "
+            f"{row.where}, field vid_name: expected a non-empty name without '/', '\\', '..' or control characters, "
             f"got {video_id!r}"
+        )
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < num_classes:
+        raise ManifestError(
+            f"{row.where}, field label: expected an integer from 0 to {num_classes - 1} (the vocabulary has "
+            f"{num_classes} classes), got {label!r} for {video_id!r}"
         )
 
 

@@ -182,7 +182,7 @@ def plan_score(videos: Sequence[Video], *, align_frames: int, video_frames: int,
         for view in range(clips):
             phase = (view + 0.5) / clips
             frames = [sampling.spread(video.num_frames, count, phase=phase) for count in (align_frames, video_frames)]
-            rows.append(_row(len(rows), Sample(video), *frames, 0))
+            rows.append(_row(len(rows), Sample(video), frames[0], frames[1], 0))
     return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), block_videos * clips)
 
 

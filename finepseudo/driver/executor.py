@@ -43,8 +43,7 @@ class Executor(Protocol):
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
         """Train from the last committed step to step `stop`.
 
-        Raises:
-            TrainingError: it cannot go on; its committed steps stay.
+        Raises TrainingError: it cannot go on; its committed steps stay.
         """
         ...
 

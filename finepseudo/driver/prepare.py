@@ -26,15 +26,13 @@ from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
 
-GROUP = 28
-"""Videos that one task generates or probes."""
+GROUP = 28  # videos that one task generates or probes
 
 
 def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     """The manifest of the run's data; made by probing every video if it is not committed yet.
 
-    Raises:
-        ManifestError: annotations are wrong (file, entry and field are named), or no video is usable.
+    Raises ManifestError: annotations are wrong (file, place and field are named), or no video is usable.
     """
     data = data_store(recipe, run)
     if recipe.data.rehearsal is not None:

@@ -37,8 +37,7 @@ class Start:
     video: Trained
     pretrained: Embeddings
     aligned: Embeddings
-    accuracy_A: float | None
-    """Of the pre-trained f_A, leave-one-out."""
+    accuracy_A: float | None  # of the pre-trained f_A, leave-one-out
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Finish:
     frame: Trained
     video: Trained
     gallery: Gallery
-    rounds: list[str] = field(default_factory=list[str])
-    """Names of its committed labels."""
+    rounds: list[str] = field(default_factory=list[str])  # names of its committed labels
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ class Story:
     """A run that is trained."""
 
     steps: Steps
-    shared: Steps
-    """The same verbs in the base: pre-training lies there."""
+    shared: Steps  # the same verbs in the base: pre-training lies there
     start: Start
     finishes: dict[Method, Finish]
 

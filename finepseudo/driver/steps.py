@@ -41,8 +41,7 @@ from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
 
-BLOCK_VIDEOS = 32
-"""Videos that a pass decodes and scores at a time."""
+BLOCK_VIDEOS = 32  # videos that a pass decodes and scores at a time
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -62,8 +61,7 @@ class Steps:
 
     recipe: Recipe
     run: Store
-    base: Store
-    """Another run directory; a training that is committed there with the same lineage is used from there."""
+    base: Store  # another run directory; a training that is committed there with the same lineage is used from there
     manifest: Manifest
     split: SplitLists
     executor: Executor
@@ -71,8 +69,7 @@ class Steps:
 
     data: Store = field(init=False)
     videos: dict[str, Video] = field(init=False)
-    labels: dict[str, int] = field(init=False)
-    """Of D_l."""
+    labels: dict[str, int] = field(init=False)  # of D_l
 
     def __post_init__(self) -> None:
         self.data = places.data_store(self.recipe, self.base)
@@ -137,8 +134,7 @@ class Steps:
     def score(self, name: str, videos: Sequence[Video], what: Pass) -> Scores:
         """One pass over videos.
 
-        Raises:
-            DecodeError: more than `data.max_rejected` of the videos could not be decoded.
+        Raises DecodeError: more than `data.max_rejected` of the videos could not be decoded.
         """
         with self._passes:
             log.info("%s: %d videos", name, len(videos))
@@ -193,8 +189,7 @@ class Steps:
     ) -> pa.Table:
         """Committed pseudo-labels of D_u by f_A and f_E; `scores` is asked only where they are not committed yet.
 
-        Raises:
-            TrainingError: they are useless (`guard`), with advice.
+        Raises TrainingError: they are useless (`guard`), with advice.
         """
         folder, recipe, traits = places.labels(name), self.recipe, METHODS[method]
 
@@ -249,8 +244,7 @@ class Steps:
 def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, executor: Executor) -> str:
     """Digest of the stage's committed snapshot, which is trained if it is not there yet, a segment at a time.
 
-    Raises:
-        TrainingError: see Executor.train.
+    Raises TrainingError: see Executor.train.
     """
     lineage, folder = stage.lineage(), f"{stage.folder}/snapshot"
     while (marker := artefacts.committed(run, folder)) is None:

@@ -22,8 +22,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def find(name: str) -> Recipe:
     """The recipe of a name, or of `file.py:function` outside the package.
 
-    Raises:
-        RecipeError: there is none; the nearest names are shown.
+    Raises RecipeError: there is none; the nearest names are shown.
     """
     if ":" in name:
         return _from_file(*name.rsplit(":", 1))

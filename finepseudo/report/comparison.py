@@ -23,8 +23,7 @@ class Spread:
     """One figure over the seeds."""
 
     mean: float
-    se: float | None
-    """Standard error of the mean; None for one seed."""
+    se: float | None  # standard error of the mean; None for one seed
     by_seed: list[float]
 
 

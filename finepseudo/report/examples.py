@@ -44,8 +44,7 @@ class Example:
     neighbour: str
     distance: float
     frames_THWC: np.ndarray
-    aligned_THWC: np.ndarray
-    """The neighbour's frames that the hard path aligns with those shown."""
+    aligned_THWC: np.ndarray  # the neighbour's frames that the hard path aligns with those shown
 
 
 def choose_examples(run: Run, results: Results) -> list[Example]:

@@ -35,10 +35,8 @@ PAIRS = (
 KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
-CLEAR = 2.0
-"""Standard errors from which a difference is called one."""
-ROUNDS_PRINTED = 4
-"""More rounds than this are on the page only; the lines give the last one of each method."""
+CLEAR = 2.0  # standard errors from which a difference is called one
+ROUNDS_PRINTED = 4  # more rounds than this are on the page only; the lines give the last one of each method
 
 Seconds = Mapping[str, float]
 
@@ -52,8 +50,7 @@ def summary(results: Results) -> str:
 def write_report(run: Run) -> str:
     """Write report.html into the run; its address.
 
-    Raises:
-        ArtefactError: the run has no results.
+    Raises ArtefactError: the run has no results.
     """
     results = run.results()
     try:

@@ -24,8 +24,7 @@ def cluster(recipe: Recipe) -> Iterator[None]:
 
     A cluster started here answers only holders of a token made afresh for it (see the package's __init__).
 
-    Raises:
-        ClusterError: the cluster lacks what the recipe needs, or cannot be reached.
+    Raises ClusterError: the cluster lacks what the recipe needs, or cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -86,8 +85,7 @@ def needed(recipe: Recipe) -> Need:
 def preflight(recipe: Recipe) -> None:
     """Wait until the cluster has what the run needs, at most `scale.resources_deadline_s`.
 
-    Raises:
-        ClusterError: one line for each resource that is missing: needed, there, and which options lower the need.
+    Raises ClusterError: one line for each resource that is missing: needed, there, and which options lower the need.
     """
     need, ends = needed(recipe), time.monotonic() + recipe.scale.resources_deadline_s
     while True:

@@ -32,8 +32,7 @@ R = TypeVar("R")
 def on_ray(recipe: Recipe) -> Iterator[RayExecutor]:
     """A cluster, joined or started here, that has what the recipe needs.
 
-    Raises:
-        ClusterError: it has not, or cannot be reached.
+    Raises ClusterError: it has not, or cannot be reached.
     """
     with cluster(recipe), listening() as board:
         yield RayExecutor(recipe, board)
@@ -53,8 +52,7 @@ class RayExecutor:
     def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
         """A bounded number of the groups is under way at a time.
 
-        Raises:
-            ClusterError: no group ended within GROUP_DEADLINE_S.
+        Raises ClusterError: no group ended within GROUP_DEADLINE_S.
         """
         limit = max(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 1)) // 4)
         remote, shared = cast(Any, ray.remote(num_cpus=1)(_call)), ray.put(task)

@@ -23,20 +23,16 @@ from finepseudo.data.stream import BlockReader
 from finepseudo.recipe import Recipe
 from finepseudo.storage.store import Store
 
-Blocks = Callable[[int], Iterator[int]]
-"""Number of a stream block -> numbers of the plan's blocks in it."""
+Blocks = Callable[[int], Iterator[int]]  # number of a stream block -> numbers of the plan's blocks in it
 
 
 @dataclass(frozen=True)
 class Layout:
     """Which blocks of a plan a stream block holds."""
 
-    start: int
-    """First step."""
-    stop: int
-    """Step to stop before."""
-    workers: int
-    """W, the training workers that share a step's blocks."""
+    start: int  # first step
+    stop: int  # step to stop before
+    workers: int  # w, the training workers that share a step's blocks
     blocks_per_step: int
     steps_per_block: int
 

@@ -27,15 +27,13 @@ from finepseudo.train.loop import run_stage
 from finepseudo.train.session import Session
 from finepseudo.train.stage import Stage
 
-FAULT = "fault.txt"
-"""Why a stage stopped for good; the driver raises it."""
+FAULT = "fault.txt"  # why a stage stopped for good; the driver raises it
 
 
 def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, stop: int) -> None:
     """Train from the last committed step to step `stop`.
 
-    Raises:
-        TrainingError: the workers failed more often than `scale.max_failures`; their first error is shown.
+    Raises TrainingError: the workers failed more often than `scale.max_failures`; their first error is shown.
     """
     scale, name = recipe.scale, stage.name
     resources = {"CPU": scale.train_cpus, "GPU": scale.train_gpus}

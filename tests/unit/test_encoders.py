@@ -3,20 +3,27 @@
 Axes: B batch, T frames, C channels, H W pixels, D embedding, F features, K classes.
 """
 
+import importlib
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
+from finepseudo import models
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder, build
 from finepseudo.models.resnet import ResNet18, factored_width
 from finepseudo.models.table import ENCODERS, choose
 from finepseudo.models.tiny import TemporalStage
 from finepseudo.models.vtn import TemporalTransformer
 
-FRAME = ("tiny_vtn", "vtn_resnet18")
-VIDEO = ("tiny_r2plus1d", "r2plus1d_18")
+# What is expected of every encoder of the table. f_A: D and F; f_E: time features of 8 frames, and F.
+FRAME = {"tiny_vtn": (64, 128), "vtn_resnet18": (128, 256)}
+VIDEO = {"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512)}
+# Another value of every option, which the default weights and answers must tell apart.
+OTHER = {"dim": "16", "positions": "sinusoidal", "dropout": "0.5", "temporal_stride_1": "true"}
 K = 5
 
 
@@ -45,9 +52,34 @@ def test_the_table_is_what_is_tested_here():
     assert set(ENCODERS) == {*FRAME, *VIDEO}
 
 
-@pytest.mark.parametrize(("name", "dim", "feature_dim"), [("tiny_vtn", 64, 128), ("vtn_resnet18", 128, 256)])
-def test_frame_encoders_give_unit_embeddings(name, dim, feature_dim):
-    encoder = make(name)
+def test_every_encoder_of_the_package_is_in_the_table():
+    for file in Path(models.__file__).parent.glob("*.py"):
+        importlib.import_module(f"finepseudo.models.{file.stem}")
+    classes = {kind.__name__ for base in (FrameEncoder, VideoEncoder) for kind in base.__subclasses__()}
+    assert classes == {entry.made_by.partition(":")[2] for entry in ENCODERS.values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, item.name) for name, entry in ENCODERS.items() for item in fields(entry.options)]
+)
+def test_every_option_changes_something(name, option):
+    plain, other = make(name), build(choose(name, {option: OTHER[option]}), num_classes=K, size=32, seed=0)
+    answers = []
+    for encoder in (plain, other):
+        torch.manual_seed(0)
+        answers.append(encoder(clip()))
+    assert answers[0].shape != answers[1].shape or not torch.allclose(*answers)
+
+
+@pytest.mark.parametrize("size", [8, 13, 28])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_frames_of_any_size(name, size):
+    assert make(name, size=size).eval()(clip(size=size)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", FRAME)
+def test_frame_encoders_give_unit_embeddings(name):
+    encoder, (dim, feature_dim) = make(name), FRAME[name]
     assert isinstance(encoder, FrameEncoder)
     assert (encoder.dim, encoder.feature_dim) == (dim, feature_dim)
     for mode in (True, False):
@@ -68,9 +100,9 @@ def test_embeddings_are_centred_over_all_frames(name):
     torch.testing.assert_close(encoder(clip()).flatten(0, 1), torch.nn.functional.normalize(normed_ND, dim=-1))
 
 
-@pytest.mark.parametrize(("name", "T_out", "feature_dim"), [("tiny_r2plus1d", 8, 128), ("r2plus1d_18", 1, 512)])
-def test_video_encoders_give_logits(name, T_out, feature_dim):
-    encoder = make(name).eval()
+@pytest.mark.parametrize("name", VIDEO)
+def test_video_encoders_give_logits(name):
+    encoder, (T_out, feature_dim) = make(name).eval(), VIDEO[name]
     assert isinstance(encoder, VideoEncoder)
     assert (encoder.num_classes, encoder.feature_dim) == (K, feature_dim)
     feat_BTF, logits_BK = encoder.time_features(clip()), encoder(clip())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finepseudo.data.formats import Annotation, check_id, read_annotations
+from finepseudo.data.formats import Annotation, read_annotations
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Data
 from finepseudo.storage.store import Store
@@ -21,7 +21,9 @@ def read(tmp_path, train=(GOOD,), test=({"vid_name": "u", "label": 1},), vocab=(
 def test_rows_come_in_the_order_of_the_files(tmp_path):
     train = [{"vid_name": name, "label": 1, "start_frame": 0, "end_frame": 9} for name in ("b", "a b.c_ü-1")]
     rows, names = read(tmp_path, train, vocab=[["15som", "FREE"], "dive"])
-    assert rows == [Annotation("b", 1, "train"), Annotation("a b.c_ü-1", 1, "train"), Annotation("u", 1, "test")]
+    known = [("b", 1, "train"), ("a b.c_ü-1", 1, "train"), ("u", 1, "test")]
+    assert rows == [Annotation(*one, "anywhere") for one in known]
+    assert rows[1].where == f"{tmp_path}/train.json, entry 1"
     assert names == ["15som-FREE", "dive"]
 
 
@@ -54,8 +56,11 @@ def test_files_may_have_other_names(tmp_path):
         ([{"vid_name": "a\0", "label": 0}], "field vid_name"),
         ([{"vid_name": "a\ud800", "label": 0}], "field vid_name"),
         ([{"vid_name": "a" * 201, "label": 0}], "field vid_name"),
-        ([{"vid_name": "a", "label": 0}, {"vid_name": "a", "label": 1}], r"'a' occurs twice \(train and train\)"),
-        ([{"vid_name": "u", "label": 0}], r"'u' occurs twice \(train and test\); .* no clip may be in two splits"),
+        (
+            [{"vid_name": "a", "label": 0}, {"vid_name": "a", "label": 1}],
+            r"entry 1: video id 'a' occurs twice \(first in .*train.json, entry 0",
+        ),
+        ([{"vid_name": "u", "label": 0}], r"'u' occurs twice \(first in .*train.json, .* no clip may be in two splits"),
         ([{"name": "a", "label": 0}], r"entry 0: expected vid_name and label, got .*; a correct entry: \{\"vid_name\""),
         (["a"], "entry 0: expected vid_name and label, got 'a'"),
         ([], r"train.json: expected a non-empty JSON list of clips, got \[\]"),
@@ -103,11 +108,12 @@ def test_missing_and_broken_files(tmp_path):
             read_annotations(Store(str(tmp_path)), Data())
 
 
-def test_ids_of_well_known_data_sets_are_admitted():
-    for video_id in ("-mdMxkvoWfs_00001", "v_SoccerJuggling_g23_c01", "A0xAXXysHUo_E_002184_002237_A_0035_0036"):
-        check_id(video_id, "here")
+def test_ids_of_well_known_data_sets_are_admitted(tmp_path):
+    ids = ["-mdMxkvoWfs_00001", "v_SoccerJuggling_g23_c01", "A0xAXXysHUo_E_002184_002237_A_0035_0036"]
+    rows, _ = read(tmp_path, [{"vid_name": video_id, "label": 0} for video_id in ids])
+    assert [row.video_id for row in rows[:3]] == ids
 
 
 def test_a_form_that_nobody_reads_is_refused(tmp_path):
-    with pytest.raises(ManifestError, match=r"train\.pkl: expected a file of annotations ending in \.json"):
+    with pytest.raises(ManifestError, match=r"train\.pkl: expected annotations in .* \.json, got '\.pkl'"):
         read(tmp_path, data=Data(train="train.pkl"))

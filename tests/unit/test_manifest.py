@@ -23,7 +23,7 @@ PROBES = {"a": good(), "b": {"error": "empty: the file has 0 bytes"}, "c": good(
 def build(probes=None, where="/v", labels=None, min_frames=8):
     probes = {**PROBES, **(probes or {})}
     rows = [
-        Annotation(name, (labels or {}).get(name, 1), "test" if name == "t" else "train") for name in sorted(probes)
+        Annotation(name, (labels or {}).get(name, 1), "test" if name == "t" else "train", "") for name in sorted(probes)
     ]
     return build_manifest(
         rows[::-1], NAMES, probes, {name: f"{where}/{name}" for name in probes}, min_frames=min_frames
@@ -78,7 +78,7 @@ def test_a_split_without_usable_videos_is_refused_with_examples():
     with pytest.raises(ManifestError, match=r"split 'train'; rejected: a: gone; b: empty.*; c: too short.*; d: gone"):
         build({"a": {"error": "gone"}, "d": {"error": "gone"}})
     with pytest.raises(ManifestError, match=r"split 'test'; rejected: none annotated"):
-        build_manifest([Annotation("a", 0, "train")], NAMES, PROBES, {"a": "/v/a"}, min_frames=8)
+        build_manifest([Annotation("a", 0, "train", "")], NAMES, PROBES, {"a": "/v/a"}, min_frames=8)
 
 
 def test_manifest_survives_the_store(tmp_path):

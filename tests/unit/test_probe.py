@@ -88,7 +88,7 @@ def test_too_short_is_the_manifests_word(file, movie, prober):
     probes = {"s": prober.probe(file("s.mp4", rehearsal.encode_mp4(frames, 25)))}
     probes |= {name: prober.probe(file(f"{name}.mp4", movie)) for name in ("a", "t")}
     assert probes["s"]["num_frames"] == 3
-    rows = [Annotation(name, 0, "test" if name == "t" else "train") for name in probes]
+    rows = [Annotation(name, 0, "test" if name == "t" else "train", "") for name in probes]
     manifest = build_manifest(rows, ["x", "y"], probes, dict.fromkeys(probes, "u"), min_frames=8)
     reasons = {row["video_id"]: row["reason"] for row in manifest.table.to_pylist()}
     assert reasons == {"a": "", "t": "", "s": "too short: 3 frames, data.min_frames is 8"}

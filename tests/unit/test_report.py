@@ -239,7 +239,7 @@ def labelled_run(tmp_path):
             "num_frames": len(rehearsal.truth(spec, split, video_id).phase_F), "fps": 25.0, "height": spec.size,
             "width": spec.size, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
         }  # fmt: skip
-        annotations.append(Annotation(name, label, split))
+        annotations.append(Annotation(name, label, split, ""))
     manifest = build_manifest(annotations, names, probes, paths, min_frames=8)
     classes = json.dumps(names).encode()
     parts = {"manifest.parquet": artefacts.table_bytes(manifest.table), "classes.json": classes}
