@@ -51,8 +51,7 @@ def p_align(sbar_NK: Tensor, tau: float) -> Tensor:
         tau: τ_A > 0; 0.5 for log-odds, or by `fit_temperature` [C].
     Raises ValueError unless it is (N,K), τ_A is positive, no value is NaN or +inf, and each row has a finite class.
     """
-    _check_logits("sbar_NK", sbar_NK)
-    return _softmax(sbar_NK, tau)
+    return _softmax("sbar_NK", sbar_NK, tau)
 
 
 def p_video(logits_NK: Tensor, tau: float = 1.0) -> Tensor:
@@ -65,8 +64,7 @@ def p_video(logits_NK: Tensor, tau: float = 1.0) -> Tensor:
         logits_NK: f_E's output, averaged over the clips of a video.
     Raises ValueError as `p_align`.
     """
-    _check_logits("logits_NK", logits_NK)
-    return _softmax(logits_NK, tau)
+    return _softmax("logits_NK", logits_NK, tau)
 
 
 def fuse(p_A_NK: Tensor, p_E_NK: Tensor) -> Tensor:
@@ -172,7 +170,8 @@ def decide(
     )
 
 
-def _softmax(logits_NK: Tensor, tau: float) -> Tensor:
+def _softmax(name: str, logits_NK: Tensor, tau: float) -> Tensor:
+    _check_logits(name, logits_NK)
     if not 0 < tau < float("inf"):
         raise ValueError(f"expected tau > 0, got {tau}")
     return (logits_NK.to(torch.promote_types(logits_NK.dtype, torch.float32)) / tau).softmax(1)

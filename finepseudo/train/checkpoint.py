@@ -100,8 +100,8 @@ def export_snapshot(store: Store, folder: str, *, lineage: Mapping[str, Any]) ->
     shapes = json.loads(bytes(whole.pop("shapes").tolist()))
     state = {name.partition(":")[2]: value for name, value in whole.items()}
     state |= {name: parts["param"].view(shapes[name]) for name, parts in tensors.items()}
-    kept = {name: value for name, value in state.items() if not name.startswith("projection.")}
-    data = weights.to_bytes(kept, {"lineage": json.dumps(plain(lineage), sort_keys=True)})
+    state = {name: value for name, value in state.items() if not name.startswith("projection.")}
+    data = weights.to_bytes(state, {"lineage": json.dumps(plain(lineage), sort_keys=True)})
     artefacts.commit(store, f"{folder}/snapshot", {"weights.safetensors": data}, lineage)
     store.delete(f"{folder}/checkpoints")
 
