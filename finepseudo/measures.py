@@ -80,13 +80,13 @@ def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 1
 
 
 def label_quality(accepted_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> LabelQuality:
-    """Of accepted pseudo-labels; truth -1 is a video of a class that the labelled set lacks."""
+    """Of accepted pseudo-labels."""
     accepted, label, truth = _same_length(accepted=accepted_N, label=label_N, truth=truth_N)
     kept = accepted.astype(bool)
     count = int(kept.sum())
     if not count:
         return LabelQuality(0, 0.0 if len(kept) else math.nan, math.nan)
-    right = (label[kept] == truth[kept]) & (truth[kept] >= 0)
+    right = label[kept] == truth[kept]
     return LabelQuality(count, count / len(kept), float(right.mean()))
 
 
@@ -98,7 +98,7 @@ def precision_coverage_curve(confidence_N: ArrayLike, label_N: ArrayLike, truth_
         raise ValueError(f"expected confidence {label.shape} without NaN, got {confidence.shape}")
     order = np.argsort(-confidence, kind="stable")
     sorted_N = confidence[order]
-    right = np.cumsum(((label == truth) & (truth >= 0))[order])
+    right = np.cumsum((label == truth)[order])
     last_of_tie = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], len(sorted_N) > 0))
     kept = last_of_tie + 1
     return PrecisionCoverage(sorted_N[last_of_tie], right[last_of_tie] / kept, kept / max(len(sorted_N), 1))

@@ -34,7 +34,7 @@ class ClipBatch:
     other_time_BT: Tensor | None
     seed_B: list[int]
     video_B: Tensor
-    label_B: Tensor
+    label_B: Tensor | None  # None: nothing of the block has a label, as in pre-training
     weight_B: Tensor  # 0: the row could not be decoded and takes no part
     target_BK: Tensor | None  # soft targets, where the plan has them; rows without one carry the label as one-hot
     errors: dict[int, str]  # reasons of the rows that could not be decoded, by position
@@ -80,7 +80,7 @@ def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> Clip
         other_time_BT=torch.tensor(np.stack([row["frames_1"] for row in rows]), dtype=torch.float32) if two else None,
         seed_B=[row["aug_seed"] for row in rows],
         video_B=torch.tensor([row["video"] for row in rows]),
-        label_B=torch.tensor([row["label"] for row in rows]),
+        label_B=torch.tensor([row["label"] for row in rows]) if rows[0]["label"] is not None else None,
         weight_B=torch.tensor(weight, dtype=torch.float32),
         target_BK=_targets(plan, rows, num_classes),
         errors=errors,
@@ -94,7 +94,7 @@ def _targets(plan: Plan, rows: list[dict[str, Any]], num_classes: int) -> Tensor
         return None
     target_BK = torch.zeros(len(rows), num_classes)
     for index, row in enumerate(rows):
-        if row["target"] >= 0:
+        if row["target"] is not None:
             target_BK[index] = torch.from_numpy(plan.targets_MK[row["target"]])
         else:
             target_BK[index, row["label"]] = 1

@@ -45,7 +45,7 @@ class Plan:
     table: pa.Table
     block_rows: int
     targets_MK: np.ndarray | None = None
-    """Soft targets of pseudo-labelled videos; column `target` is the row in it, -1 for the label itself."""
+    """Soft targets of pseudo-labelled videos; column `target` is the row in it, null for the label itself."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -95,9 +95,9 @@ class Sample:
     """What a plan row is made of, before its frames are drawn."""
 
     video: Video
-    label: int = -1
+    label: int | None = None
     weight: float = 1.0
-    target: int = -1
+    target: int | None = None
 
 
 def plan_gitdl(videos: Sequence[Video], gitdl: Gitdl, *, steps: int, blocks_per_step: int, seed: int) -> Plan:
@@ -221,6 +221,7 @@ def _row(
 def _by_class(samples: Sequence[Sample], what: str, seed: int) -> Mapping[int, Iterator[Sample]]:
     members: dict[int, list[Sample]] = {}
     for sample in samples:
+        assert sample.label is not None, f"{what} videos have labels"
         members.setdefault(sample.label, []).append(sample)
     return {label: _epochs(members[label], f"{what}-{label}", seed) for label in sorted(members)}
 

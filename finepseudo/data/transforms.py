@@ -17,9 +17,9 @@ from finepseudo.recipe import PixelAugment
 MEAN, STD = 0.45, 0.225  # of pixels in 0..1, the same for all channels, as video encoders are commonly trained with
 
 
-def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: PixelAugment, crop: int) -> Tensor:
+def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], options: PixelAugment, crop: int) -> Tensor:
     """Random crop, cutout, gain and colour: uint8 clips to normalised clip_BTCHW of `crop` x `crop` pixels."""
-    draws = [_draw(seed, how) for seed in seed_B]
+    draws = [_draw(seed, options) for seed in seed_B]
     box_B4 = torch.tensor(np.stack([draw[0] for draw in draws]), dtype=torch.float32)
     colour_B4 = torch.tensor(np.stack([draw[1] for draw in draws]), dtype=torch.float32, device=clip_BTHWC.device)
     clip_BTCHW = _crop(clip_BTHWC, box_B4, crop)
@@ -32,23 +32,23 @@ def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], how: PixelAugment, crop: 
     return (clip_BTCHW - MEAN) / STD
 
 
-def centre(clip_BTHWC: Tensor, how: PixelAugment, crop: int) -> Tensor:
+def centre(clip_BTHWC: Tensor, options: PixelAugment, crop: int) -> Tensor:
     """The same without chance, for inference: a centred crop of the mean size."""
-    side = (1 + how.scale_min) / 2
+    side = (1 + options.scale_min) / 2
     box_B4 = torch.tensor([[side, side, 0.0, 0.0]]).expand(len(clip_BTHWC), 4)
     return (_crop(clip_BTHWC, box_B4, crop) - MEAN) / STD
 
 
-def _draw(seed: int, how: PixelAugment) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float] | None]:
+def _draw(seed: int, options: PixelAugment) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float] | None]:
     """Box (height, width, centre y, centre x; the frame is -1..1), contrast and channel gains, cutout edges."""
     rng = np.random.default_rng(seed)
-    side = rng.uniform(how.scale_min, 1)
+    side = rng.uniform(options.scale_min, 1)
     centre_2 = rng.uniform(-(1 - side), 1 - side, 2)
-    contrast = 1 + rng.uniform(-how.gain, how.gain)
-    channel_3 = (1 + rng.uniform(-how.gain, how.gain)) * (1 + rng.uniform(-how.colour, how.colour, 3))
+    contrast = 1 + rng.uniform(-options.gain, options.gain)
+    channel_3 = (1 + rng.uniform(-options.gain, options.gain)) * (1 + rng.uniform(-options.colour, options.colour, 3))
     hole = None
-    if rng.uniform() < how.cutout:
-        height, width = rng.uniform(min(0.1, how.cutout_side), how.cutout_side, 2)
+    if rng.uniform() < options.cutout:
+        height, width = rng.uniform(min(0.1, options.cutout_side), options.cutout_side, 2)
         top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
         hole = (top, top + height, left, left + width)
     return np.array([side, side, *centre_2]), np.array([contrast, *channel_3]), hole

@@ -95,9 +95,9 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         before = steps.embed("pretrained", pretrained, held_out)
         compared = compare_labelled(steps.gallery(before), recipe.align.gamma, steps.seed("compare"))
         plan = _align_plan(steps, "align", recipe.align.steps)
-        how, loss = recipe.align, recipe.align.chosen()
+        align, loss = recipe.align, recipe.align.chosen()
         aligned = steps.train(
-            "align/frame", "frame", loss, plan, steps=how.steps, lr=how.lr, init=pretrained, compared=compared
+            "align/frame", "frame", loss, plan, steps=align.steps, lr=align.lr, init=pretrained, compared=compared
         )
         return aligned, before, steps.embed("aligned", aligned, held_out), compared.accuracy
 

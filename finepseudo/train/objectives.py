@@ -66,8 +66,9 @@ class GitdlObjective(Objective):
         time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
         projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)
         g_BnD, l_BmD = projected.chunk(2)
-        how = {"sigma2": self.loss.sigma2, "tau": self.loss.tau}
-        return gitdl_loss(g_BnD, l_BmD, batch.time_BT, batch.other_time_BT, **how, weight_B=batch.weight_B), {}
+        sigma2, tau = self.loss.sigma2, self.loss.tau
+        times = batch.time_BT, batch.other_time_BT
+        return gitdl_loss(g_BnD, l_BmD, *times, sigma2=sigma2, tau=tau, weight_B=batch.weight_B), {}
 
 
 class AlignObjective(Objective):
@@ -84,9 +85,10 @@ class AlignObjective(Objective):
         emb_BTD = self.encoder(self.clips(batch))
         with torch.autocast(emb_BTD.device.type, enabled=False):
             dist_BB = block_distances(emb_BTD.float(), gamma=self.loss.gamma)
-            rows = batch.label_B, batch.video_B, batch.weight_B
-            how = {"triplet_weight": self.loss.triplet_weight, "score_weight": self.loss.score_weight}
-            av = av_loss(dist_BB, self.score(dist_BB), *rows, margin=self.loss.margin, **how)
+            assert batch.label_B is not None
+            weights = {"triplet_weight": self.loss.triplet_weight, "score_weight": self.loss.score_weight}
+            pairs = dist_BB, self.score(dist_BB), batch.label_B, batch.video_B, batch.weight_B
+            av = av_loss(*pairs, margin=self.loss.margin, **weights)
         logged = {"L_AT": av.triplet.loss, "L_Score": av.score, "anchors_skipped": av.triplet.skipped}
         return av.loss, {name: value.detach().float() for name, value in logged.items()}
 
@@ -107,6 +109,7 @@ class ClassifyObjective(Objective):
         batch = batch.decoded()
         logits_BK = self.encoder(self.clips(batch)).float()
         target = batch.label_B if batch.target_BK is None else batch.target_BK
+        assert target is not None
         loss_B = F.cross_entropy(logits_BK, target, reduction="none")
         return (loss_B * batch.weight_B).sum() / rows, {}
 

@@ -137,7 +137,7 @@ def pseudo_samples(
     """The accepted videos as samples, each weighted by its confidence; and their soft targets, where asked for."""
     rows = [row for row in table.to_pylist() if row["accepted"]]
     samples = [
-        Sample(videos[row["video_id"]], row["label"], row["confidence"], index if soft else -1)
+        Sample(videos[row["video_id"]], row["label"], row["confidence"], index if soft else None)
         for index, row in enumerate(rows)
     ]
     return samples, soft_targets(rows, num_classes) if soft else None

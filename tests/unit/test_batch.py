@@ -70,7 +70,7 @@ def test_two_clips_and_their_times_in_pre_training():
     rows = made.rows(0, 4)
     assert batch.other_BTHWC[:, 0, 0, 0, 0].tolist() == [100, 101, 102, 103]
     assert batch.other_time_BT.tolist() == [row["frames_1"] for row in rows]
-    assert batch.label_B.tolist() == [-1] * 4
+    assert batch.label_B is None
 
 
 def test_lost_rows_keep_their_place_with_weight_0_and_their_reason():

@@ -61,11 +61,9 @@ def test_calibration_error_of_clear_cases():
         m.calibration_error([0.2, 1.5], [True, True])
 
 
-def test_label_quality_counts_novel_videos_as_wrong():
-    out = m.label_quality([True, True, True, False], [0, 1, 2, 0], [0, 2, -1, 0])
+def test_label_quality_is_over_the_accepted_videos():
+    out = m.label_quality([True, True, True, False], [0, 1, 2, 0], [0, 2, 1, 0])
     assert out == m.LabelQuality(accepted=3, coverage=0.75, precision=1 / 3)
-    minus = m.label_quality([True], [-1], [-1])
-    assert minus.precision == 0
     none = m.label_quality([False, False], [0, 0], [0, 0])
     assert (none.accepted, none.coverage) == (0, 0)
     assert math.isnan(none.precision)
@@ -73,7 +71,7 @@ def test_label_quality_counts_novel_videos_as_wrong():
 
 def test_precision_coverage_curve_is_label_quality_at_every_threshold():
     confidence = RNG(0).integers(0, 10, 80) / 10
-    label, truth = RNG(1).integers(0, 3, 80), RNG(2).integers(-1, 3, 80)
+    label, truth = RNG(1).integers(0, 3, 80), RNG(2).integers(0, 3, 80)
     curve = m.precision_coverage_curve(confidence, label, truth)
     assert (np.diff(curve.threshold) < 0).all()
     assert curve.coverage[-1] == 1

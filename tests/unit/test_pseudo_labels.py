@@ -127,7 +127,7 @@ def test_accepted_videos_become_samples_that_weigh_their_confidence():
     assert [(s.video.video_id, s.label, s.weight, s.target) for s in samples] == [("a", 2, 0.5, 0), ("c", 1, 0.75, 1)]
     np.testing.assert_allclose(targets_MK, [[0.3, 0.2, 0.5], [0, 0.75, 0.25]], atol=1e-6)
     hard, no_targets = pseudo_samples(table, videos, 3, soft=False)
-    assert [(s.label, s.weight, s.target) for s in hard] == [(2, 0.5, -1), (1, 0.75, -1)]
+    assert [(s.label, s.weight, s.target) for s in hard] == [(2, 0.5, None), (1, 0.75, None)]
     assert no_targets is None
 
 
