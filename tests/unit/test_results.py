@@ -1,15 +1,19 @@
 """The figures of a run against small cases that were counted by hand."""
 
+import json
 import math
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from test_report import labels as sample_labels
+from test_report import results as sample_results
 
 from finepseudo.align.score import distances
+from finepseudo.errors import ArtefactError
 from finepseudo.measures import pair_average_precision
-from finepseudo.results import RoundLabels, Share, accuracy, gain, gains, pair_test, round_quality, share
+from finepseudo.results import Results, RoundLabels, Share, accuracy, gain, gains, pair_test, round_quality, share
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2])
 
@@ -156,3 +160,33 @@ def test_pair_test_needs_pairs_of_both_kinds(label_N):
     found = pair_test(emb, emb, np.array(label_N), 0.1)
     assert found.scores == {}
     assert (found.videos, found.pairs, found.same) == (3, 3, 3 if len(set(label_N)) == 1 else 0)
+
+
+def test_results_are_read_as_they_were_written():
+    whole = sample_results(rounds=2)
+    assert Results.from_json(whole.to_json()) == whole
+    nothing = replace(whole, rounds={"finepseudo": [sample_labels("finepseudo/round-1", accepted=0)]})
+    (again,) = Results.from_json(nothing.to_json()).rounds["finepseudo"]
+    assert math.isnan(again.quality.calibration_error)
+    assert again.quality.precision_accepted["p"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 0}, "results of version 0, expected 1.*jobs/evaluate.py writes them again"),
+        ({"version": None}, "results of version None"),
+        ({"classes": 3}, "field classes: "),
+        ({"pairs": {"videos": "many"}}, "field pairs.videos: "),
+    ],
+)
+def test_other_results_are_refused_by_their_field(change, message):
+    body = json.loads(sample_results().to_json()) | change
+    with pytest.raises(ArtefactError, match=message):
+        Results.from_json(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3"])
+def test_what_is_no_results_file_is_refused(data):
+    with pytest.raises(ArtefactError, match=r"not JSON|version None"):
+        Results.from_json(data)
