@@ -89,7 +89,7 @@ def describe(recipe: Recipe, run: Store) -> str:
         "supervise f_E": recipe.supervise.steps,
         "round f_E": recipe.rounds.video_steps,
     }
-    there = [name for name in ("manifest", "split", "train", "gallery", "labels", "results") if run.list(name)]
+    there = [name for name in ("manifest", "split", "train", "embeddings", "labels", "results") if run.list(name)]
     lines = [
         f"recipe {recipe.name}, digest {digest(recipe)}, methods {', '.join(recipe.methods)}",
         "steps: " + ", ".join(f"{name} {count}" for name, count in steps.items()) + f"; {recipe.rounds.count} round(s)",

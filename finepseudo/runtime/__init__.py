@@ -1,4 +1,4 @@
-"""The edge to Ray: the cluster, the streams of clips, the training workers, the scoring pool, and the driver."""
+"""The edge to Ray: the cluster, the streams of clips, the training workers, the scoring pool."""
 
 import os
 import secrets
