@@ -8,6 +8,7 @@ import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ from finepseudo.data.plan import derive
 from finepseudo.errors import StreamError
 from finepseudo.models.encoders import build
 from finepseudo.models.table import choose
-from finepseudo.recipe import Gitdl, Optimiser
-from finepseudo.train.objectives import GitdlObjective
+from finepseudo.recipe import ALIGN_LOSSES, Align, Gitdl, Optimiser
+from finepseudo.train.objectives import OBJECTIVES, GitdlObjective
 from finepseudo.train.stage import build_objective
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,6 +41,12 @@ GOLDEN_LR = {"gitdl_frame": 2e-5, "gitdl_video": 2e-5, "align": 1e-3, "classify"
 
 def golden_run(root, kind):
     return plain_loop(case(root, kind, kind, steps=GOLDEN_STEPS, lr=GOLDEN_LR[kind]))
+
+
+def test_every_loss_that_a_recipe_may_name_has_its_objective():
+    assert set(get_args(get_type_hints(Align)["loss"])) == set(ALIGN_LOSSES)
+    assert set(ALIGN_LOSSES.values()) <= set(OBJECTIVES)
+    assert all(issubclass(Align, options) for options in ALIGN_LOSSES.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
