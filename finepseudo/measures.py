@@ -16,15 +16,6 @@ from sklearn.metrics import average_precision_score
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class LabelQuality:
-    """How good the accepted pseudo-labels are."""
-
-    accepted: int
-    coverage: float  # accepted / all
-    precision: float  # right / accepted, NaN where none is; a video of a novel class is never right
-
-
 @dataclass(frozen=True, eq=False)
 class PrecisionCoverage:
     """The curve over thresholds, from the strictest: keeping confidence >= threshold gives precision at coverage."""
@@ -77,17 +68,6 @@ def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 1
     bin_N = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(bin_N, weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
-
-
-def label_quality(accepted_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> LabelQuality:
-    """Of accepted pseudo-labels."""
-    accepted, label, truth = _same_length(accepted=accepted_N, label=label_N, truth=truth_N)
-    kept = accepted.astype(bool)
-    count = int(kept.sum())
-    if not count:
-        return LabelQuality(0, 0.0 if len(kept) else math.nan, math.nan)
-    right = label[kept] == truth[kept]
-    return LabelQuality(count, count / len(kept), float(right.mean()))
 
 
 def precision_coverage_curve(confidence_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> PrecisionCoverage:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -41,14 +41,11 @@ class Share:
 class Accuracy:
     """How well probabilities name the classes of N videos."""
 
-    top1: float
-    top1_se: float
-    top5: float
-    top5_se: float
-    mean_class: float
-    mean_class_se: float
+    top1: Share
+    top5: Share
+    mean_class: Share
     calibration_error: float
-    per_class: list[float | None]  # none for a class without a video
+    per_class: list[float | None]  # None for a class without a video
     videos: int
 
 
@@ -81,8 +78,6 @@ class RoundQuality:
     accepted: int
     coverage: float
     agreement: float
-    precision: float
-    precision_se: float | None
     precision_all: dict[str, Share | None]  # of p_E, p_A and p, whatever the threshold
     precision_accepted: dict[str, Share | None]  # the same over the accepted videos; None where nothing is accepted
     calibration_error: float
@@ -103,8 +98,6 @@ class PairTest:
 
 @dataclass(frozen=True)
 class RecipeName:
-    """Which recipe a run belongs to."""
-
     name: str
     digest: str
     seed: int
@@ -112,8 +105,6 @@ class RecipeName:
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """How many training videos kept their label."""
-
     seed: int
     fingerprint: str
     labelled: int
@@ -122,8 +113,6 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class ManifestCounts:
-    """What probing found."""
-
     fingerprint: str
     usable: dict[str, int]  # by split
     rejected: int
@@ -132,8 +121,6 @@ class ManifestCounts:
 
 @dataclass(frozen=True)
 class Measured:
-    """A pair of encoders on the test videos."""
-
     f_E: Accuracy
     p_A: Accuracy
     fused: Accuracy
@@ -142,8 +129,6 @@ class Measured:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """The labels of one round."""
-
     name: str
     quality: RoundQuality
     temperatures: Temperatures
@@ -151,8 +136,7 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """A pair of encoders: the run directory's folders of their weights, or URIs where those lie elsewhere, and digests
-    of these."""
+    """Folders of the weights of a pair of encoders, below the run or as URIs, and the digests of these."""
 
     f_A: str
     f_E: str
@@ -160,8 +144,7 @@ class Snapshots:
     digest_f_E: str
 
 
-STAGE_2 = "stage_2"
-"""Name of the encoders that all methods start from, beside the methods."""
+STAGE_2 = "stage_2"  # names the encoders that all methods start from, beside the methods
 
 
 @dataclass(frozen=True)
@@ -178,24 +161,18 @@ class Results:
     gains: dict[str, Share]  # of finepseudo: `<f_E or fused>, over <method>`
     snapshots: dict[str, Snapshots]  # by method, and STAGE_2
     predictions: str  # below the run: a table with one row a test video, its truth, and the label by `<method>/<part>`
-    timing: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
-    """Seconds by kind, of each training and pass, by its folder."""
+    timing: dict[str, dict[str, float]]  # seconds by kind, of each training and pass, by its folder
     version: int = VERSION
 
     def all_rounds(self) -> list[RoundResult]:
-        """Of all methods."""
         return [one for rounds in self.rounds.values() for one in rounds]
 
     def to_json(self) -> bytes:
-        """What `from_json` reads."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @staticmethod
     def from_json(data: bytes) -> Results:
-        """Read results.json.
-
-        Raises ArtefactError: it is of another version, or no such file; the first wrong field is named.
-        """
+        """Raises ArtefactError where the data is of another version or no results; the first wrong field is named."""
         try:
             body = json.loads(data)
             version = cast(dict[str, Any], body).get("version") if isinstance(body, dict) else None
@@ -206,9 +183,8 @@ class Results:
                 )
             return _READER.validate_python(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ArtefactError(f"results are damaged: field {where}: {first['msg']}") from None
+            where, why = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+            raise ArtefactError(f"results are damaged: field {where}: {why}") from None
         except ValueError as error:
             raise ArtefactError(f"results are damaged: not JSON: {error}") from None
 
@@ -229,12 +205,9 @@ def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
     tested_K = count_K > 0
     variance = per_class_K[tested_K] * (1 - per_class_K[tested_K]) / count_K[tested_K]
     return Accuracy(
-        top1=top1,
-        top1_se=measures.proportion_standard_error(top1, N),
-        top5=top5,
-        top5_se=measures.proportion_standard_error(top5, N),
-        mean_class=float(per_class_K[tested_K].mean()),
-        mean_class_se=float(np.sqrt(variance.sum()) / tested_K.sum()),
+        top1=Share(top1, measures.proportion_standard_error(top1, N)),
+        top5=Share(top5, measures.proportion_standard_error(top5, N)),
+        mean_class=Share(float(per_class_K[tested_K].mean()), float(np.sqrt(variance.sum()) / tested_K.sum())),
         calibration_error=measures.calibration_error(p_NK.max(1), label_N == truth_N),
         per_class=[float(share) if count else None for share, count in zip(per_class_K, count_K, strict=True)],
         videos=N,
@@ -249,17 +222,12 @@ def round_quality(labels: RoundLabels, truth_N: Labels, num_classes: int) -> Rou
         "p_A": (labels.label_A, labels.confidence_A),
         "p_E": (labels.label_E, labels.confidence_E),
     }
-    kept_N = labels.accepted
-    count = int(kept_N.sum())
-    quality = measures.label_quality(kept_N, labels.label, truth_N)
-    right_N = labels.label == truth_N
+    kept_N, right_N = labels.accepted, labels.label == truth_N
     return RoundQuality(
         unlabelled=len(kept_N),
-        accepted=count,
-        coverage=quality.coverage,
+        accepted=int(kept_N.sum()),
+        coverage=float(kept_N.mean()),
         agreement=measures.agreement(labels.label_A, labels.label_E),
-        precision=quality.precision,
-        precision_se=measures.proportion_standard_error(quality.precision, count) if count else None,
         precision_all={name: share(label_N == truth_N) for name, label_N in by_p.items()},
         precision_accepted={name: share((label_N == truth_N)[kept_N]) for name, label_N in by_p.items()},
         calibration_error=measures.calibration_error(labels.confidence, right_N),
@@ -285,14 +253,7 @@ def gain(ours_N: Labels, theirs_N: Labels, truth_N: Labels) -> Share:
 
 
 def gains(predictions: Mapping[str, Labels], truth_N: Labels, ours: str, others: Sequence[str]) -> dict[str, Share]:
-    """Of `ours` over every other method, for f_E and fused.
-
-    Args:
-        predictions: labels by `<method>/<part>`; what is missing is left out.
-        truth_N: the classes.
-        ours: name of a method.
-        others: names of the methods that it is compared with.
-    """
+    """Of `ours` over every other method, for f_E and fused; labels are by `<method>/<part>`, missing ones left out."""
     return {
         f"{part}, over {other}": gain(predictions[f"{ours}/{part}"], predictions[f"{other}/{part}"], truth_N)
         for part in ("f_E", "fused")
@@ -304,16 +265,10 @@ def gains(predictions: Mapping[str, Labels], truth_N: Labels, ours: str, others:
 def pair_test(pretrained_NTD: Tensor, aligned_NTD: Tensor, label_N: Labels, gamma: float) -> PairTest:
     """Do two held-out videos show the same action? Average precision by four scores (the paper's Fig. 1c).
 
-        pooled_cosine     <mean of u, mean of v>, normalised, of the pre-trained f_A
-        timestamp_cosine  mean over t of <u_t, v_t>, times T
-        dtw               -D(u, v) of the pre-trained f_A
-        score             -D(u, v) of f_A after L_AV: S falls with D, so the order of pairs is that of S
-
-    Args:
-        pretrained_NTD: embeddings of N videos before alignment.
-        aligned_NTD: of the same videos, in the same order, after it.
-        label_N: their classes.
-        gamma: of soft-DTW.
+    pooled_cosine     <mean of u, mean of v>, normalised, of the pre-trained f_A
+    timestamp_cosine  mean over t of <u_t, v_t>, times T
+    dtw               -D(u, v) of the pre-trained f_A
+    score             -D(u, v) of f_A after L_AV: S falls with D, so the order of pairs is that of S
     """
     mean_ND = torch.nn.functional.normalize(pretrained_NTD.mean(1), dim=-1)
     emb_NX = pretrained_NTD.flatten(1)

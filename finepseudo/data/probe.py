@@ -18,6 +18,8 @@ from typing import Any
 from finepseudo.errors import DecodeError
 from finepseudo.storage.store import read_uri
 
+START_S = 300.0  # longest wait for the child to be ready
+
 
 class Prober:
     """One child process and a deadline a video."""
@@ -57,7 +59,12 @@ class Prober:
             self.close()  # it died after its last answer: the next file is not to blame
         if self._child is None:
             command = [sys.executable, "-m", "finepseudo.data.probe"]
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            child = self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert child.stdout is not None
+            # The deadline is the file's: a busy machine may take longer than that to start an interpreter.
+            if not select.select([child.stdout], [], [], START_S)[0] or not child.stdout.readline():
+                self.close()
+                raise DecodeError(f"the probing process did not start within {START_S:g} s")
         return self._child
 
 
@@ -92,6 +99,10 @@ def examine(uri: str) -> dict[str, Any]:
 
 
 def _serve(lines: io.TextIOBase, answers: io.TextIOBase) -> None:
+    import finepseudo.data.decode  # noqa: F401  seconds, before the first deadline runs
+
+    answers.write("ready\n")
+    answers.flush()
     for line in lines:
         answers.write(json.dumps(examine(json.loads(line))) + "\n")
         answers.flush()

@@ -66,6 +66,7 @@ def ensure_results(story: Story) -> Results:
                 **{name: _snapshots(steps, finish.frame, finish.video) for name, finish in story.finishes.items()},
             },
             predictions=f"{folder}/{PREDICTIONS}",
+            timing={},
         )
         return {
             RESULTS: found.to_json(),

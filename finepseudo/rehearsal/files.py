@@ -11,7 +11,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from finepseudo.recipe import Rehearsal
-from finepseudo.rehearsal.ids import SPLITS, letters, video_ids
+from finepseudo.rehearsal.ids import SPLITS, video_ids
 from finepseudo.rehearsal.motion import truth
 from finepseudo.rehearsal.render import clip
 
@@ -50,7 +50,7 @@ def encode_mp4(frames_FHWC: np.ndarray, fps: int) -> bytes:
 
 def annotations(spec: Rehearsal) -> dict[str, bytes]:
     """The bytes of train.json, test.json and vocab.json by name. `end_frame` is exclusive."""
-    files: dict[str, Any] = {"vocab.json": [list(letters(word)) for word in spec.words]}
+    files: dict[str, Any] = {"vocab.json": list(spec.words)}
     for split in SPLITS:
         files[f"{split}.json"] = [
             {"vid_name": name, "label": label, "start_frame": 0, "end_frame": len(truth(spec, split, name).phase_F)}

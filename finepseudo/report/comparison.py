@@ -55,7 +55,9 @@ def compare(results: Mapping[int, Results]) -> Comparison:
     """Top-1 of every method by seed, with mean and standard error over seeds, and paired differences."""
     seeds = sorted(results)
     top1 = {
-        name: {part: spread([getattr(results[seed].measured[name], part).top1 for seed in seeds]) for part in PARTS}
+        name: {
+            part: spread([getattr(results[seed].measured[name], part).top1.value for seed in seeds]) for part in PARTS
+        }
         for name in results[seeds[0]].measured
     }
     differences: dict[str, Spread] = {}

@@ -198,11 +198,11 @@ def _method_rows(results: Results) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": "after stage 2" if name == STAGE_2 else name,
-                "f_E": figure(Share(f_E.top1, f_E.top1_se)),
-                "fused": figure(Share(measured.fused.top1, measured.fused.top1_se)),
-                "p_A": figure(Share(measured.p_A.top1, measured.p_A.top1_se)),
-                "top5": figure(Share(f_E.top5, f_E.top5_se)) if len(results.classes) > 5 else "-",
-                "mean_class": figure(Share(f_E.mean_class, f_E.mean_class_se)),
+                "f_E": figure(f_E.top1),
+                "fused": figure(measured.fused.top1),
+                "p_A": figure(measured.p_A.top1),
+                "top5": figure(f_E.top5) if len(results.classes) > 5 else "-",
+                "mean_class": figure(f_E.mean_class),
                 "calibration_error": _short(f_E.calibration_error),
                 "gain_f_E": figure(gain(results, "f_E", name), "+"),
                 "gain_fused": figure(gain(results, "fused", name), "+"),

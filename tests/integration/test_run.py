@@ -33,7 +33,7 @@ def test_results_hold_every_figure(smoke):
     results = smoke.results
     for method in ("supervised", "finepseudo", "stage_2"):
         for figures in (results.measured[method].f_E, results.measured[method].fused):
-            assert 0 <= figures.top1 <= figures.top5 <= 1
+            assert 0 <= figures.top1.value <= figures.top5.value <= 1
             assert figures.videos == 20
     (labels,) = results.rounds["finepseudo"]
     assert labels.quality.accepted == labels.quality.unlabelled == 30

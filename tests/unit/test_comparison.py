@@ -10,7 +10,9 @@ from finepseudo.report.comparison import compare
 def result(f_E, fused):
     def measured(less):
         parts = {"f_E": f_E, "fused": fused, "p_A": fused}
-        return SimpleNamespace(**{name: SimpleNamespace(top1=value - less) for name, value in parts.items()})
+        return SimpleNamespace(
+            **{name: SimpleNamespace(top1=SimpleNamespace(value=value - less)) for name, value in parts.items()}
+        )
 
     return SimpleNamespace(measured={"finepseudo": measured(0.0), "supervised": measured(0.1)})
 

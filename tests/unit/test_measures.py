@@ -61,15 +61,7 @@ def test_calibration_error_of_clear_cases():
         m.calibration_error([0.2, 1.5], [True, True])
 
 
-def test_label_quality_is_over_the_accepted_videos():
-    out = m.label_quality([True, True, True, False], [0, 1, 2, 0], [0, 2, 1, 0])
-    assert out == m.LabelQuality(accepted=3, coverage=0.75, precision=1 / 3)
-    none = m.label_quality([False, False], [0, 0], [0, 0])
-    assert (none.accepted, none.coverage) == (0, 0)
-    assert math.isnan(none.precision)
-
-
-def test_precision_coverage_curve_is_label_quality_at_every_threshold():
+def test_precision_coverage_curve_is_that_of_every_threshold():
     confidence = RNG(0).integers(0, 10, 80) / 10
     label, truth = RNG(1).integers(0, 3, 80), RNG(2).integers(0, 3, 80)
     curve = m.precision_coverage_curve(confidence, label, truth)
@@ -77,8 +69,8 @@ def test_precision_coverage_curve_is_label_quality_at_every_threshold():
     assert curve.coverage[-1] == 1
     assert len(curve.threshold) == len(set(confidence))
     for threshold, precision, coverage in zip(curve.threshold, curve.precision, curve.coverage, strict=True):
-        at = m.label_quality(confidence >= threshold, label, truth)
-        assert (at.precision, at.coverage) == pytest.approx((precision, coverage))
+        kept = confidence >= threshold
+        assert ((label == truth)[kept].mean(), kept.mean()) == pytest.approx((precision, coverage))
     assert len(m.precision_coverage_curve([], [], []).threshold) == 0
 
 

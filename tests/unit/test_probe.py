@@ -14,6 +14,7 @@ from finepseudo import rehearsal
 from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import build_manifest
 from finepseudo.data.probe import Prober, examine
+from finepseudo.errors import DecodeError
 
 REAL = Path(__file__).parents[3] / "shared/data/videos"
 
@@ -148,3 +149,16 @@ def test_real_videos(prober):
         assert 1 <= probe["fps"] <= 240
     juggling = found["v_SoccerJuggling_g23_c01.avi"]
     assert (juggling["height"], juggling["width"]) == (240, 320)
+
+
+def test_the_deadline_is_the_files_and_not_the_childs(file, movie):
+    """A new process imports the decoder for longer than any good file takes."""
+    prober = Prober(0.5)
+    assert prober.probe(file("good.mp4", movie))["num_frames"] > 20
+    prober.close()
+
+
+def test_a_child_that_does_not_start_is_no_fault_of_the_file(file, movie, monkeypatch):
+    monkeypatch.setattr("finepseudo.data.probe.sys.executable", "/bin/true")
+    with pytest.raises(DecodeError, match="the probing process did not start"):
+        Prober(1).probe(file("good.mp4", movie))

@@ -45,7 +45,7 @@ FIGURE = r"[+-]?(?:1\.|\.)\d{3} ±(?:\.\d{3}|\?)"
 
 def accuracy(top1):
     return Accuracy(
-        top1=top1, top1_se=0.012, top5=0.9, top5_se=0.012, mean_class=top1, mean_class_se=0.012, calibration_error=0.05,
+        top1=Share(top1, 0.012), top5=Share(0.9, 0.012), mean_class=Share(top1, 0.012), calibration_error=0.05,
         per_class=[0.5, None, 1.0, 0.0, 0.25, 0.75], videos=40,
     )  # fmt: skip
 
@@ -60,8 +60,6 @@ def labels(name, accepted=12):
         accepted=accepted,
         coverage=accepted / 16,
         agreement=0.75,
-        precision=0.85,
-        precision_se=0.01,
         precision_all=shares,
         precision_accepted=shares if accepted else dict.fromkeys(shares),
         calibration_error=0.05 if accepted else math.nan,
