@@ -12,7 +12,6 @@ Axes: N videos, G gallery, K classes, T frames of a clip, B rows of a block. All
 
 from __future__ import annotations
 
-import atexit
 import json
 import math
 import os
@@ -29,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from scale_model import GROUPS, Cluster, Model, Sizes, UnitCosts, changed, growth, make_plan, row_frames
@@ -56,7 +54,7 @@ from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
 from finepseudo.train.initial import random_encoder
 from finepseudo.train.pseudo_labels import temperatures
-from finepseudo.train.session import Session
+from finepseudo.train.session import Session, join_alone
 from finepseudo.train.stage import build_objective, stage_of
 
 FILE_FRAMES, FILE_SIZE = 300, 256
@@ -200,10 +198,7 @@ def typical(work: Callable[[], Any]) -> float:
 def measure(recipe: Recipe, classes: int, device: str, rows: int) -> UnitCosts:
     """Unit costs of this machine."""
     torch.set_num_threads(1)
-    if not dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo" if device == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
-        atexit.register(dist.destroy_process_group)
+    join_alone("gloo" if device == "cpu" else "nccl")
     with tempfile.TemporaryDirectory() as folder:
         return Bench(folder, recipe, classes, device, rows).costs()
 

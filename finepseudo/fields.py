@@ -97,13 +97,12 @@ def from_text(kind: type[T], given: Mapping[str, str], where: str) -> T:
     Raises:
         RecipeError: there is no such option (the nearest are shown), or its value is none that it may have.
     """
-    hints, values = _hints(kind), dict[str, Any]()
+    hints, values = get_type_hints(kind), dict[str, Any]()
     for key, text in given.items():
         if key not in hints:
             choices = f"; the choices are {', '.join(hints)}" if hints else ""
             raise RecipeError(f"{where} has no option {key!r}{nearest(key, hints)}{choices}")
-        hint = hints[key].__origin__ if get_origin(hints[key]) is Annotated else hints[key]
-        values[key] = _from_text(f"{where}, option {key}", hint, text)
+        values[key] = _from_text(f"{where}, option {key}", hints[key], text)
     made = kind(**values)
     check_fields(made, f"{where}, option ")
     return made

@@ -16,24 +16,37 @@ def line(name: str, done: int, total: int, left_s: float, loss: float | None = N
     return f"{name}: {done}/{total}{told}, {_duration(left_s)} left"
 
 
+class Pace:
+    """Seconds left of equal pieces. The first ones take the start with them, so the pace is that after them."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._first: tuple[float, int] | None = None
+
+    def left_s(self, done: int) -> float | None:
+        """None when it is asked first."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+            return None
+        began, first = self._first
+        return (now - began) / max(1, done - first) * (self.total - done)
+
+
 class Progress:
-    """Logs how far a number of equal pieces is. The first ones take the start with them, so the pace is that after."""
+    """Logs how far a number of equal pieces is."""
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done = name, total, 0
-        self._began: float | None = None
-        self._first, self._logged = 0, time.monotonic()
+        self.name, self.pace, self.done = name, Pace(total), 0
+        self._logged = time.monotonic()
 
     def add(self, pieces: int) -> None:
         """So many pieces more are done."""
         self.done += pieces
-        now = time.monotonic()
-        if self._began is None:
-            self._began, self._first = now, self.done
-        elif now - self._logged > EVERY_S and self.done < self.total:
-            self._logged = now
-            left_s = (now - self._began) / max(1, self.done - self._first) * (self.total - self.done)
-            log.info("%s", line(self.name, self.done, self.total, left_s))
+        left_s, total = self.pace.left_s(self.done), self.pace.total
+        if left_s is not None and time.monotonic() - self._logged > EVERY_S and self.done < total:
+            self._logged = time.monotonic()
+            log.info("%s", line(self.name, self.done, total, left_s))
 
 
 def _duration(seconds: float) -> str:

@@ -27,7 +27,7 @@ from finepseudo.models.table import Part
 from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
 from finepseudo.results import Results
 from finepseudo.storage import artefacts
-from finepseudo.storage.lineage import differences, plain
+from finepseudo.storage.lineage import differences
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 
@@ -100,13 +100,9 @@ def claim(store: Store, recipe: Recipe) -> None:
     if store.create(RECIPE, data):
         return
     theirs = _owner(store)
-    mine = plain(recipe)
-    aside = {name: mine[name] for name in OUTSIDE}
-    moved = {
-        section: {**theirs["recipe"].get(section, {}), **{name: mine[section][name] for name in places}}
-        for section, places in PLACES.items()
-    }
-    changed = differences(recipe, {**theirs["recipe"], **moved, **aside})
+    places = [f"{section}.{name}" for section, names in PLACES.items() for name in names]
+    beside = tuple(f"{name}:" for name in (*OUTSIDE, *places))
+    changed = [line for line in differences(recipe, theirs["recipe"]) if not line.startswith(beside)]
     if not changed and theirs["recipe"] != body["recipe"]:
         store.write(RECIPE, data)  # readers look where things lie now
     if changed:

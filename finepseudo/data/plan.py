@@ -76,6 +76,10 @@ class Plan:
             found["targets.npy"] = sink.getvalue()
         return found
 
+    def ensure(self, store: Store, folder: str) -> None:
+        """Commit it; `load` reads it."""
+        artefacts.ensure(store, folder, {"plan": self.fingerprint, "block_rows": self.block_rows}, self.parts)
+
     @staticmethod
     def load(store: Store, folder: str) -> Plan:
         table = artefacts.read_table(store, folder, "plan.parquet")

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from finepseudo.data.plan import Plan
 from finepseudo.data.stream import BlockReader
@@ -24,7 +21,7 @@ from finepseudo.recipe import Recipe
 from finepseudo.storage.store import Store
 from finepseudo.train.loop import run_stage
 from finepseudo.train.predict import Pass, Predictor
-from finepseudo.train.session import Session
+from finepseudo.train.session import Session, join_alone
 from finepseudo.train.stage import Stage
 
 log = logging.getLogger("finepseudo")
@@ -71,7 +68,7 @@ class InProcess:
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
         """See Executor."""
         with GENERATOR, _threads(self.recipe.scale.train_cpus):
-            _join_alone()
+            join_alone()
             plan = Plan.load(run, stage.plan)
             reader = BlockReader.of(self.recipe, data, plan)
             k = stage.optimiser.blocks_per_step
@@ -102,11 +99,3 @@ def _threads(cpus: float) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _join_alone() -> None:
-    """A torch process group of this process alone, where there is none; DeepSpeed keeps it for good."""
-    if not dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")
-        meeting = os.path.join(tempfile.mkdtemp(), "meeting")
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)

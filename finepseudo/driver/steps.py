@@ -104,8 +104,8 @@ class Steps:
         compared: Compared | None = None,
     ) -> Trained:
         """The snapshot of a training from `init` or random weights; a new score head standardises by `compared`."""
-        where = places.training_plan(name)
-        artefacts.ensure(self.run, where, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
+        where, folder = places.training_plan(name), places.snapshot(name)
+        plan.ensure(self.run, where)
         stage = stage_of(
             self.recipe,
             part,
@@ -121,15 +121,15 @@ class Steps:
             score_mean=compared.mean if compared else 0.0,
             score_std=compared.std if compared else 0.0,
         )
-        theirs = artefacts.committed(self.base, places.snapshot(name)) if self.base != self.run else None
+        theirs = artefacts.committed(self.base, folder) if self.base != self.run else None
         if theirs is not None and not differences(stage.lineage(), theirs["lineage"]):
             log.info("%s: used from %s", name, self.base.uri())
-            return Trained(self.base.uri(places.snapshot(name)), artefacts.marker_digest(theirs))
-        if not self.may_train and artefacts.committed(self.run, places.snapshot(name)) is None:
+            return Trained(self.base.uri(folder), artefacts.marker_digest(theirs))
+        if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self._trainings:
             digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
-        return Trained(self.run.uri(places.snapshot(name)), digest)
+        return Trained(self.run.uri(folder), digest)
 
     def score(self, name: str, videos: Sequence[Video], what: Pass) -> Scores:
         """One pass over videos.
@@ -143,7 +143,7 @@ class Steps:
             lengths = {"align_frames": frames.align, "video_frames": frames.video}
             plan = plan_score(videos, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
             folder = places.pass_plan(name, plan.fingerprint)
-            artefacts.ensure(self.run, folder, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
+            plan.ensure(self.run, folder)
             progress, blocks, start = Progress(name, len(videos)), list[Mapping[str, np.ndarray]](), 0.0
             for block in self.executor.score(what, folder, self.manifest.num_classes, self.run, self.data):
                 start = start or time.monotonic() - began

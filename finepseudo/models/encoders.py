@@ -47,9 +47,6 @@ class VideoEncoder(nn.Module):
         """feat_BTF before the mean over time; T is the clip's divided by the encoder's temporal stride."""
         raise NotImplementedError
 
-    def forward(self, clip_BTCHW: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class TinyVTN(FrameEncoder):
     """f_A for small frames on a CPU: four convolutions, then two Transformer layers of width 128; D = 64 [C]."""

@@ -32,7 +32,7 @@ class Layout:
 
     start: int  # first step
     stop: int  # step to stop before
-    workers: int  # w, the training workers that share a step's blocks
+    workers: int  # W, the training workers that share a step's blocks
     blocks_per_step: int
     steps_per_block: int
 

@@ -14,6 +14,7 @@ import torch
 from finepseudo.data.batch import ClipBatch, make_batch, too_many_rejected
 from finepseudo.data.plan import Plan, derive
 from finepseudo.errors import StreamError, TrainingError
+from finepseudo.progress import EVERY_S, Pace
 from finepseudo.recipe import Scale
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
@@ -24,8 +25,6 @@ from finepseudo.train.stage import Stage, build_objective
 
 Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
 """(first step, step to stop before) -> this rank's blocks, as decoded columns."""
-
-REPORT_EVERY_S = 10.0
 
 
 def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream: Stream, *, stop: int) -> None:
@@ -108,13 +107,13 @@ class _Recorder:
     """Checks rows against the plan, and gathers history, curve and seconds until the next commit."""
 
     def __init__(self, session: Session, plan: Plan, stage: Stage, start: int) -> None:
-        self.session, self.plan, self.name, self.total = session, plan, stage.name, stage.steps
+        self.session, self.plan, self.name = session, plan, stage.name
         self.since = start
         self.max_rejected = stage.max_rejected
         self.block = start * stage.optimiser.blocks_per_step + session.rank
         self.rejected = 0
         """Rows of this stage that no rank could decode, from its first step on."""
-        self.began, self.first, self.reported = 0.0, start, 0.0
+        self.pace, self.reported = Pace(stage.steps), 0.0
         self._reset()
 
     @contextmanager
@@ -169,13 +168,10 @@ class _Recorder:
 
     def _report(self, step: int) -> None:
         """Tell the driver how far the stage is, now and then."""
-        now = time.monotonic()
-        if not self.began:  # the first block waits for the stream to start, which says nothing about the pace
-            self.began, self.first = now, step
-        elif now - self.reported > REPORT_EVERY_S or step == self.total:
-            self.reported = now
-            left = (now - self.began) / max(1, step - self.first) * (self.total - step)
-            state = {"name": self.name, "done": step, "total": self.total, "left_s": left}
+        left_s, total = self.pace.left_s(step), self.pace.total
+        if left_s is not None and (time.monotonic() - self.reported > EVERY_S or step == total):
+            self.reported = time.monotonic()
+            state = {"name": self.name, "done": step, "total": total, "left_s": left_s}
             self.session.report({**state, "loss": self.curve[-1]["loss"]})
 
     def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:

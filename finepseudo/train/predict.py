@@ -130,10 +130,14 @@ class Predictor:
 
     def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
         encoder = build(self.recipe.models.encoder(part), num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
-        state = _snapshot_state(uri)
-        kept = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("encoder.")}
-        weights.load_bytes(encoder, weights.to_bytes(kept, {}), sha256=None)
-        head = load_score_head(uri).to(self.device) if any(name.startswith("score.") for name in state) else None
+        run, _, folder = uri.rpartition("/")
+        state = weights.read_state(artefacts.read_part(Store(run), folder, "weights.safetensors"))
+        weights.load_bytes(encoder, weights.to_bytes(_below(state, "encoder."), {}), sha256=None)
+        score, head = _below(state, "score."), None
+        if score:
+            head = ScoreHead()
+            head.load_state_dict(score)
+            head.to(self.device).eval()
         return encoder.to(self.device).eval(), head
 
     def _scorer(self, name: str, gallery: Gallery) -> ClassScorer:
@@ -147,13 +151,6 @@ class Predictor:
         return centre(raw, self.recipe.augment, self.recipe.frames.crop)
 
 
-def load_score_head(uri: str) -> ScoreHead:
-    head = ScoreHead()
-    state = _snapshot_state(uri)
-    head.load_state_dict({name.partition(".")[2]: value for name, value in state.items() if name.startswith("score.")})
-    return head.eval()
-
-
-def _snapshot_state(uri: str) -> dict[str, Tensor]:
-    run, _, folder = uri.rpartition("/")
-    return weights.read_state(artefacts.read_part(Store(run), folder, "weights.safetensors"))
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

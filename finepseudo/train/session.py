@@ -5,6 +5,8 @@ The same loop runs under Ray Train and in plain processes; the process group exi
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def join_alone(backend: str = "gloo") -> None:
+    """A process group of this process alone, where there is none yet; DeepSpeed needs it until the process ends."""
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from finepseudo.recipe import CrossEntropy
 from finepseudo.recipes import find
 from finepseudo.run import data_store
 from finepseudo.runtime.executor import RayExecutor, on_ray
-from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import committed_step, read_history
 from finepseudo.train.initial import ensure_initial
@@ -50,7 +49,7 @@ def make_stage(run, manifest, base, name):
         samples, [], frames=8, augment=base.augment, steps=STEPS, batch=4, label_share=1.0, blocks_per_step=2, seed=5
     )
     where = f"plans/train/{name}"
-    artefacts.ensure(run, where, {"plan": plan.fingerprint, "block_rows": plan.block_rows}, plan.parts)
+    plan.ensure(run, where)
     return stage_of(
         base, "video", CrossEntropy(), folder=f"train/{name}", plan=where, plan_fingerprint=plan.fingerprint,
         steps=STEPS, lr=1e-3, num_classes=manifest.num_classes,

@@ -17,7 +17,6 @@ from finepseudo.data.manifest import Video
 from finepseudo.data.plan import SCHEMA, Plan, Sample, derive, plan_align, plan_classify, plan_gitdl, plan_score
 from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
-from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 HERE = Path(__file__).parent
@@ -205,8 +204,7 @@ def test_plan_survives_the_store(tmp_path):
     pseudo = [replace(sample, target=index) for index, sample in enumerate(samples(20, 3, 9, weight=0.1))]
     soft = classify(samples(9, 3), pseudo, targets_MK=targets)
     for number, plan in enumerate([soft, *some_plans()]):
-        lineage = {"plan": plan.fingerprint, "block_rows": plan.block_rows}
-        artefacts.ensure(store, f"p{number}", lineage, plan.parts)
+        plan.ensure(store, f"p{number}")
         again = Plan.load(store, f"p{number}")
         assert again.fingerprint == plan.fingerprint
         assert again.table.equals(plan.table)

@@ -18,7 +18,7 @@ from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial, random_encoder
-from finepseudo.train.predict import Pass, Predictor, Scores, load_score_head
+from finepseudo.train.predict import Pass, Predictor, Scores
 from finepseudo.train.stage import build_objective
 
 VIEWS = 3
@@ -115,8 +115,8 @@ def test_scores_are_in_the_order_of_the_plan_whatever_order_the_blocks_come_in(t
 
 
 def test_score_head_of_a_snapshot(trained):
-    modules, uris = trained
-    head = load_score_head(uris["align"])
+    modules, _ = trained
+    _, head = predictor(trained).frame["f_A"]
     assert largest_difference(head.state_dict(), modules["align"].score.state_dict()) == 0
 
 
