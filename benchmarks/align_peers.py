@@ -143,11 +143,7 @@ def scoring_with(kernel: Kernel, tile_pairs: int | None = None) -> Work:
 
 def works_with(kernel: Kernel, tile_pairs: int | None = None) -> dict[str, Work]:
     """All three works of a batched differentiable kernel."""
-    return {
-        "paired": paired_with(kernel),
-        "block": block_with(kernel),
-        "scoring": scoring_with(kernel, tile_pairs),
-    }
+    return {"paired": paired_with(kernel), "block": block_with(kernel), "scoring": scoring_with(kernel, tile_pairs)}
 
 
 # The implementations -------------------------------------------------------------------------------------------------

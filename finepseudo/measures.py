@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score
 
 Floats = NDArray[np.float64]
 
@@ -142,6 +141,8 @@ def agreement(label_a_N: ArrayLike, label_b_N: ArrayLike) -> float:
 
 
 def _weighted_ap(score: Floats, same: NDArray[np.bool_], weight: NDArray[Any]) -> float:
+    from sklearn.metrics import average_precision_score  # a second or more, which no training worker should wait for
+
     positive, negative = weight[same].sum(), weight[~same].sum()
     if not (positive > 0 and negative > 0):
         return math.nan

@@ -52,13 +52,12 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """Everything one after the other in this process, on the CPU, without Ray."""
+    """An Executor: everything one after the other in this process, on the CPU, without Ray."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
     def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
-        """See Executor."""
         progress, results = Progress(name, len(groups)), list[R]()
         for group in groups:
             results.append(task(group))
@@ -66,7 +65,6 @@ class InProcess:
         return results
 
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
-        """See Executor."""
         with GENERATOR, _threads(self.recipe.scale.train_cpus):
             join_alone()
             plan = Plan.load(run, stage.plan)
@@ -80,7 +78,6 @@ class InProcess:
     def score(
         self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        """See Executor."""
         committed = Plan.load(run, plan)
         reader = BlockReader.of(self.recipe, data, committed)
         predictor = Predictor(self.recipe, num_classes, what, torch.device("cpu"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from finepseudo.errors import RecipeError
+from finepseudo.fields import nearest
 from finepseudo.recipe import Recipe
 from finepseudo.recipes.rehearsal import rehearsal, rehearsal_long, rehearsal_smoke
 
@@ -27,9 +27,8 @@ def find(name: str) -> Recipe:
     if ":" in name:
         return _from_file(*name.rsplit(":", 1))
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise RecipeError(f"no recipe {name!r}; {hint}There are: {', '.join(RECIPES)}; or give file.py:function")
+        there = f"there are {', '.join(RECIPES)}; or give file.py:function"
+        raise RecipeError(f"no recipe {name!r}{nearest(name, RECIPES)}; {there}")
     return RECIPES[name]()
 
 

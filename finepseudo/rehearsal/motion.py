@@ -12,7 +12,6 @@ import numpy as np
 
 from finepseudo.recipe import Rehearsal
 from finepseudo.rehearsal.ids import stream, word_of
-from finepseudo.rehearsal.levels import PACES
 
 PHASES = ("idle", "crouch", "T", "P", "W", "K", "U", "F", "rest")  # code = index; rest is the idle time after landing
 DURATION = {"crouch": 1.0, "T": 1.6, "P": 1.8, "W": 1.5, "K": 1.4, "U": 1.2, "F": 1.2}  # shares of the active length
@@ -39,6 +38,25 @@ KEYS = {
     "U": ((0.0, "air"), (0.5, "squat"), (1.0, "up")),
     "F": ((0.0, "air"), (0.5, "squat"), (1.0, "fold")),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What the timing of a clip may vary in."""
+
+    active: tuple[int, int]  # frames from crouch to landing; the same for every class, so length does not tell it
+    stretch_sd: float  # each part's share of the active length is multiplied by exp N(0, sd)
+    warp_sd: float  # progress within a part is u^g with g = exp N(0, sd)
+    idle: int  # frames before and after, each uniform 0..idle
+    drop: float  # upper bound of the clip's drop rate, uniform from 0
+    freeze: float  # probability of one freeze of 1..4 frames
+
+
+PACES = (
+    Pace(active=(51, 51), stretch_sd=0.0, warp_sd=0.0, idle=0, drop=0.0, freeze=0.0),
+    Pace(active=(34, 68), stretch_sd=0.28, warp_sd=0.30, idle=16, drop=0.08, freeze=0.3),
+    Pace(active=(34, 102), stretch_sd=0.56, warp_sd=0.60, idle=32, drop=0.08, freeze=0.3),
+)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import numpy as np
 from finepseudo.recipe import Rehearsal
 from finepseudo.rehearsal.figure import joints, paint
 from finepseudo.rehearsal.ids import stream
-from finepseudo.rehearsal.levels import REFERENCE
 from finepseudo.rehearsal.motion import Truth, make_timeline
-from finepseudo.rehearsal.scene import make_scene
+from finepseudo.rehearsal.scene import REFERENCE, make_scene
 
 NOISE_BANK = 1 << 18  # values of the noise table, of which each frame takes a random stretch
 

@@ -1,17 +1,18 @@
 """The scene around a clip's movement: place, camera, proportions, colours and background, drawn by its look.
 
+Values in px are for a frame of `REFERENCE` px and scale with the frame. Pairs are the bounds of a uniform distribution.
 Axes: P colours of the palette, H height, W width, C colour.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finepseudo.recipe import Rehearsal
 from finepseudo.rehearsal.ids import stream
-from finepseudo.rehearsal.levels import LOOKS, REFERENCE
 
+REFERENCE = 112
 FLOOR = 0.91  # height of the floor line, shares of the frame from its top
 AZIMUTH = 0.75  # mean camera azimuth, 0 = seen from the gymnast's right, pi/2 = from the front
 POSITION = (3.0, 1.5)  # the gymnast's and floor's place: uniform within +- px, across and down
@@ -22,6 +23,32 @@ LUMA = np.array((0.299, 0.587, 0.114))
 GREY = (214.0, 219.0, 224.0)  # background of looks that are not wild
 LEFT_TRUNK_HEAD = ((226.0, 58.0, 42.0), (48.0, 84.0, 165.0), (146.0, 98.0, 70.0))  # body of looks that are not wild
 BRIGHT, DARK = (255.0, 228.0, 70.0), (20.0, 16.0, 28.0)  # chest mark on a dark, on a bright trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the picture of a clip may vary in."""
+
+    scale: tuple[float, float] = (30.0, 30.0)  # standing height in px of a frame of 48, so 30 is 62.5 % of the frame
+    proportion: tuple[float, float] = (1.0, 1.0)  # factor on trunk, arms and legs, each for itself
+    azimuth_sd: float = 0.0  # rad
+    drift_sd: float = 0.0  # px, way of the camera over the clip, each axis (a quarter of it downwards)
+    jitter: tuple[float, float] = (0.0, 0.0)  # px, sd of the camera's shaking
+    gain: tuple[float, float] = (1.0, 1.0)  # factor on all colours
+    noise: tuple[float, float] = (0.0, 0.0)  # sd of the sensor noise, grey levels
+    tint: float = 0.0  # colours of the standard palette vary by +- this many grey levels
+    wild: bool = False  # gradient and 2..5 rectangles as background, random body colours
+    mirror: bool = False  # half of the clips mirrored
+
+
+MILD = Look(scale=(29.0, 31.0), proportion=(0.97, 1.03), gain=(0.95, 1.05), noise=(1.0, 2.0), tint=10.0)
+WILD = Look(scale=(24.0, 35.0), proportion=(0.92, 1.08), gain=(0.85, 1.15), noise=(2.0, 9.0), wild=True)
+LOOKS = (
+    Look(),
+    replace(MILD, azimuth_sd=0.05, drift_sd=2.0, jitter=(0.0, 0.3)),
+    replace(WILD, azimuth_sd=0.12, drift_sd=6.0, jitter=(0.2, 1.2)),
+    replace(WILD, azimuth_sd=0.18, drift_sd=6.0, jitter=(0.2, 1.2), mirror=True),
+)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def cluster(recipe: Recipe) -> Iterator[None]:
 def _start_local(recipe: Recipe) -> None:
     # Ray Data's actors make Ray's core print a known, harmless line at level error for every stream.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Nobody gives notice before taking this machine away: every training would start one more process to wait for it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     need = needed(recipe)
     # Logical processors: the processes of a laptop run share the real ones.
     cpus = max(os.cpu_count() or 1, int(need["CPU"]))

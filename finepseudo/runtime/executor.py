@@ -44,7 +44,7 @@ def _call(task: Callable[[T], R], group: T) -> R:
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """See driver.executor.Executor."""
+    """The driver's Executor, on Ray."""
 
     recipe: Recipe
     board: Any

@@ -63,7 +63,6 @@ class DecodeBlocks:
         self.blocks_of = blocks_of
 
     def __call__(self, numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """See BlockReader.read."""
         return self.reader.read(block for number in numbers["id"] for block in self.blocks_of(int(number)))
 
 

@@ -52,5 +52,4 @@ class _Scorer:
         self.predictor = Predictor(recipe, num_classes, replace(what, galleries=there), device)
 
     def __call__(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Predictor.block`."""
         return self.predictor.block(columns)

@@ -33,6 +33,9 @@ class Objective(nn.Module):
         self.encoder = encoder
         self.augmentation, self.crop = augmentation, crop
 
+    def standardise(self, mean: float, std: float) -> None:
+        """Of the distances that a new score head will see; nothing where there is no such head."""
+
     def clips(self, batch: ClipBatch) -> Tensor:
         return augment(batch.clip_BTHWC, batch.seed_B, self.augmentation, self.crop)
 
@@ -78,6 +81,9 @@ class AlignObjective(Objective):
         super().__init__(encoder, augmentation, crop)
         self.loss = loss
         self.score = ScoreHead()
+
+    def standardise(self, mean: float, std: float) -> None:
+        self.score.standardise(mean, std)
 
     def forward(self, batch: ClipBatch) -> Output:
         """Distances and losses are in fp32 whatever the encoder's precision."""

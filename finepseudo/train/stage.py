@@ -14,7 +14,7 @@ from finepseudo.recipe import Optimiser, PixelAugment, Pixels, Recipe, part_of
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import random_encoder
-from finepseudo.train.objectives import OBJECTIVES, AlignObjective, Loss, Objective
+from finepseudo.train.objectives import OBJECTIVES, Loss, Objective
 
 # What moves a training to another place, or ends it early, does not change its weights.
 _BESIDE = ("folder", "plan", "init", "max_rejected")
@@ -77,8 +77,8 @@ def build_objective(stage: Stage) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive("head", stage.seed, stage.encoder.part))
         objective = OBJECTIVES[type(stage.loss)](encoder, stage.loss, stage.augment, crop)
-    if isinstance(objective, AlignObjective) and stage.score_std:
-        objective.score.standardise(stage.score_mean, stage.score_std)
+    if stage.score_std:
+        objective.standardise(stage.score_mean, stage.score_std)
     if stage.init:
         _load_snapshot(objective, stage, new_head=bool(stage.score_std))
     return objective

@@ -71,7 +71,7 @@ def test_whole_run_as_a_submitted_job(head, tmp_path):
 def test_failed_job_fails_with_its_reason_last(head, tmp_path):
     done = submit(head, "run.py", "rehearsal_smok", "--run", str(tmp_path / "run"))
     assert done.returncode != 0
-    assert "no recipe 'rehearsal_smok'; did you mean rehearsal_smoke" in done.stdout + done.stderr
+    assert "no recipe 'rehearsal_smok' (did you mean 'rehearsal_smoke'" in done.stdout + done.stderr
 
 
 def test_without_the_token_nobody_gets_in(head):

@@ -22,8 +22,6 @@ IN_ONE_PROCESS = (
     "manifest/manifest.parquet",
     "train/supervise/video/checkpoints/00000004/committed.json",
     "train/align/frame/snapshot/weights.safetensors",
-    "embeddings/aligned/committed.json",
-    "train/finepseudo/round-1/video/checkpoints/00000004/committed.json",
     "labels/finepseudo/round-1/labels.parquet",
 )
 

@@ -99,6 +99,7 @@ def test_same_command_again_only_looks_up(smoke):
     assert learned(again.stdout) == learned(smoke.stdout)
 
 
+@pytest.mark.long
 def test_finished_run_is_evaluated_again_with_more_clips(smoke):
     before = smoke.results
     done = call(smoke.folder, "--evaluate.clips", 2, job="evaluate")

@@ -138,6 +138,7 @@ def test_killed_scorer_costs_no_video(base, ground):
     assert (again.embeddings("f_A").emb_NTD == whole.embeddings("f_A").emb_NTD).all()
 
 
+@pytest.mark.long
 def test_undecodable_videos_are_recorded_and_bounded(base, ground):
     run, manifest, board = ground
     data, victim = data_store(base, run), manifest.videos("train")[0]

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from finepseudo.align.collaborate import (
-    decide,
-    fit_temperature,
-    fuse,
-    leave_one_out_accuracy,
-    p_align,
-    p_video,
-)
+from finepseudo.align.collaborate import decide, fit_temperature, fuse, leave_one_out_accuracy, p_align, p_video
 from finepseudo.align.gallery import Gallery
 
 torch.set_num_threads(1)

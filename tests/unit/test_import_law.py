@@ -52,7 +52,7 @@ MAY = {
     "storage": {"storage", "errors"},
     "measures": {"errors"},
     "results": {"align", "measures", "errors"},
-    "recipes": {"recipe", "recipes", "errors"},
+    "recipes": {"recipe", "recipes", "errors", "fields"},
     "rehearsal": {"rehearsal", "recipe", "errors"},
     "cli": {"errors", "recipe", "recipes", "storage"},
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,

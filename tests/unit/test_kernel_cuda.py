@@ -272,7 +272,7 @@ def interpreted(tmp_path_factory):
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
-@pytest.fixture(scope="module", params=[80, 90])
+@pytest.fixture(scope="module", params=[pytest.param(arch, marks=pytest.mark.long) for arch in (80, 90)])
 def compiled(request, tmp_path_factory):
     return request.param, child(tmp_path_factory.mktemp("triton"), "compile", str(request.param))
 
@@ -318,7 +318,6 @@ def test_a_launch_stays_within_the_grid_and_32_bits(interpreted):
     assert large[2] == 2**27
 
 
-@pytest.mark.long
 def test_no_register_is_spilled_and_shared_memory_suffices(compiled):
     arch, kernels = compiled
     for name, used in kernels.items():

@@ -165,10 +165,7 @@ def test_positives_and_negatives_carry_equal_mass():
     assert got.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("label", "weight"),
-    [([0, 1, 2], [0, 0, 0]), ([0, 1, 2], [1, 0, 0]), ([0, 0, 0], [0, 0, 1])],
-)
+@pytest.mark.parametrize(("label", "weight"), [([0, 1, 2], [0, 0, 0]), ([0, 1, 2], [1, 0, 0]), ([0, 0, 0], [0, 0, 1])])
 def test_without_a_valid_pair_the_loss_is_a_differentiable_zero(label, weight):
     dist = torch.full((3, 3), math.nan).requires_grad_()
     out = av_loss(dist, -dist, torch.tensor(label), torch.arange(3), torch.tensor(weight).float())

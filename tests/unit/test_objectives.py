@@ -12,17 +12,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
-from training_helpers import (
-    KINDS,
-    K,
-    batch_of,
-    case,
-    columns,
-    picture,
-    plain_loop,
-    recipe,
-    still,
-)
+from training_helpers import KINDS, K, batch_of, case, columns, picture, plain_loop, recipe, still
 
 from finepseudo.data.batch import make_batch
 from finepseudo.data.plan import derive

@@ -15,14 +15,7 @@ from finepseudo.align.score import distances
 from finepseudo.data.manifest import Video
 from finepseudo.errors import TrainingError
 from finepseudo.recipes import find
-from finepseudo.train.pseudo_labels import (
-    COMPARED,
-    compare_labelled,
-    guard,
-    pseudo_samples,
-    soft_targets,
-    temperatures,
-)
+from finepseudo.train.pseudo_labels import COMPARED, compare_labelled, guard, pseudo_samples, soft_targets, temperatures
 
 NAMES = ("tuck", "pike", "twist")
 

@@ -42,14 +42,14 @@ def test_digests_tell_recipes_apart():
 
 @pytest.mark.parametrize(("wrong", "right"), [("rehearsl", "rehearsal"), ("rehearsal-smoke", "rehearsal_smoke")])
 def test_unknown_recipe_shows_the_nearest(wrong, right):
-    with pytest.raises(RecipeError, match=rf"no recipe '{wrong}'; did you mean .*{right}.*There are: rehearsal,"):
+    with pytest.raises(RecipeError, match=rf"no recipe '{wrong}' \(did you mean .*{right}.*; there are rehearsal,"):
         find(wrong)
     with pytest.raises(RecipeError, match=right):
         options(wrong, "--run", "/r")
 
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(RecipeError, match=r"no recipe 'zzz'; There are: .*; or give file.py:function"):
+    with pytest.raises(RecipeError, match=r"no recipe 'zzz'; there are .*; or give file.py:function"):
         find("zzz")
 
 
@@ -66,7 +66,7 @@ def test_unknown_option_shows_the_nearest_and_does_nothing(tmp_path):
     [
         (("rehearsal", "--scale.train-workers", 3), ("scale.train_workers = 3", "optimiser.blocks_per_step = 1")),
         (("rehearsal", "--align.margin", "inf"), ("align.margin: expected at least 0, got inf",)),
-        (("rehearsl",), ("did you mean rehearsal",)),
+        (("rehearsl",), ("did you mean 'rehearsal'",)),
         (("--align.steps", 3), ("the first argument names the recipe, got '--align.steps'",)),
     ],
 )

@@ -112,11 +112,9 @@ def test_decord_reads_what_was_drawn():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="'TPX-U'"):
-        rehearsal.video_ids(Rehearsal(words=("TPX-U",)), "train")
+        rehearsal.letters("TPX-U")
     with pytest.raises(ValueError, match="'valid'"):
         rehearsal.video_ids(SPEC, "valid")
-    with pytest.raises(ValueError, match=r"look 0\.\.3"):
-        rehearsal.video_ids(Rehearsal(look=-1), "train")
     with pytest.raises(ValueError, match="'nobody'"):
         rehearsal.clip(SPEC, "train", "nobody")
     with pytest.raises(ValueError, match="even height and width"):

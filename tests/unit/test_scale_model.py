@@ -186,7 +186,7 @@ def test_shared_cores_make_it_slower_and_never_faster():
 
 
 def test_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no recipe 'rehersal'; did you mean rehearsal"):
+    with pytest.raises(RecipeError, match=r"no recipe 'rehersal' \(did you mean 'rehearsal'"):
         scale.main(["rehersal"])
     with pytest.raises(RecipeError, match="give --sizes.videos, --sizes.classes"):
         Sizes().of(scale.kinetics())

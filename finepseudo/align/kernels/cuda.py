@@ -347,12 +347,7 @@ def _costs(
 
 @triton.jit
 def _column(
-    state: tl.tuple,
-    costs: tl.tuple,
-    top: tl.tensor,
-    corner: tl.tensor,
-    SHORT: tl.constexpr,
-    DEVICE: tl.constexpr,
+    state: tl.tuple, costs: tl.tuple, top: tl.tensor, corner: tl.tensor, SHORT: tl.constexpr, DEVICE: tl.constexpr
 ) -> tl.tuple:
     """The states x(i, j) of a column from those of the column before, ROWS // SHORT videos below one another.
 
