@@ -38,9 +38,9 @@ from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import class_scores
 from finepseudo.data.batch import make_batch
+from finepseudo.data.child import answer
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import Plan, Sample, plan_score
-from finepseudo.data.probe import examine
 from finepseudo.data.stream import BlockReader
 from finepseudo.data.transforms import centre
 from finepseudo.driver.steps import BLOCK_VIDEOS
@@ -118,8 +118,9 @@ class Bench:
         if self.recipe.data.rehearsal is None:
             frames_FHWC = np.resize(frames_FHWC, (FILE_FRAMES, *frames_FHWC.shape[1:]))
         self.store.write(path, rehearsal.encode_mp4(frames_FHWC, spec.fps))
-        found = examine(self.store.uri(path))
-        return Video(index, video_id, path, *(found[name] for name in ("sha256", "num_frames", "height", "width")))
+        found = answer({"uri": self.store.uri(path)})[0]
+        facts = (found[name] for name in ("sha256", "num_frames", "height", "width", "access"))
+        return Video(index, video_id, path, *facts, start=0, file_frames=found["num_frames"])
 
     def decoded(self, plan: Plan, recipe: Recipe) -> dict[str, Any]:
         """The first block of a plan."""

@@ -334,4 +334,4 @@ def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
 
 
 def _stand_in(index: int) -> Video:
-    return Video(index, f"{index}", "", "", 64, 64, 64)
+    return Video(index, f"{index}", "", "", 64, 64, 64, "scan", 0, 99)

@@ -74,10 +74,11 @@ class Data:
     """Where videos and annotations are, and which videos are admitted."""
 
     root: str = ""  # folder or URI that holds the annotations and the videos; empty: <run>/data
-    videos: str = "videos/{video_id}.mp4"  # path of a video below the root
+    videos: str = "videos/{video_id}.mp4"  # path of a video below the root; the ending may be `.*`
     train: str = "train.json"  # annotations; data/formats.py has the forms, by the file's ending
-    test: str = "test.json"
-    vocab: str = "vocab.json"  # a list of classes; the index is the label
+    test: str = "test.json"  # empty: no test videos, and no accuracies
+    vocab: str = "vocab.json"  # a list of classes; the index is the label. Empty: the classes that labels name
+    unlabelled: str = ""  # folder below the root; its videos that no annotation names are clips without a label
     rehearsal: Rehearsal | None = None  # set: the data set is generated under the root where it is missing
     min_frames: Count = 8  # videos with fewer frames are rejected; fewer than a clip asks for is fine, frames repeat
     max_rejected: Share = 0.02
@@ -290,6 +291,7 @@ class Scale:
     segment_steps: Count = 8000  # largest number of steps in one stream; a longer training is a chain of streams
     max_failures: CountOrZero = 3  # restarts of a training's workers before the run gives up
     probe_deadline_s: Annotated[float, Ge(0.1)] = 30.0  # longest time that one video may take to be probed
+    decode_deadline_s: Annotated[float, Ge(0.1)] = 60.0  # longest time that one row may take to be decoded
     collective_timeout_s: Annotated[float, Ge(1)] = 180.0  # longest wait of one training worker for another
     resources_deadline_s: NotNegative = 60.0  # longest wait for resources that the cluster does not have yet
     object_store_mib: Annotated[int, Ge(80)] = 1024  # object store of a cluster that is started here
@@ -384,8 +386,10 @@ def _check_across(recipe: Recipe) -> None:
         )
     if not recipe.methods:
         raise RecipeError(f"methods: expected at least one of {', '.join(get_args(Method))}")
-    if "{video_id}" not in recipe.data.videos:
-        raise RecipeError(f"data.videos: expected a path with {{video_id}} in it, got {recipe.data.videos!r}")
+    if "{video_id}" not in recipe.data.videos or set("{}") & set(recipe.data.videos.replace("{video_id}", "")):
+        raise RecipeError(
+            f"data.videos: expected a path with {{video_id}} in it and no other braces, got {recipe.data.videos!r}"
+        )
     if recipe.align.triplet_weight == 0 and recipe.align.score_weight == 0:
         raise RecipeError("align.triplet_weight and align.score_weight are both 0: f_A would learn nothing")
     parts: tuple[Part, ...] = ("frame", "video")

@@ -21,7 +21,7 @@ from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 
-VERSION = 1  # of results.json
+VERSION = 2  # of results.json
 CURVE_POINTS = 50  # of a precision x coverage curve, about: what a plot can show
 RESAMPLES = 50  # draws of videos for the standard error of the pair test
 
@@ -80,10 +80,12 @@ class RoundQuality:
     agreement: float
     precision_all: dict[str, Share | None]  # of p_E, p_A and p, whatever the threshold
     precision_accepted: dict[str, Share | None]  # the same over the accepted videos; None where nothing is accepted
-    calibration_error: float
+    calibration_error: float | None
     accepted_per_class: list[int]
-    right_per_class: list[int]
-    curves: dict[str, Curve]
+    known_per_class: list[int]  # of the accepted ones, those whose truth is known
+    right_per_class: list[int]  # of these
+    curves: dict[str, Curve]  # empty where no truth is known
+    known: int  # unlabelled videos whose truth is known: what precision, calibration error and curves are over
 
 
 @dataclass(frozen=True)
@@ -214,26 +216,40 @@ def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
     )
 
 
-def round_quality(labels: RoundLabels, truth_N: Labels, num_classes: int) -> RoundQuality:
-    """Precision of p_E, p_A and p, over all and over the accepted videos, with coverage, agreement and curves."""
+def round_quality(labels: RoundLabels, truth_N: Labels, known_N: NDArray[np.bool_], num_classes: int) -> RoundQuality:
+    """Precision of p_E, p_A and p, over all and over the accepted videos, with coverage, agreement and curves.
+
+    Args:
+        truth_N: any class where it is not known.
+        known_N: where it is; what needs the truth is over these alone, and None of none.
+    """
     by_p = {"p_E": labels.label_E, "p_A": labels.label_A, "p": labels.label}
     scored = {
         "p": (labels.label, labels.confidence),
         "p_A": (labels.label_A, labels.confidence_A),
         "p_E": (labels.label_E, labels.confidence_E),
     }
-    kept_N, right_N = labels.accepted, labels.label == truth_N
+    kept_N, right_N = labels.accepted, known_N & (labels.label == truth_N)
+    counts = {"accepted": kept_N, "known": kept_N & known_N, "right": kept_N & right_N}
+    per_class = {key: measures.class_counts(labels.label[of_N], num_classes).tolist() for key, of_N in counts.items()}
+    some = bool(known_N.any())
     return RoundQuality(
         unlabelled=len(kept_N),
         accepted=int(kept_N.sum()),
         coverage=float(kept_N.mean()),
         agreement=measures.agreement(labels.label_A, labels.label_E),
-        precision_all={name: share(label_N == truth_N) for name, label_N in by_p.items()},
-        precision_accepted={name: share((label_N == truth_N)[kept_N]) for name, label_N in by_p.items()},
-        calibration_error=measures.calibration_error(labels.confidence, right_N),
-        accepted_per_class=measures.class_counts(labels.label[kept_N], num_classes).tolist(),
-        right_per_class=measures.class_counts(labels.label[kept_N & right_N], num_classes).tolist(),
-        curves={name: _curve(confidence_N, label_N, truth_N) for name, (label_N, confidence_N) in scored.items()},
+        precision_all={name: share((label_N == truth_N)[known_N]) for name, label_N in by_p.items()},
+        precision_accepted={name: share((label_N == truth_N)[known_N & kept_N]) for name, label_N in by_p.items()},
+        calibration_error=measures.calibration_error(labels.confidence[known_N], right_N[known_N]) if some else None,
+        accepted_per_class=per_class["accepted"],
+        known_per_class=per_class["known"],
+        right_per_class=per_class["right"],
+        curves={
+            name: _curve(confidence_N[known_N], label_N[known_N], truth_N[known_N])
+            for name, (label_N, confidence_N) in scored.items()
+            if some
+        },
+        known=int(known_N.sum()),
     )
 
 

@@ -79,7 +79,9 @@ def data_store(recipe: Recipe, base: Store) -> Store:
 
 def pair_videos(recipe: Recipe, manifest: Manifest) -> list[Video]:
     """Held-out videos of the pair test, the same for every f_A."""
-    order = sorted(manifest.videos("test"), key=lambda video: derive("pairs", recipe.seed, video.video_id))
+    truth = manifest.truth("test")
+    known = [video for video in manifest.videos("test") if video.video_id in truth]
+    order = sorted(known, key=lambda video: derive("pairs", recipe.seed, video.video_id))
     return order[: recipe.evaluate.pair_videos]
 
 

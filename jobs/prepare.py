@@ -20,7 +20,7 @@ def job(argv: Sequence[str]) -> None:
     with logged_to(run), on_ray(options.recipe) as executor:
         claim(run, options.recipe)
         manifest = ensure_manifest(options.recipe, base, executor)
-        split = ensure_split(options.recipe, run, manifest.truth("train"))
+        split = ensure_split(options.recipe, run, manifest)
     for row in manifest.table.to_pylist():
         if row["status"] != "ok":
             print(f"rejected {row['video_id']}: {row['reason']}")

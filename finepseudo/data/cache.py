@@ -25,6 +25,10 @@ class ClipCache:
     misses: int = 0
     _written: int = field(default=0, repr=False)
 
+    def keeps(self, nbytes: int) -> bool:
+        """Whether a video of so many bytes would be kept: none that would take more than a tenth of the cache."""
+        return 0 < nbytes <= self.limit_bytes // 10
+
     def get(self, sha256: str, height: int, width: int) -> np.ndarray | None:
         path = self._path(sha256, height, width)
         try:
@@ -40,8 +44,8 @@ class ClipCache:
         return video_FHWC
 
     def put(self, sha256: str, video_FHWC: np.ndarray) -> None:
-        """Keep a video, unless it alone would take more than a tenth of the cache or the disk has no room for it."""
-        if video_FHWC.nbytes > self.limit_bytes // 10:
+        """Keep a video, unless it is too large or the disk has no room for it."""
+        if not self.keeps(video_FHWC.nbytes):
             return
         path = self._path(sha256, *video_FHWC.shape[1:3])
         # A full disk must not fail a decode that has succeeded: the cache is a convenience.

@@ -1,4 +1,4 @@
-"""The manifest: one immutable row per annotated clip, usable or rejected with its reason."""
+"""The manifest: one immutable row per clip, usable or rejected with its reason."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 FOLDER = "manifest"
+MOST_BEYOND, MOST_BEYOND_SHARE = 2, 0.02  # frames, and share of its length, by which a clip may end behind its file
 
 SCHEMA = pa.schema(
     {"video_id": pa.string(), "path": pa.string(), "label": pa.int32(), "label_name": pa.string(), "split": pa.string()}
-    | {"num_frames": pa.int32(), "fps": pa.float64(), "height": pa.int32(), "width": pa.int32(), "bytes": pa.int64()}
-    | {"sha256": pa.string(), "status": pa.string(), "reason": pa.string()}
+    | {
+        "start": pa.int32(),
+        "file_frames": pa.int32(),
+        "num_frames": pa.int32(),
+        "fps": pa.float64(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "bytes": pa.int64(),
+    }
+    | {"access": pa.string(), "sha256": pa.string(), "status": pa.string(), "reason": pa.string()}
 )
 
 
@@ -33,10 +42,13 @@ class Video:
     index: int
     video_id: str
     path: str  # below the folder of the data
-    sha256: str
-    num_frames: int
+    sha256: str  # of the file
+    num_frames: int  # of the clip
     height: int
     width: int
+    access: str  # the way to the file's frames: see data/video.py
+    start: int  # the clip's first frame in the file
+    file_frames: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Manifest:
         return len(self.class_names)
 
     def videos(self, split: str) -> list[Video]:
-        names = ("video_id", "path", "sha256", "num_frames", "height", "width")
+        names = ("video_id", "path", "sha256", "num_frames", "height", "width", "access", "start", "file_frames")
         return [
             Video(index=index, **{name: row[name] for name in names})
             for index, row in enumerate(self.table.to_pylist())
@@ -68,9 +80,10 @@ class Manifest:
         ]
 
     def truth(self, split: str) -> dict[str, int]:
-        """Labels of the usable clips of a split: for the labelled split and for evaluation only."""
+        """Labels of the usable clips of a split that have one: for the labelled split and for evaluation only."""
         rows = self.table.select(["video_id", "label", "split", "status"]).to_pylist()
-        return {row["video_id"]: row["label"] for row in rows if row["split"] == split and row["status"] == "ok"}
+        kept = (row for row in rows if row["split"] == split and row["status"] == "ok")
+        return {row["video_id"]: row["label"] for row in kept if row["label"] is not None}
 
     def summary(self) -> dict[str, Any]:
         """Counts by split and reason, for the log and the results."""
@@ -90,20 +103,30 @@ def build_manifest(
 ) -> Manifest:
     """Join annotations and probe results, in the order of the ids.
 
-    Raises ManifestError where no usable clip is left in the training or the test split.
+    Args:
+        probes: what was found out about a file, by its path.
+        paths: of each clip's file.
+    Raises ManifestError where no usable clip is left in the training split, or in the test split if there is one.
     """
     rows = []
     for annotation in sorted(annotations, key=lambda item: (item.split, item.video_id)):
-        probe = dict(probes[annotation.video_id])
+        probe = dict(probes[paths[annotation.video_id]])
         reason = probe.pop("error", None)
-        if reason is None and probe["num_frames"] < min_frames:
-            reason = f"too short: {probe['num_frames']} frames, data.min_frames is {min_frames}"
+        if reason is None:
+            probe["file_frames"], first, stop = probe["num_frames"], *_part(annotation, probe)
+            probe |= {"start": first, "num_frames": stop - first}
+            if stop <= first:
+                part = f"{annotation.start or 0:g}..{'' if annotation.end is None else f'{annotation.end:g}'}"
+                unit = "seconds" if annotation.seconds else "frames"
+                reason = f"no such part: {unit} {part} of a file of {probe['file_frames']} frames"
+            elif stop - first < min_frames:
+                reason = f"too short: {stop - first} frames, data.min_frames is {min_frames}"
         rows.append(
             {
                 "video_id": annotation.video_id,
                 "path": paths[annotation.video_id],
                 "label": annotation.label,
-                "label_name": class_names[annotation.label],
+                "label_name": None if annotation.label is None else class_names[annotation.label],
                 "split": annotation.split,
                 "status": "ok" if reason is None else "rejected",
                 "reason": reason or "",
@@ -111,8 +134,20 @@ def build_manifest(
             }
         )
     manifest = Manifest(pa.Table.from_pylist(rows, schema=SCHEMA), tuple(class_names))
-    for split in ("train", "test"):
+    for split in sorted({"train", *(row["split"] for row in rows)}):
         if not any(row["split"] == split and row["status"] == "ok" for row in rows):
             bad = [f"{row['video_id']}: {row['reason']}" for row in rows if row["split"] == split][:5]
             raise ManifestError(f"no usable video in split {split!r}; rejected: {'; '.join(bad) or 'none annotated'}")
     return manifest
+
+
+def _part(annotation: Annotation, probe: Mapping[str, Any]) -> tuple[int, int]:
+    """First frame of a clip in its file and the frame to stop before; equal where the file has no such part.
+
+    An end a little beyond the file's, as other programs count it, is the file's.
+    """
+    count, per = probe["num_frames"], probe["fps"] if annotation.seconds else 1.0
+    first = round((annotation.start or 0) * per)
+    stop = count if annotation.end is None else round(annotation.end * per)
+    slack = max(MOST_BEYOND, MOST_BEYOND_SHARE * (stop - first))
+    return (first, min(stop, count)) if first < count and stop <= count + slack else (first, first)

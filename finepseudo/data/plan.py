@@ -27,7 +27,8 @@ from finepseudo.storage.store import Store
 
 SCHEMA = pa.schema(
     {"row": pa.int64(), "video": pa.int32(), "video_id": pa.string(), "path": pa.string(), "sha256": pa.string()}
-    | {"num_frames": pa.int32(), "height": pa.int32(), "width": pa.int32()}
+    | {"num_frames": pa.int32(), "height": pa.int32(), "width": pa.int32(), "access": pa.string()}
+    | {"start": pa.int32(), "file_frames": pa.int32()}
     | {"frames_0": pa.list_(pa.int32()), "frames_1": pa.list_(pa.int32())}
     | {"aug_seed": pa.int64(), "label": pa.int32(), "weight": pa.float32(), "target": pa.int32()}
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from finepseudo.data.plan import derive
@@ -30,8 +30,10 @@ class SplitLists:
         return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=1).encode()
 
 
-def make_split(truth: Mapping[str, int], *, label_fraction: float, seed: int) -> SplitLists:
-    """Keep the label of `label_fraction` of each class's videos, of at least one.
+def make_split(
+    truth: Mapping[str, int], without: Iterable[str] = (), *, label_fraction: float, seed: int
+) -> SplitLists:
+    """Keep the label of `label_fraction` of each class's videos, of at least one; `without` have no label to keep.
 
     The order within a class is by a hash of seed and id, so adding a video moves no other between the halves
     beyond the changed count. Raises ManifestError where no class would have a labelled video.
@@ -41,11 +43,11 @@ def make_split(truth: Mapping[str, int], *, label_fraction: float, seed: int) ->
         by_class[label].append(video_id)
     if not by_class or label_fraction <= 0:
         raise ManifestError(
-            f"no class has a labelled video: {len(truth)} usable training videos, split.label_fraction "
+            f"no class has a labelled video: {len(truth)} usable training videos with a label, split.label_fraction "
             f"= {label_fraction:g}; check the annotations, or raise split.label_fraction"
         )
     labelled: list[str] = []
-    unlabelled: list[str] = []
+    unlabelled = list(without)
     for label in sorted(by_class):
         order = sorted(by_class[label], key=lambda video_id: derive("split", seed, video_id))
         keep = max(1, round(label_fraction * len(order)))

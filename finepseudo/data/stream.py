@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from finepseudo.data.cache import ClipCache
+from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
 from finepseudo.data.plan import Plan
 from finepseudo.errors import DecodeError
@@ -29,7 +30,7 @@ class BlockReader:
         """With the size of frames and the cache that the recipe asks for; `data` is where the videos are."""
         frames, scale = recipe.frames, recipe.scale
         cache = ClipCache(scale.cache_dir or default_cache_dir(), int(scale.cache_gib * (1 << 30)))
-        return BlockReader(plan, Decoder(data, frames.height, frames.width, cache))
+        return BlockReader(plan, Decoder(data, frames.height, frames.width, cache, Child(scale.decode_deadline_s)))
 
     def read(self, blocks: Iterable[int]) -> dict[str, Any]:
         """Columns row, clip_0 (and clip_1), error, decode_s, cache_hit of some blocks, one after the other."""

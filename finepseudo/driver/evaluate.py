@@ -21,7 +21,7 @@ from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import Steps, Trained
 from finepseudo.recipe import METHODS, digest
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
-from finepseudo.run import RESULTS, SECONDS, Run
+from finepseudo.run import RESULTS, SECONDS, Run, pair_videos
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.train.predict import Pass
@@ -89,7 +89,11 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     videos = {STAGE_2: start.video} | {name: finish.video for name, finish in story.finishes.items()}
     # An f_A that several methods share runs once, under the digest of its weights.
     once = {frame.digest: (frame, gallery) for frame, gallery in frames.values()}
-    test = steps.manifest.videos("test")
+    truth = steps.manifest.truth("test")
+    test = [video for video in steps.manifest.videos("test") if video.video_id in truth]
+    if not test:
+        nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
+        return {}, pa.table(nothing), {}
     calibration = sorted(steps.split.unlabelled, key=lambda video_id: derive("calibration", video_id))[:CALIBRATION]
     what = Pass(
         frame={name: frame.uri for name, (frame, _) in once.items()},
@@ -98,7 +102,6 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         clips=steps.recipe.evaluate.clips,
     )
     scores = steps.score("evaluate", test + [steps.videos[video_id] for video_id in calibration], what)
-    truth = steps.manifest.truth("test")
     is_test_N = np.array([video_id in truth for video_id in scores.video_ids])
     unlabelled_N = ~is_test_N if (~is_test_N).any() else np.ones_like(is_test_N)
     test_ids = [video_id for video_id in scores.video_ids if video_id in truth]
@@ -129,14 +132,19 @@ def _round(steps: Steps, name: str) -> RoundResult:
     reader, truth = Run.at(steps.run), steps.manifest.truth("train")
     table = reader.labels(name)
     columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
-    truth_N = np.array([truth[video_id] for video_id in cast(list[str], table.column("video_id").to_pylist())])
-    quality = results.round_quality(RoundLabels(**columns), truth_N, steps.manifest.num_classes)
+    ids = cast(list[str], table.column("video_id").to_pylist())
+    truth_N = np.array([truth.get(video_id, 0) for video_id in ids])
+    known_N = np.array([video_id in truth for video_id in ids])
+    quality = results.round_quality(RoundLabels(**columns), truth_N, known_N, steps.manifest.num_classes)
     return RoundResult(name, quality, reader.temperatures(name))
 
 
 def _pairs(steps: Steps, start: Start) -> results.PairTest:
     """The pair test on the held-out videos that were embedded beside D_l."""
-    truth = steps.manifest.truth("test")
+    held_out = {video.video_id for video in pair_videos(steps.recipe, steps.manifest)}
+    truth = {video_id: label for video_id, label in steps.manifest.truth("test").items() if video_id in held_out}
+    if not truth:
+        return results.PairTest(videos=0, pairs=0, same=0, scores={})
     pretrained, aligned = (embedded.among(truth.keys()) for embedded in (start.pretrained, start.aligned))
     if pretrained.video_ids != aligned.video_ids:
         raise AssertionError("the pair test needs the same videos before and after alignment")

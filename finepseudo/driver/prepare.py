@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
 from finepseudo import rehearsal
+from finepseudo.data.child import Child
 from finepseudo.data.formats import read_annotations
 from finepseudo.data.manifest import FOLDER, Manifest, build_manifest
-from finepseudo.data.probe import Prober
 from finepseudo.data.split import SplitLists, make_split
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ManifestError
@@ -39,18 +39,18 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         generate(recipe.data.rehearsal, data, executor)
     annotations, names = read_annotations(data, recipe.data)
     lineage = {
-        "annotations": fingerprint([(row.video_id, row.label, row.split) for row in annotations]),
+        "annotations": fingerprint([asdict(replace(row, where="")) for row in annotations]),
         "classes": fingerprint(names),
         "min_frames": recipe.data.min_frames,
         "videos": recipe.data.videos,
     }
 
     def make() -> dict[str, bytes]:
-        paths = {row.video_id: recipe.data.videos.format(video_id=row.video_id) for row in annotations}
-        uris = [(video_id, data.uri(path)) for video_id, path in paths.items()]
+        paths = {row.video_id: row.file or recipe.data.videos.format(video_id=row.name) for row in annotations}
+        uris = [(path, data.uri(path)) for path in dict.fromkeys(paths.values())]
         task = functools.partial(_probe, recipe.scale.probe_deadline_s)
         found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")
-        probes = {video_id: probe for group in found for video_id, probe in group.items()}
+        probes = {path: probe for group in found for path, probe in group.items()}
         manifest = build_manifest(annotations, names, probes, paths, min_frames=recipe.data.min_frames)
         return {
             "manifest.parquet": artefacts.table_bytes(manifest.table),
@@ -63,9 +63,11 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     return manifest
 
 
-def ensure_split(recipe: Recipe, run: Store, truth: Mapping[str, int]) -> SplitLists:
+def ensure_split(recipe: Recipe, run: Store, manifest: Manifest) -> SplitLists:
     """D_l and D_u, committed with their seed in the name."""
-    made = make_split(truth, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
+    truth = manifest.truth("train")
+    without = [video.video_id for video in manifest.videos("train") if video.video_id not in truth]
+    made = make_split(truth, without, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
     labelling = [method for method in recipe.methods if METHODS[method].labels]
     if labelling and not made.unlabelled:
         raise ManifestError(
@@ -109,11 +111,11 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
 
 
 def _probe(deadline_s: float, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    prober = Prober(deadline_s)
+    child = Child(deadline_s)
     try:
-        return {video_id: prober.probe(uri) for video_id, uri in group}
+        return {path: child.probe(uri) for path, uri in group}
     finally:
-        prober.close()
+        child.close()
 
 
 def _log_summary(manifest: Manifest, recipe: Recipe) -> None:

@@ -79,7 +79,7 @@ def run_rounds(
     claim(run, recipe)
     base = base or run
     manifest = ensure_manifest(recipe, base, executor)
-    split = ensure_split(recipe, run, manifest.truth("train"))
+    split = ensure_split(recipe, run, manifest)
     shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
     steps = Steps(recipe, run, base, manifest, split, executor, may_train=train)
     start = stage_2(steps, shared)

@@ -16,6 +16,7 @@ from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
 from finepseudo.align.softdtw import cosine_cost, dtw_path
 from finepseudo.data.cache import ClipCache
+from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
 from finepseudo.data.manifest import Video
 from finepseudo.data.plan import plan_score
@@ -71,7 +72,7 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
             Example(
                 kind=kind,
                 video_id=row["video_id"],
-                truth=names[truth[row["video_id"]]],
+                truth=names[truth[row["video_id"]]] if row["video_id"] in truth else "not known",
                 label=names[row["label"]],
                 confidence=row["confidence"],
                 label_A=names[row["label_A"]],
@@ -88,9 +89,11 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
 
 def _chosen(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, int]) -> list[tuple[str, Mapping[str, Any]]]:
     order = sorted(rows, key=lambda row: (-row["confidence"], row["video_id"]))
+    accepted = [row for row in order if row["accepted"]]
     kinds = {
-        "accepted, right": [row for row in order if row["accepted"] and row["label"] == truth[row["video_id"]]],
-        "accepted, wrong": [row for row in order if row["accepted"] and row["label"] != truth[row["video_id"]]],
+        "accepted, right": [row for row in accepted if truth.get(row["video_id"]) == row["label"]],
+        "accepted, wrong": [row for row in accepted if truth.get(row["video_id"], row["label"]) != row["label"]],
+        "accepted, truth not known": [row for row in accepted if row["video_id"] not in truth],
         "rejected": [row for row in reversed(order) if not row["accepted"]],
     }
     return [(kind, row) for kind, found in kinds.items() for row in found[:EACH]]
@@ -102,7 +105,8 @@ class _Look:
     def __init__(self, run: Run, num_classes: int) -> None:
         recipe = run.recipe()
         self.frames, self.gamma = recipe.frames, recipe.align.gamma
-        self.decoder = Decoder(run.data(), recipe.frames.height, recipe.frames.width, ClipCache("", 0))
+        height, width, child = recipe.frames.height, recipe.frames.width, Child(recipe.scale.decode_deadline_s)
+        self.decoder = Decoder(run.data(), height, width, ClipCache("", 0), child)
         what = Pass(frame={"f_A": run.snapshot(STAGE_2, "frame")})
         self.predictor = Predictor(recipe, num_classes, what, torch.device("cpu"))
 

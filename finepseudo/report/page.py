@@ -118,7 +118,8 @@ def _pair_rows(results: Results) -> list[dict[str, Any]]:
 
 def _order_sentence(results: Results) -> str:
     if not (rows := _pair_rows(results)):
-        return "pair test: not possible, the held-out videos do not make pairs of both kinds"
+        why = "do not make pairs of both kinds" if results.pairs.videos else "with a label are missing"
+        return f"pair test: not possible, the held-out videos {why}"
     names = [row["name"].partition(",")[0] for row in rows]
     broken = [f"{names[b]} <= {names[a]}" for a, b in ((0, 2), (1, 2), (2, 3)) if rows[b]["value"] <= rows[a]["value"]]
     verdict = f"does NOT hold: {'; '.join(broken)}" if broken else "holds"
@@ -130,9 +131,13 @@ def _label_sentence(results: Results) -> list[str]:
     if not rounds:
         return []
     last = rounds[-1].quality
-    right = figure(last.precision_accepted["p"])
     text = f"finepseudo's last round gave {last.accepted} of {last.unlabelled} unlabelled videos a label"
-    return [f"{text}; the share of right ones is {right}"]
+    if last.known:
+        of = f" (of the {last.known} whose truth is known)" if last.known < last.unlabelled else ""
+        return [f"{text}; the share of right ones is {figure(last.precision_accepted['p'])}{of}"]
+    heat = rounds[-1].temperatures
+    estimates = f"p_A {_short(heat.accuracy_A)}, p_E {_short(heat.accuracy_E)}"
+    return [f"{text}; the share of right ones is not known (accuracies estimated without their truth: {estimates})"]
 
 
 def _gain_sentences(results: Results) -> list[str]:
@@ -184,6 +189,9 @@ def _round_lines(results: Results) -> list[str]:
             ("", f"accepted {row['accepted']}", f"coverage  {row['coverage']}", row["kept"]),
         ):
             lines.append(f"  {name:<23}{kind:<14} {share:<23}" + "".join(f"{text:<13}" for text in figures).rstrip())
+    if not all(one.quality.known for one in rounds):
+        for sentence in _label_sentence(results):
+            lines += textwrap.wrap(sentence, 98, initial_indent="  ", subsequent_indent="    ")
     return [*lines, "  (earlier rounds are on the page)"] if len(rounds) < len(results.all_rounds()) else lines
 
 
@@ -296,7 +304,7 @@ def _learning_plot(run: Run, results: Results) -> str:
 
 
 def _quality_plot(results: Results) -> str:
-    rounds = results.all_rounds()
+    rounds = [one for one in results.all_rounds() if one.quality.curves]
     if not rounds:
         return ""
     drawn, axes = _axes(10, 2.6 * -(-len(rounds) // 3), max(3, len(rounds)), 3)
@@ -331,8 +339,9 @@ def _class_rows(run: Run, results: Results) -> list[dict[str, Any]]:
         row |= {title: _short(values[index]) for title, values in columns.items()}
         if rounds := results.rounds.get("finepseudo"):
             last = rounds[-1].quality
-            accepted, right = last.accepted_per_class[index], last.right_per_class[index]
-            row |= {"accepted as it": accepted, "of these right": _short(right / accepted if accepted else None)}
+            known, right = last.known_per_class[index], last.right_per_class[index]
+            row |= {"accepted as it": last.accepted_per_class[index]}
+            row |= {"of these right": _short(right / known if known else None)}
         rows.append(row)
     return rows
 

@@ -65,6 +65,13 @@ class Store:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.uri(path)}: no such file") from None
 
+    def open(self, path: str) -> Any:
+        """A file to read and seek in, which is not read at once; FileNotFoundError names the full address."""
+        try:
+            return self._fs.open(self.uri(path), "rb")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.uri(path)}: no such file") from None
+
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file; readers see the old one or the new one, nothing between."""
         target = self.uri(path)

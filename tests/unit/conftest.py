@@ -27,7 +27,14 @@ def video_row():
         data = rehearsal.encode_mp4(np.ascontiguousarray(frames_FHWC), 25)
         path.write_bytes(data)
         count, height, width, _ = frames_FHWC.shape
-        row = {"path": str(path)[1:], "sha256": hashlib.sha256(data).hexdigest(), "num_frames": count}
+        row = {
+            "path": str(path)[1:],
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_frames": count,
+            "access": "decord",
+            "start": 0,
+            "file_frames": count,
+        }
         return {**row, "height": height, "width": width, "frames_0": list(frames_0), "frames_1": None}
 
     return write

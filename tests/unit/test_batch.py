@@ -12,7 +12,7 @@ from finepseudo.data.plan import Sample, plan_classify, plan_gitdl
 from finepseudo.errors import StreamError
 from finepseudo.recipe import Augment, Gitdl
 
-VIDEOS = [Video(index, f"v{index}", "u", "s", 30, 8, 8) for index in range(4)]
+VIDEOS = [Video(index, f"v{index}", "u", "s", 30, 8, 8, "scan", 0, 99) for index in range(4)]
 TARGETS = np.array([[0.3, 0.7], [0.1, 0.9]], np.float32)
 
 

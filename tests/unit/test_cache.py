@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from finepseudo.data.cache import ClipCache
-from finepseudo.data.decode import Decoder
+from finepseudo.data.child import Child
+from finepseudo.data.decode import Decoder as AnyDecoder
 from finepseudo.storage.store import Store
 
 VIDEO = np.arange(3 * 32 * 32 * 3, dtype=np.uint32).reshape(3, 32, 32, 3).astype(np.uint8)
 LIMIT = 100_000
 ROOT = Store("/")
+CHILD = Child(60)
+
+
+def Decoder(data, height, width, cache):  # noqa: N802
+    return AnyDecoder(data, height, width, cache, CHILD)
 
 
 def sha(number):

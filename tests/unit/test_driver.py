@@ -11,16 +11,19 @@ import pytest
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.decode import Decoder
+from finepseudo.data.formats import Annotation
+from finepseudo.data.manifest import build_manifest
 from finepseudo.data.plan import Plan, plan_score
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
-from finepseudo.driver.prepare import ensure_split
+from finepseudo.driver.prepare import ensure_split, generate
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.driver.steps import both, side_by_side
 from finepseudo.errors import ArtefactError, DecodeError, ManifestError, TrainingError
+from finepseudo.recipe import Data, Split
 from finepseudo.recipes import find
-from finepseudo.report.page import write_report
+from finepseudo.report.page import summary, write_report
 from finepseudo.run import Run
 from finepseudo.storage.store import Store
 
@@ -205,12 +208,14 @@ def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
 
 def test_methods_that_label_need_something_to_label(tmp_path):
     recipe, store = find("rehearsal"), Store(str(tmp_path))
-    truth = {f"v{number}": number % 2 for number in range(6)}
+    rows = [Annotation(f"v{number}", number % 2, "train", "") for number in range(6)]
+    probe = {"num_frames": 30, "fps": 25.0, "height": 8, "width": 8, "access": "scan", "bytes": 9, "sha256": "ab"}
+    manifest = build_manifest(rows, ("a", "b"), {"v": probe}, {row.video_id: "v" for row in rows}, min_frames=8)
     all_labelled = replace(recipe, split=replace(recipe.split, label_fraction=1.0))
     with pytest.raises(ManifestError, match=r"no unlabelled video is left for finepseudo: 6 training videos"):
-        ensure_split(all_labelled, store, truth)
+        ensure_split(all_labelled, store, manifest)
     assert store.list() == []
-    assert ensure_split(replace(all_labelled, methods=("supervised",)), store, truth).unlabelled == ()
+    assert ensure_split(replace(all_labelled, methods=("supervised",)), store, manifest).unlabelled == ()
 
 
 def test_side_by_side_waits_for_all_before_it_fails():
@@ -226,3 +231,39 @@ def test_side_by_side_waits_for_all_before_it_fails():
     assert ended == [1, 2]
     assert side_by_side([lambda: 1, lambda: 2]) == [1, 2]
     assert both(lambda: 1, lambda: "2") == (1, "2")
+
+
+def test_a_collection_with_a_few_labels_and_no_test_split(tmp_path):
+    """What a user has: some named clips, parts of files among them, a folder of others, and nothing to measure on."""
+    data, spec = Store(str(tmp_path / "data")), SMOKE.data.rehearsal
+    generate(spec, data, InProcess(SMOKE))
+    videos = json.loads(data.read("train.json"))
+    labelled = [row for label in range(5) for row in [row for row in videos if row["label"] == label][:2]]
+    lines = ["file,label,start_frame,end_frame"]
+    lines += [f"videos/{row['vid_name']}.mp4,{spec.words[row['label']]},2,{row['end_frame'] - 1}" for row in labelled]
+    data.write("mine.csv", "\n".join(lines).encode())
+    recipe = replace(
+        SMOKE,
+        methods=("finepseudo",),
+        data=Data(root=data.root, train="mine.csv", test="", vocab="", unlabelled="videos"),
+        split=Split(label_fraction=1.0),
+        gitdl=replace(SMOKE.gitdl, frame_steps=4, video_steps=0),
+    )
+    store = Store(str(tmp_path / "run"))
+    found = ensure_results(run_rounds(recipe, store, InProcess(recipe)))
+    assert sorted(found.classes) == sorted(spec.words)
+    assert (found.split.labelled, found.split.unlabelled) == (10, 50)
+    assert (found.measured, found.gains, found.pairs.scores) == ({}, {}, {})
+    (one,) = found.rounds["finepseudo"]
+    assert (one.quality.unlabelled, one.quality.known, one.quality.precision_all["p"]) == (50, 0, None)
+    rows = {row["video_id"]: row for row in Plan.load(store, "plans/train/align/frame").table.to_pylist()}
+    part = rows[f"videos~{labelled[0]['vid_name']}"]
+    assert (part["start"], part["file_frames"] - part["num_frames"]) == (2, 3)
+    page = store.read(write_report(Run.at(store)).removeprefix(f"{store.uri()}/")).decode()
+    assert "the share of right ones is not known (accuracies estimated without their truth: p_A" in page
+    assert "accepted, truth not known" in page
+    assert "not known</b>" in page
+    assert "No method was evaluated." in page
+    printed = summary(found)
+    assert "pair test: not possible, the held-out videos with a label are missing" in printed
+    assert "finepseudo's last round gave 50 of 50 unlabelled videos a label; the share of right ones is not" in printed

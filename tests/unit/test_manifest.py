@@ -14,7 +14,7 @@ NAMES = ("tuck", "pike")
 
 
 def good(frames=30):
-    return {"num_frames": frames, "fps": 25.0, "height": 48, "width": 64, "bytes": 9, "sha256": "ab"}
+    return {"num_frames": frames, "fps": 25.0, "height": 48, "width": 64, "access": "scan", "bytes": 9, "sha256": "ab"}
 
 
 PROBES = {"a": good(), "b": {"error": "empty: the file has 0 bytes"}, "c": good(7), "d": good(8), "t": good()}
@@ -25,9 +25,9 @@ def build(probes=None, where="/v", labels=None, min_frames=8):
     rows = [
         Annotation(name, (labels or {}).get(name, 1), "test" if name == "t" else "train", "") for name in sorted(probes)
     ]
-    return build_manifest(
-        rows[::-1], NAMES, probes, {name: f"{where}/{name}" for name in probes}, min_frames=min_frames
-    )
+    paths = {name: f"{where}/{name}" for name in probes}
+    found = {paths[name]: probe for name, probe in probes.items()}
+    return build_manifest(rows[::-1], NAMES, found, paths, min_frames=min_frames)
 
 
 def test_rejected_rows_keep_their_place_and_their_reason():
@@ -60,7 +60,7 @@ def test_rows_are_sorted_and_indices_point_at_them():
 def test_unlabelled_views_have_no_label():
     manifest = build(labels={"a": 0})
     (first, _) = manifest.videos("train")
-    assert first == Video(1, "a", "/v/a", "ab", 30, 48, 64)
+    assert first == Video(1, "a", "/v/a", "ab", 30, 48, 64, "scan", 0, 30)
     assert not [name for name in vars(first) if "label" in name]
     assert manifest.truth("train") == {"a": 0, "d": 1}
     assert [row["label_name"] for row in manifest.table.to_pylist()][1] == "tuck"
@@ -77,8 +77,43 @@ def test_a_split_without_usable_videos_is_refused_with_examples():
         build({"t": good(3)})
     with pytest.raises(ManifestError, match=r"split 'train'; rejected: a: gone; b: empty.*; c: too short.*; d: gone"):
         build({"a": {"error": "gone"}, "d": {"error": "gone"}})
-    with pytest.raises(ManifestError, match=r"split 'test'; rejected: none annotated"):
-        build_manifest([Annotation("a", 0, "train", "")], NAMES, PROBES, {"a": "/v/a"}, min_frames=8)
+    with pytest.raises(ManifestError, match=r"split 'train'; rejected: none annotated"):
+        build_manifest([Annotation("t", 0, "test", "")], NAMES, PROBES, {"t": "t"}, min_frames=8)
+
+
+def test_a_test_split_and_labels_may_be_missing():
+    rows = [Annotation("a", 0, "train", ""), Annotation("d", None, "train", "")]
+    manifest = build_manifest(rows, NAMES, PROBES, {"a": "a", "d": "d"}, min_frames=8)
+    assert [video.video_id for video in manifest.videos("train")] == ["a", "d"]
+    assert manifest.truth("train") == {"a": 0}
+    assert manifest.videos("test") == []
+    assert [row["label_name"] for row in manifest.table.to_pylist()] == ["tuck", None]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "seconds", "expected"),
+    [
+        (None, None, False, (0, 30)),
+        (10, 25, False, (10, 15)),
+        (10, None, False, (10, 20)),
+        (0.4, 0.8, True, (10, 10)),
+        (0, 32, False, (0, 30)),  # as other programs count
+        (0, 33, False, "no such part: frames 0..33 of a file of 30 frames"),
+        (0, 99999, False, "no such part"),
+        (30, 40, False, "no such part: frames 30..40 of"),
+        (2, None, True, "no such part: seconds 2.. of a file of 30 frames"),
+        (3, 8, False, "too short: 5 frames, data.min_frames is 8"),
+    ],
+)
+def test_parts_of_a_file(start, end, seconds, expected):
+    row = Annotation("a", 0, "train", "", start=start, end=end, seconds=seconds)
+    rows = [row, Annotation("d", 0, "train", "")]
+    (found, _) = build_manifest(rows, NAMES, PROBES, {"a": "a", "d": "d"}, min_frames=8).table.to_pylist()
+    if isinstance(expected, str):
+        assert found["reason"].startswith(expected)
+        assert found["status"] == "rejected"
+    else:
+        assert (found["start"], found["num_frames"], found["file_frames"], found["reason"]) == (*expected, 30, "")
 
 
 def test_manifest_survives_the_store(tmp_path):

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 def videos(count, start=0):
     return [
-        Video(index, f"v{index}", f"/v/{index}.mp4", f"{index:064x}", 30 + index, 48, 64)
+        Video(index, f"v{index}", f"/v/{index}.mp4", f"{index:064x}", 30 + index, 48, 64, "scan", 0, 99)
         for index in range(start, start + count)
     ]
 

@@ -100,7 +100,7 @@ def test_soft_targets_spread_what_was_not_kept():
 
 
 def video_of(video_id, index):
-    return Video(index, video_id, f"{video_id}.mp4", "", 30, 48, 48)
+    return Video(index, video_id, f"{video_id}.mp4", "", 30, 48, 48, "scan", 0, 99)
 
 
 def test_accepted_videos_become_samples_that_weigh_their_confidence():

@@ -64,6 +64,8 @@ def labels(name, accepted=12):
         precision_accepted=shares if accepted else dict.fromkeys(shares),
         calibration_error=0.05 if accepted else math.nan,
         accepted_per_class=[accepted, 0, 0, 0, 0, 0],
+        known_per_class=[accepted, 0, 0, 0, 0, 0],
+        known=16,
         right_per_class=[accepted // 2, 0, 0, 0, 0, 0],
         curves=dict.fromkeys(shares, Curve([0.5, 1.0], [1.0, 0.8])),
     )
@@ -235,10 +237,12 @@ def labelled_run(tmp_path):
         paths[name] = f"{number}.mp4"
         probes[name] = {
             "num_frames": len(rehearsal.truth(spec, split, video_id).phase_F), "fps": 25.0, "height": spec.size,
-            "width": spec.size, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+            "width": spec.size, "access": "scan", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
         }  # fmt: skip
         annotations.append(Annotation(name, label, split, ""))
-    manifest = build_manifest(annotations, names, probes, paths, min_frames=8)
+    manifest = build_manifest(
+        annotations, names, {paths[key]: probe for key, probe in probes.items()}, paths, min_frames=8
+    )
     classes = json.dumps(names).encode()
     parts = {"manifest.parquet": artefacts.table_bytes(manifest.table), "classes.json": classes}
     artefacts.commit(run, FOLDER, parts, {})

@@ -44,6 +44,7 @@ def test_top_5_counts_the_five_best():
     assert accuracy(p_NK[:, :3], np.array([0, 1, 2, 2])).top5.value == 1.0
 
 
+KNOWN = np.ones(6, bool)
 LABELS = RoundLabels(
     accepted=np.array([True, True, True, False, False, True]),
     label=np.array([0, 0, 1, 1, 0, 1]),
@@ -55,13 +56,29 @@ LABELS = RoundLabels(
 )
 
 
+def test_what_is_not_known_takes_no_part():
+    """As with the known videos alone, but for what needs no truth."""
+    known_N = np.array([True, False, True, True, False, True])
+    alone = RoundLabels(*[getattr(LABELS, name)[known_N] for name in asdict(LABELS)])
+    fewer, expected = round_quality(LABELS, TRUTH, known_N, 4), round_quality(alone, TRUTH[known_N], KNOWN[known_N], 4)
+    for name in ("precision_all", "precision_accepted", "calibration_error", "right_per_class", "curves", "known"):
+        assert getattr(fewer, name) == getattr(expected, name), name
+    assert fewer.known_per_class == expected.accepted_per_class
+    whole = round_quality(LABELS, TRUTH, KNOWN, 4)
+    for name in ("unlabelled", "accepted", "coverage", "agreement", "accepted_per_class"):
+        assert getattr(fewer, name) == getattr(whole, name), name
+    nothing = round_quality(LABELS, TRUTH, ~KNOWN, 4)
+    assert nothing.precision_all == nothing.precision_accepted == {"p_E": None, "p_A": None, "p": None}
+    assert (nothing.calibration_error, nothing.curves, nothing.known) == (None, {}, 0)
+
+
 def test_round_quality_by_hand():
-    quality = round_quality(LABELS, TRUTH, 4)
+    quality = round_quality(LABELS, TRUTH, KNOWN, 4)
     # right: p 1 1 0 1 0 0, p_A 1 0 0 1 1 0, p_E 1 1 0 0 1 1; accepted: 1 1 1 0 0 1
     assert (quality.unlabelled, quality.accepted) == (6, 4)
     assert quality.coverage == pytest.approx(4 / 6)
     assert quality.agreement == pytest.approx(2 / 6)
-    assert round_quality(replace(LABELS, label_A=LABELS.label_E), TRUTH, 4).agreement == 1.0
+    assert round_quality(replace(LABELS, label_A=LABELS.label_E), TRUTH, KNOWN, 4).agreement == 1.0
     assert {name: found.value for name, found in quality.precision_all.items()} == {
         "p_E": pytest.approx(4 / 6),
         "p_A": 0.5,
@@ -80,7 +97,7 @@ def test_round_quality_by_hand():
 
 
 def test_curves_are_those_of_their_own_labels_and_confidences():
-    curves = round_quality(LABELS, TRUTH, 4).curves
+    curves = round_quality(LABELS, TRUTH, KNOWN, 4).curves
     coverage = [n / 6 for n in range(1, 7)]
     for name, right in {"p": [1, 1, 0, 0, 1, 0], "p_A": [1, 1, 0, 0, 1, 0], "p_E": [0, 1, 1, 0, 1, 1]}.items():
         assert curves[name].coverage == pytest.approx(coverage)
@@ -90,13 +107,13 @@ def test_curves_are_those_of_their_own_labels_and_confidences():
 def test_curves_have_a_bounded_number_of_points():
     many = RoundLabels(*[np.tile(getattr(LABELS, name), 40) for name in asdict(LABELS)])
     many = replace(many, confidence=np.linspace(0.1, 0.9, 240))
-    curve = round_quality(many, np.tile(TRUTH, 40), 4).curves["p"]
+    curve = round_quality(many, np.tile(TRUTH, 40), np.tile(KNOWN, 40), 4).curves["p"]
     assert len(curve.coverage) == len(curve.precision) == 50
     assert (curve.coverage[0], curve.coverage[-1]) == (pytest.approx(1 / 240), 1.0)
 
 
 def test_nothing_accepted_is_not_known_rather_than_0():
-    quality = round_quality(replace(LABELS, accepted=np.zeros(6, bool)), TRUTH, 4)
+    quality = round_quality(replace(LABELS, accepted=np.zeros(6, bool)), TRUTH, KNOWN, 4)
     assert (quality.accepted, quality.coverage) == (0, 0.0)
     assert quality.precision_accepted == {"p_E": None, "p_A": None, "p": None}
     assert share(np.zeros(0, bool)) is None
@@ -170,7 +187,7 @@ def test_results_are_read_as_they_were_written():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 0}, "results of version 0, expected 1.*jobs/evaluate.py writes them again"),
+        ({"version": 0}, "results of version 0, expected 2.*jobs/evaluate.py writes them again"),
         ({"version": None}, "results of version None"),
         ({"classes": 3}, "field classes: "),
         ({"pairs": {"videos": "many"}}, "field pairs.videos: "),

@@ -72,7 +72,7 @@ def test_rounds_and_methods_add_their_stages():
 @pytest.mark.parametrize("pseudo", [False, True])
 def test_rows_are_those_of_a_real_plan(kind, pseudo):
     how = recipe(optimiser={"blocks_per_step": 2})
-    samples = [Sample(Video(i, f"{i}", "", "", 64, 64, 64), i % 14) for i in range(56)]
+    samples = [Sample(Video(i, f"{i}", "", "", 64, 64, 64, "scan", 0, 99), i % 14) for i in range(56)]
     plan = scale_model.make_plan(how, kind, samples[:28], samples[28:] if pseudo else [], steps=3)
     found = predict(how).training("x", kind, 3, pseudo=pseudo)
     assert found.rows == len(plan)

@@ -70,7 +70,10 @@ def recipe(**scale: Any) -> Recipe:
 
 def videos(count: int = 12, frames: int = 34) -> list[Video]:
     """Videos that exist in `picture` only."""
-    return [Video(i, f"v{i:02d}", f"none/v{i:02d}", f"{i:064d}", frames + i % 3, 64, 64) for i in range(count)]
+    return [
+        Video(i, f"v{i:02d}", f"none/v{i:02d}", f"{i:064d}", frames + i % 3, 64, 64, "scan", 0, 99)
+        for i in range(count)
+    ]
 
 
 def samples(count: int = 12) -> list[Sample]:

@@ -1,0 +1,159 @@
+"""A process that opens video files for others: a decoder may hang or crash on one, and must take down nobody else.
+
+It is asked in lines of JSON and answers in lines of JSON, after which pixels may follow, so nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from finepseudo.errors import DecodeError
+from finepseudo.storage.store import Store
+
+START_S = 300.0  # longest wait for the process to be ready
+WHOLE = 64 << 20  # bytes up to which a file is read at once; of a larger one only what is decoded
+PARENT_S = 2.0  # between two looks at whether the process that asks is still there
+SAMPLE = 1 << 20  # bytes of each of three places by which a larger file is known again
+
+
+class Child:
+    """One process and a deadline a file; after either a new one is started for the next file."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._one_at_a_time = threading.Lock()
+
+    def probe(self, uri: str) -> dict[str, Any]:
+        """`num_frames, fps, height, width, access, bytes, sha256` of a video, or `error` with a reason."""
+        with self._one_at_a_time:
+            return self._ask({"uri": uri})[0]
+
+    def frames(self, uri: str, row: Mapping[str, Any], index_F: list[int], height: int, width: int) -> np.ndarray:
+        """Frames of the file of a manifest row or a plan row, uint8 FHWC. Raises DecodeError, with the reason."""
+        known = {"sha256": row["sha256"], "num_frames": row["file_frames"], "access": row["access"]}
+        with self._one_at_a_time:
+            answer, data = self._ask({"uri": uri, "index": index_F, "height": height, "width": width, **known})
+        if "error" in answer:
+            raise DecodeError(f"{uri}: {answer['error']}")
+        return np.frombuffer(data, np.uint8).reshape(len(index_F), height, width, 3)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        process, ends = self._start(), time.monotonic() + self.deadline_s
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], self.deadline_s)[0]:
+                self.close()
+                return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}, bytearray()
+            line = process.stdout.readline()
+            answer = json.loads(line) if line.endswith(b"\n") else None
+            data = bytearray(answer.get("pixels", 0)) if answer else bytearray()
+            if answer and process.stdout.readinto(data) == len(data):  # type: ignore[attr-defined]
+                return answer, data
+        except BrokenPipeError:
+            pass
+        code = process.wait(timeout=max(1.0, ends - time.monotonic()))
+        self.close()
+        return {"error": f"decoder crashed: exit status {code}"}, bytearray()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it died after its last answer: the next file is not to blame
+        if self._process is None:
+            command = [sys.executable, "-m", "finepseudo.data.child"]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert self._process.stdout is not None
+            # The deadline is the file's: a busy machine may take longer than that to start an interpreter.
+            if not select.select([self._process.stdout], [], [], START_S)[0] or not self._process.stdout.readline():
+                self.close()
+                raise DecodeError(f"the decoding process did not start within {START_S:g} s")
+        return self._process
+
+
+def answer(request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What the process does with one request; an error is an answer too."""
+    from finepseudo.data import video
+
+    folder, slash, name = request["uri"].rpartition("/")
+    try:
+        with Store(folder + slash).open(name) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            source = file.read() if size <= WHOLE else file
+            if size == 0:
+                return {"error": "empty: the file has 0 bytes"}, b""
+            sha256 = identity(source, size)
+            if "index" not in request:
+                return {**dataclasses.asdict(video.examine(source)), "bytes": size, "sha256": sha256}, b""
+            if sha256 != request["sha256"]:
+                expected = f"expected sha256 {request['sha256'][:12]}, got {sha256[:12]} ({size} bytes)"
+                return {"error": f"not the file that was probed: {expected}"}, b""
+            how = (request["num_frames"], request["height"], request["width"])
+            pixels = video.frames(source, request["access"], request["index"], *how)
+            return {"pixels": pixels.nbytes}, pixels.tobytes()
+    except (DecodeError, *video.FAILURES) as error:
+        text = getattr(error, "strerror", None) or str(error)
+        return {"error": f"undecodable: {' '.join(text.split())[:200]}"}, b""
+    except OSError as error:
+        return {"error": f"unreadable: {error}"}, b""
+
+
+def identity(source: Any, size: int) -> str:
+    """SHA-256 of a file; of one above WHOLE bytes that of its size, beginning, middle and end."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    state = hashlib.sha256(str(size).encode())
+    for place in (0, size // 2, size - SAMPLE):
+        source.seek(place)
+        state.update(source.read(SAMPLE))
+    return state.hexdigest()
+
+
+def _serve() -> None:
+    import finepseudo.data.video  # noqa: F401  seconds, before the first deadline runs
+
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    lines, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(b"ready\n")
+    answers.flush()
+    for line in lines:
+        head, data = answer(json.loads(line))
+        answers.write(json.dumps(head).encode() + b"\n" + data)
+        answers.flush()
+
+
+def _follow(parent: int) -> None:
+    """End with the process that asks, even while a decoder hangs."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        _serve()

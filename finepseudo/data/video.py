@@ -1,0 +1,385 @@
+"""What a video file shows: its presented frames in their order, upright, and how to come to any of them.
+
+The only module that knows a decoder. Frame i is the i-th that decoding from the start presents, edit lists and hidden
+frames taken into account. decord is asked where probing has shown that its seeks find these frames; PyAV elsewhere.
+
+Axes: F frames, H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import av
+import av.error
+import av.logging
+import decord
+import numpy as np
+
+from finepseudo.errors import DecodeError
+
+decord.logging.set_level(decord.logging.QUIET)
+av.logging.set_level(av.logging.PANIC)
+
+FAILURES = (decord.DECORDError, av.error.FFmpegError, RuntimeError, ValueError, IndexError, EOFError)
+"""What decoders raise for files that they cannot read."""
+THOROUGH = 2000  # packets up to which probing decodes a whole file; of a longer one it looks into PLACES windows
+PLACES, WINDOW = 8, 48
+FEW = 48  # frames up to which a file is always decoded from its start
+MOST_BROKEN = 0.1  # share of packets that may be broken; their frames are left out, in probing and decoding alike
+AHEAD_S = 2.0  # without an index of key frames: seconds up to which decoding on is taken to be cheaper than a seek
+THUMB = 36  # pixels of the pictures by which two decoders' frames are compared
+ALIKE = 1.0  # grey levels: decoders round colours differently
+# Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
+_BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
+
+DECORD, SCAN, PACKETS, SEEK = "decord", "scan", "packets", "seek"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What probing found. Sides are in pixels as shown: upright, and stretched where pixels are not square."""
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    access: str
+    """How frames are come by: `decord`; by time, `seek <first> <step>` in ticks of the stream where times are even,
+    `packets` where they are not; or `scan`, from the start, where times lead to other frames or are missing."""
+
+
+class _Video:
+    """A file from its start, decoded by one thread, so that workers add up."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.open()
+
+    def open(self) -> None:
+        self.container: Any = av.open(_again(self.source), metadata_errors="replace")
+        streams = [one for one in self.container.streams.video if not one.disposition & one.disposition.attached_pic]
+        if not streams:
+            raise DecodeError("no video stream")
+        self.stream = streams[0]
+        self.codec = self.stream.codec_context
+        self.codec.thread_count = 1
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def packets(self) -> Iterator[Any]:
+        for packet in self.container.demux(self.stream):
+            if packet.size:
+                yield packet
+
+    def walk(self) -> Iterator[Any]:
+        """Frames from here on; broken packets are left out."""
+        packets = broken = 0
+        for packet in self.container.demux(self.stream):
+            packets += 1
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                broken += 1
+                continue
+            yield from frames
+        if broken > MOST_BROKEN * packets:
+            raise DecodeError(f"{broken} of {packets} packets are broken")
+
+    def sides(self, frame: Any) -> tuple[int, int]:
+        """Height and width of a frame as it is shown."""
+        ratio = float(self.stream.sample_aspect_ratio or self.codec.sample_aspect_ratio or 1)
+        height, width = frame.height, max(1, round(frame.width * ratio)) if ratio > 0 else frame.width
+        return (width, height) if round(frame.rotation / 90) % 2 else (height, width)
+
+    def seek(self, pts: int) -> None:
+        self.container.seek(pts, stream=self.stream, backward=True)
+
+    def key_before(self, pts: int) -> int | None:
+        """Time of the last key frame up to a time, where the file has an index of them."""
+        entries = self.stream.index_entries
+        place = entries.search_timestamp(pts, backward=True)
+        return entries[place].timestamp if place >= 0 else None
+
+
+def examine(source: Any) -> Shown:
+    """Look at a file: count its frames, and find out which way leads to them.
+
+    Args:
+        source: bytes, or a file that can be sought.
+    Raises DecodeError or one of FAILURES where it shows nothing.
+    """
+    with _Video(source) as video:
+        table = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in video.packets()]
+    if len(table) > THOROUGH and (shown := _examine_long(source, table)):
+        return shown
+    times: list[int | None] = []
+    prints: list[int] = []
+    thumbs: list[np.ndarray] = []
+    with _Video(source) as video:
+        first = None
+        for frame in video.walk():
+            first = first or frame
+            times.append(frame.pts)
+            prints.append(_print(frame))
+            thumbs.append(frame.reformat(width=THUMB, height=THUMB, format="rgb24").to_ndarray())
+        if first is None:
+            raise DecodeError("no frames: the video stream is empty")
+        height, width = video.sides(first)
+        rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
+        time_base = float(video.stream.time_base or 0)
+    count = len(times)
+    fps = _rate(times, time_base) or rate
+    if _decord_leads(source, table, first, thumbs):
+        return Shown(count, fps, height, width, DECORD)
+    ways = [_regular(times), PACKETS if _listed(table) == times else ""] if count > FEW else []
+    access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
+    return Shown(count, fps, height, width, access)
+
+
+def _examine_long(source: Any, table: list[tuple[int | None, bool, bool]]) -> Shown | None:
+    """The same of a long file by its packets, if what is decoded here and there agrees with them."""
+    times = _listed(table)
+    if not times or any(time is None for time in times):
+        return None
+    place, height, width = {time: index for index, time in enumerate(times)}, 0, 0
+    with _Video(source) as video:
+        for part in range(PLACES):
+            video.seek(times[part * (len(times) - 1) // PLACES])
+            seen: list[int] = []
+            for frame in video.walk():
+                if not seen:
+                    height, width = video.sides(frame)
+                if seen or frame.key_frame:
+                    seen.append(place.get(frame.pts, -1))
+                if len(seen) == WINDOW:
+                    break
+            if not seen or seen != list(range(seen[0], seen[0] + len(seen))) or seen[0] < 0:
+                return None
+        fps = _rate(times, float(video.stream.time_base or 0))
+    return Shown(len(times), fps, height, width, _regular(times) or PACKETS)
+
+
+def frames(source: Any, access: str, index_F: Sequence[int], num_frames: int, height: int, width: int) -> np.ndarray:
+    """Frames of the given numbers, in that order, scaled to cover height x width and cut at the centre: uint8 FHWC.
+
+    Raises DecodeError where one is not there: it is not the file that was probed.
+    """
+    order = sorted(set(index_F))
+    if not order or order[0] < 0 or order[-1] >= num_frames:
+        raise DecodeError(f"expected frames within 0..{num_frames - 1}, got {order[:1]} to {order[-1:]}")
+    if access == DECORD:
+        found = _by_decord(source, order, num_frames, height, width)
+    else:
+        with _Video(source) as video:
+            walk = _scan(video, order) if access == SCAN else _by_time(video, access, order)
+            found = {number: _fitted(frame, video.sides(frame), height, width) for number, frame in walk}
+    missing = [number for number in order if number not in found]
+    if missing:
+        raise DecodeError(f"expected {num_frames} frames, frame {missing[0]} is not there; was the file replaced?")
+    return np.stack([found[number] for number in index_F])
+
+
+def _scan(video: _Video, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    wanted = set(order)
+    for number, frame in enumerate(video.walk()):
+        if number in wanted:
+            yield number, frame
+        if number == order[-1]:
+            return
+
+
+def _by_time(video: _Video, access: str, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Frames by their times: from the key frame before each, or onwards where that is nearer."""
+    if access == PACKETS:
+        with _Video(video.source) as again:
+            table = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in again.packets()]
+        times = _listed(table)
+        if len(times) <= order[-1]:
+            return
+        tolerance = 0.0
+    else:
+        first, step = (float(word) for word in access.split()[1:])
+        times, tolerance = _Even(first, step), step / 2
+    ahead = AHEAD_S / float(video.stream.time_base or 1)
+    walk: Iterator[Any] | None = None
+    now: int | None = None
+    for number in order:
+        time = times[number]
+        target = round(time)
+        if walk is not None and now is not None:
+            key = video.key_before(target)
+            if key > now if key is not None else target - now > ahead:
+                walk = None
+        frame = None if walk is None else _until(walk, time, tolerance)
+        if walk is None:
+            walk, frame = _from_key(video, time, tolerance)
+        if frame is None:
+            return
+        now = frame.pts
+        yield number, frame
+
+
+def _from_key(video: _Video, time: float, tolerance: float) -> tuple[Iterator[Any], Any]:
+    """Seek to a key frame before a time, farther back if need be; decoding from it on, and the frame of that time."""
+    base = float(video.stream.time_base or 1)
+    for back_s in (0, 1, 4, 16, 64, None):
+        try:
+            if back_s is None:
+                video.container.close()
+                video.open()
+            else:
+                video.seek(round(time - back_s / base))
+        except av.error.FFmpegError:  # some containers refuse what lies before their first key frame
+            continue
+        walk = video.walk()
+        # What comes before the first key frame refers to frames that were jumped over.
+        head = next((frame for frame in walk if frame.key_frame), None)
+        if head is None or head.pts is None or head.pts > time + tolerance:
+            continue
+        if abs(head.pts - time) <= tolerance:
+            return walk, head
+        return walk, _until(walk, time, tolerance)
+    return iter(()), None
+
+
+def _until(walk: Iterator[Any], time: float, tolerance: float) -> Any:
+    for frame in walk:
+        if frame.pts is not None and frame.pts >= time - tolerance:
+            return frame if frame.pts <= time + tolerance else None
+    return None
+
+
+class _Even:
+    """Times that are even: as good as a list of them."""
+
+    def __init__(self, first: float, step: float) -> None:
+        self.first, self.step = first, step
+
+    def __getitem__(self, number: int) -> float:
+        return self.first + number * self.step
+
+
+def _by_decord(source: Any, order: Sequence[int], num_frames: int, height: int, width: int) -> dict[int, np.ndarray]:
+    with _Video(source) as video:
+        tall, wide = video.codec.height, video.codec.width
+    scaled_height, scaled_width = _covering(tall, wide, height, width)
+    scaled_width += 2 * (scaled_width in _BROKEN_WIDTHS)
+    reader = decord.VideoReader(
+        _again(source), ctx=decord.cpu(0), width=scaled_width, height=scaled_height, num_threads=1
+    )
+    if len(reader) != num_frames:
+        raise DecodeError(f"expected {num_frames} frames, got {len(reader)}")
+    frames_FHWC = reader.get_batch(list(order)).asnumpy()
+    return {number: _cut(frame, height, width) for number, frame in zip(order, frames_FHWC, strict=True)}
+
+
+def _fitted(frame: Any, sides: tuple[int, int], height: int, width: int) -> np.ndarray:
+    """Upright, scaled to cover, cut at the centre."""
+    turns = round(frame.rotation / 90) % 4
+    scaled = _covering(*sides, height, width)
+    tall, wide = scaled[::-1] if turns % 2 else scaled
+    pixels = frame.reformat(width=wide, height=tall, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    return _cut(np.rot90(pixels, turns), height, width)
+
+
+def _cut(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (frame_HWC.shape[0] - height) // 2, (frame_HWC.shape[1] - width) // 2
+    return np.ascontiguousarray(frame_HWC[top : top + height, left : left + width])
+
+
+def _covering(tall: int, wide: int, height: int, width: int) -> tuple[int, int]:
+    """Sides of a picture that is scaled to cover height x width."""
+    scale = max(height / tall, width / wide)
+    return max(height, round(scale * tall)), max(width, round(scale * wide))
+
+
+def _again(source: Any) -> Any:
+    """The source from its start: decoders keep a place in it."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    source.seek(0)
+    return source
+
+
+def _listed(table: list[tuple[int | None, bool, bool]]) -> list[Any]:
+    """Times of the packets that are shown, in the order of showing; nothing where one has no time."""
+    times = [pts for pts, _, discarded in table if not discarded]
+    return [] if any(time is None for time in times) else sorted(times)  # type: ignore[type-var]
+
+
+def _regular(times: Sequence[Any]) -> str:
+    """`seek <first> <step>` where frame i is shown at first + i step, within a third of a step."""
+    if any(time is None for time in times) or len(times) < 2:
+        return ""
+    shown = np.array(times, float)
+    step = float(shown[-1] - shown[0]) / (len(shown) - 1)
+    even = step > 0 and np.abs(shown - shown[0] - step * np.arange(len(shown))).max() < step / 3
+    return f"{SEEK} {times[0]} {step!r}" if even else ""
+
+
+def _rate(times: Sequence[Any], time_base: float) -> float:
+    if len(times) < 2 or times[0] is None or times[-1] is None or not times[-1] > times[0]:
+        return 0.0
+    return round((len(times) - 1) / ((times[-1] - times[0]) * time_base), 6)
+
+
+def _print(frame: Any) -> int:
+    """A number that equal pictures share."""
+    return zlib.crc32(frame.planes[0])
+
+
+def _leads(source: Any, access: str, times: Sequence[Any], prints: Sequence[int]) -> bool:
+    """Whether frames by time are those of decoding from the start: tried from either end, sparsely and one by one."""
+    if any(time is None for time in times) or any(b <= a for a, b in pairwise(times)):
+        return False
+    last = len(times) - 1
+    spread = [part * last // 7 for part in range(8)]
+    for order in (spread, [last // 3, last // 3 + 1], [last - 1, last], [last // 2], [0, last]):
+        with _Video(source) as video:
+            found = {number: _print(frame) for number, frame in _by_time(video, access, sorted(set(order)))}
+        if any(found.get(number) != prints[number] for number in order):
+            return False
+    return True
+
+
+def _decord_leads(
+    source: Any, table: list[tuple[int | None, bool, bool]], first: Any, thumbs: Sequence[np.ndarray]
+) -> bool:
+    """Whether decord finds the same frames: H.264 in MP4 whose groups of pictures are closed and shown whole.
+
+    Its seeks give other frames, without a word, where a picture before a key frame refers to one behind it, and in
+    files whose index leads astray. So it is asked for some as well, and what it gives must be most like these.
+    """
+    count = len(thumbs)
+    if len(table) != count or any(discarded for _, _, discarded in table) or not isinstance(source, bytes):
+        return False
+    with _Video(source) as video:
+        known = video.codec.name == "h264" and "mp4" in video.container.format.name and video.codec.pix_fmt == "yuv420p"
+        plain = video.sides(first) == (video.codec.height, video.codec.width) and not first.rotation
+        alone = len(video.container.streams.video) == 1
+    latest = -(1 << 62)
+    for pts, key, _ in table:
+        latest = max(latest, pts or 0) if key else latest
+        if (pts or 0) < latest:
+            return False
+    if not (known and plain and alone):
+        return False
+    try:
+        reader = decord.VideoReader(_again(source), ctx=decord.cpu(0), width=THUMB, height=THUMB, num_threads=1)
+        asked = sorted({part * (count - 1) // 11 for part in range(12)})
+        found = reader.get_batch(asked).asnumpy().astype(np.float32) if len(reader) == count else []
+    except FAILURES:
+        return False
+    whole = np.stack(thumbs).astype(np.float32)
+    gaps = [np.abs(whole - one).mean((1, 2, 3)) for one in found]
+    return bool(gaps) and all(gap[number] <= gap.min() + ALIKE for number, gap in zip(asked, gaps, strict=True))
