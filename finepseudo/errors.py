@@ -21,6 +21,10 @@ class ArtefactError(FinePseudoError):
     """An artefact is missing, incomplete, or not what its digest or its reader expects."""
 
 
+class StorageError(FinePseudoError):
+    """A store refused or did not answer; that is never a property of the video that was asked for."""
+
+
 class ClusterError(FinePseudoError):
     """The cluster lacks what the recipe needs, or did not answer within its deadline."""
 

@@ -1,30 +1,37 @@
 """A process that opens video files for others: a decoder may hang or crash on one, and must take down nobody else.
 
-It is asked in lines of JSON and answers in lines of JSON, after which pixels may follow, so nothing is unpickled.
+It is asked in lines of JSON and answers in lines of JSON, after which pixels may follow, so nothing is unpickled. What
+is wrong with a file is an answer about it (`error`). What is wrong with its store is not (`fault`): it is asked again
+for a while, and then whatever is being done ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import random
 import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from finepseudo.errors import DecodeError
+from finepseudo.errors import DecodeError, StorageError
 from finepseudo.storage.store import Store
 
 START_S = 300.0  # longest wait for the process to be ready
+READ_S = 240.0  # longest wait for the bytes of a file: more than a store's client takes to give up
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each new attempt at a store that did not answer, half of it by chance
 WHOLE = 64 << 20  # bytes up to which a file is read at once; of a larger one only what is decoded
+READ = b"read\n"  # said when the bytes are there: from here on the deadline is the decoder's
 PARENT_S = 2.0  # between two looks at whether the process that asks is still there
 SAMPLE = 1 << 20  # bytes of each of three places by which a larger file is known again
 
@@ -38,12 +45,18 @@ class Child:
         self._one_at_a_time = threading.Lock()
 
     def probe(self, uri: str) -> dict[str, Any]:
-        """`num_frames, fps, height, width, access, bytes, sha256` of a video, or `error` with a reason."""
+        """`num_frames, fps, height, width, access, bytes, sha256` of a video, or `error` with a reason.
+
+        Raises StorageError: the store refused, or did not answer for about half a minute.
+        """
         with self._one_at_a_time:
             return self._ask({"uri": uri})[0]
 
     def frames(self, uri: str, row: Mapping[str, Any], index_F: list[int], height: int, width: int) -> np.ndarray:
-        """Frames of the file of a manifest row or a plan row, uint8 FHWC. Raises DecodeError, with the reason."""
+        """Frames of the file of a manifest row or a plan row, uint8 FHWC.
+
+        Raises DecodeError, with the reason; StorageError as `probe`.
+        """
         known = {"sha256": row["sha256"], "num_frames": row["file_frames"], "access": row["access"]}
         with self._one_at_a_time:
             answer, data = self._ask({"uri": uri, "index": index_F, "height": height, "width": width, **known})
@@ -61,32 +74,58 @@ class Child:
             self._process = None
 
     def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
-        process, ends = self._start(), time.monotonic() + self.deadline_s
+        answer, data = self._ask_once(request)
+        for wait_s in WAITS_S:
+            if not answer.get("fault") or answer["refused"]:
+                break
+            time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  not a secret
+            answer, data = self._ask_once(request)
+        if not answer.get("fault"):
+            return answer, data
+        how = "the store refuses" if answer["refused"] else f"the store did not give it in {len(WAITS_S) + 1} attempts"
+        raise StorageError(f"{request['uri']}: {how}: {answer['fault']}; when it is mended, the same command continues")
+
+    def _ask_once(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        process = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            if not select.select([process.stdout], [], [], self.deadline_s)[0]:
-                self.close()
+            line = self._line(READ_S)
+            if line is None:
+                return {"fault": f"not read within {READ_S:g} s", "refused": False}, bytearray()
+            if line == READ:
+                line = self._line(self.deadline_s)
+            if line is None:
                 return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}, bytearray()
-            line = process.stdout.readline()
             answer = json.loads(line) if line.endswith(b"\n") else None
             data = bytearray(answer.get("pixels", 0)) if answer else bytearray()
-            if answer and process.stdout.readinto(data) == len(data):  # type: ignore[attr-defined]
+            if answer and _filled(process.stdout, data):
                 return answer, data
         except BrokenPipeError:
             pass
-        code = process.wait(timeout=max(1.0, ends - time.monotonic()))
+        code = process.wait(timeout=10)
         self.close()
         return {"error": f"decoder crashed: exit status {code}"}, bytearray()
+
+    def _line(self, deadline_s: float) -> bytes | None:
+        """The next line, empty where the process is gone; None, and the process killed, where none comes in time."""
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        if select.select([process.stdout], [], [], deadline_s)[0]:
+            return process.stdout.readline()
+        self.close()
+        return None
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
             self.close()  # it died after its last answer: the next file is not to blame
         if self._process is None:
             command = [sys.executable, "-m", "finepseudo.data.child"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            # Without a buffer: what lay in one would not be seen by `select`.
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
             assert self._process.stdout is not None
             # The deadline is the file's: a busy machine may take longer than that to start an interpreter.
             if not select.select([self._process.stdout], [], [], START_S)[0] or not self._process.stdout.readline():
@@ -95,8 +134,19 @@ class Child:
         return self._process
 
 
-def answer(request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """What the process does with one request; an error is an answer too."""
+def _filled(stream: Any, data: bytearray) -> bool:
+    """Read until the data is full; False where the stream ends before."""
+    view = memoryview(data)
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) -> tuple[dict[str, Any], bytes]:
+    """What the process does with one request; `read` is called when the file's bytes are there."""
     from finepseudo.data import video
 
     folder, slash, name = request["uri"].rpartition("/")
@@ -108,19 +158,31 @@ def answer(request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
             if size == 0:
                 return {"error": "empty: the file has 0 bytes"}, b""
             sha256 = identity(source, size)
-            if "index" not in request:
-                return {**dataclasses.asdict(video.examine(source)), "bytes": size, "sha256": sha256}, b""
-            if sha256 != request["sha256"]:
+            read()
+            if "index" in request and sha256 != request["sha256"]:
                 expected = f"expected sha256 {request['sha256'][:12]}, got {sha256[:12]} ({size} bytes)"
                 return {"error": f"not the file that was probed: {expected}"}, b""
-            how = (request["num_frames"], request["height"], request["width"])
-            pixels = video.frames(source, request["access"], request["index"], *how)
-            return {"pixels": pixels.nbytes}, pixels.tobytes()
-    except (DecodeError, *video.FAILURES) as error:
-        text = getattr(error, "strerror", None) or str(error)
-        return {"error": f"undecodable: {' '.join(text.split())[:200]}"}, b""
-    except OSError as error:
-        return {"error": f"unreadable: {error}"}, b""
+            try:
+                if "index" not in request:
+                    return {**dataclasses.asdict(video.examine(source)), "bytes": size, "sha256": sha256}, b""
+                how = (request["num_frames"], request["height"], request["width"])
+                pixels = video.frames(source, request["access"], request["index"], *how)
+                return {"pixels": pixels.nbytes}, pixels.tobytes()
+            except (DecodeError, *video.FAILURES) as error:
+                text = getattr(error, "strerror", None) or str(error)
+                return {"error": f"undecodable: {' '.join(text.split())[:200]}"}, b""
+    except Exception as error:  # noqa: BLE001  clients of stores raise errors of many libraries
+        return _told_apart(error), b""
+
+
+def _told_apart(error: Exception) -> dict[str, Any]:
+    """A file that is not there, a store that refuses, or one that did not answer this time."""
+    text = " ".join(str(error).split())[:200]
+    not_there = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    if isinstance(error, not_there) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+        return {"error": f"unreadable: {text}"}
+    refused = isinstance(error, PermissionError) or "credential" in text.lower()
+    return {"fault": text or type(error).__name__, "refused": refused}
 
 
 def identity(source: Any, size: int) -> str:
@@ -141,8 +203,13 @@ def _serve() -> None:
     lines, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(b"ready\n")
     answers.flush()
+
+    def read() -> None:
+        answers.write(READ)
+        answers.flush()
+
     for line in lines:
-        head, data = answer(json.loads(line))
+        head, data = answer(json.loads(line), read)
         answers.write(json.dumps(head).encode() + b"\n" + data)
         answers.flush()
 

@@ -85,6 +85,20 @@ class Manifest:
         kept = (row for row in rows if row["split"] == split and row["status"] == "ok")
         return {row["video_id"]: row["label"] for row in kept if row["label"] is not None}
 
+    def twice(self) -> dict[str, list[str]]:
+        """Ids of usable clips of equal bytes that cannot both be right: in two splits, or of two classes."""
+        names = ("video_id", "sha256", "start", "num_frames", "split", "label", "status")
+        copies: dict[Any, list[dict[str, Any]]] = {}
+        for row in self.table.select(names).to_pylist():
+            if row["status"] == "ok":
+                copies.setdefault((row["sha256"], row["start"], row["num_frames"]), []).append(row)
+        found: dict[str, list[str]] = {}
+        for rows in copies.values():
+            for what, key in (("in two splits", "split"), ("under two labels", "label")):
+                if len({row[key] for row in rows} - {None}) > 1:
+                    found.setdefault(what, []).extend(row["video_id"] for row in rows)
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Counts by split and reason, for the log and the results."""
         rows = self.table.select(["split", "status", "reason", "num_frames"]).to_pylist()

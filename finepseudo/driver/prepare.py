@@ -27,6 +27,7 @@ from finepseudo.storage.store import Store
 log = logging.getLogger("finepseudo")
 
 GROUP = 28  # videos that one task generates or probes
+PROBES = "probes"  # folder of what was found out of each group, until the manifest is committed
 
 
 def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
@@ -48,7 +49,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     def make() -> dict[str, bytes]:
         paths = {row.video_id: row.file or recipe.data.videos.format(video_id=row.name) for row in annotations}
         uris = [(path, data.uri(path)) for path in dict.fromkeys(paths.values())]
-        task = functools.partial(_probe, recipe.scale.probe_deadline_s)
+        task = functools.partial(_probe, run, recipe.scale.probe_deadline_s)
         found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")
         probes = {path: probe for group in found for path, probe in group.items()}
         manifest = build_manifest(annotations, names, probes, paths, min_frames=recipe.data.min_frames)
@@ -58,6 +59,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         }
 
     artefacts.ensure(run, FOLDER, lineage, make)
+    run.delete(PROBES)
     manifest = Manifest.load(run)
     _log_summary(manifest, recipe)
     return manifest
@@ -110,18 +112,28 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(deadline_s: float, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    child = Child(deadline_s)
-    try:
-        return {path: child.probe(uri) for path, uri in group}
-    finally:
-        child.close()
+def _probe(run: Store, deadline_s: float, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """What was found out about the files of a group, committed, so that a killed preparation goes on behind it."""
+
+    def make() -> dict[str, bytes]:
+        child = Child(deadline_s)
+        try:
+            return {"found.json": json.dumps({path: child.probe(uri) for path, uri in group}).encode()}
+        finally:
+            child.close()
+
+    folder, files = f"{PROBES}/{fingerprint(group)}", [path for path, _ in group]
+    artefacts.ensure(run, folder, {"files": files}, make)
+    return json.loads(artefacts.read_part(run, folder, "found.json"))
 
 
 def _log_summary(manifest: Manifest, recipe: Recipe) -> None:
     summary = manifest.summary()
     rejected = f"{summary['rejected']} rejected {summary['reasons'] or ''}".strip()
     log.info("manifest %s: %s usable, %s", manifest.fingerprint, summary["usable"], rejected)
+    for what, ids in manifest.twice().items():
+        shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        log.warning("the same clip %s: %s", what, shown)
     for part in ("align", "video"):
         asked = getattr(recipe.frames, part)
         short = sum(1 for split in ("train", "test") for v in manifest.videos(split) if v.num_frames < asked)

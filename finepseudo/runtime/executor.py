@@ -10,11 +10,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from finepseudo.errors import ClusterError
 from finepseudo.progress import Progress
 from finepseudo.recipe import Recipe
-from finepseudo.runtime import scorers
+from finepseudo.runtime import faults, scorers
 from finepseudo.runtime.board import listening
 from finepseudo.runtime.cluster import cluster
 from finepseudo.runtime.trainer import fit
@@ -23,6 +24,7 @@ from finepseudo.train.predict import Pass
 from finepseudo.train.stage import Stage
 
 GROUP_DEADLINE_S = 600.0
+SLOWEST = 60  # files at their deadline that a group may hold, and more than it does
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,8 +54,9 @@ class RayExecutor:
     def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
         """A bounded number of the groups is under way at a time.
 
-        Raises ClusterError: no group ended within GROUP_DEADLINE_S.
+        Raises ClusterError: no group ended for longer than all its files may take.
         """
+        deadline_s = max(GROUP_DEADLINE_S, SLOWEST * self.recipe.scale.probe_deadline_s)
         limit = max(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 1)) // 4)
         remote, shared = cast(Any, ray.remote(num_cpus=1)(_call)), ray.put(task)
         progress, results = Progress(name, len(groups)), dict[int, R]()
@@ -62,11 +65,14 @@ class RayExecutor:
             while waiting and len(under_way) < limit:
                 number, group = waiting.pop(0)
                 under_way[remote.remote(shared, group)] = number
-            done, _ = ray.wait(list(under_way), timeout=GROUP_DEADLINE_S)
+            done, _ = ray.wait(list(under_way), timeout=deadline_s)
             if not done:
-                raise ClusterError(f"{name}: no group ended within {GROUP_DEADLINE_S:g} s; is the storage reachable?")
+                raise ClusterError(f"{name}: no group ended within {deadline_s:g} s; is the storage reachable?")
             for reference in done:
-                results[under_way.pop(reference)] = ray.get(reference)
+                try:
+                    results[under_way.pop(reference)] = ray.get(reference)
+                except RayTaskError as error:
+                    raise faults.own(error) or error from None
             progress.add(len(done))
         return [results[number] for number in range(len(groups))]
 

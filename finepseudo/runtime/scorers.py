@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -16,6 +16,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from finepseudo.recipe import Recipe
+from finepseudo.runtime import faults
 from finepseudo.runtime.ingest import scoring_stream
 from finepseudo.storage.store import Store
 from finepseudo.train.predict import Pass, Predictor
@@ -38,8 +39,12 @@ def score(
         num_gpus=scale.score_gpus or None,
         resources={scale.score_resource: 1.0} if scale.score_resource else None,
     )
-    batches: Any = stream.iter_batches(batch_size=None, batch_format="numpy")
-    return iter(batches)
+    try:
+        yield from cast(Any, stream.iter_batches(batch_size=None, batch_format="numpy"))
+    except Exception as error:
+        if (ours := faults.own(error)) is not None:
+            raise ours from None
+        raise
 
 
 class _Scorer:

@@ -19,6 +19,7 @@ from finepseudo.data.plan import Plan
 from finepseudo.errors import FinePseudoError, TrainingError
 from finepseudo.recipe import Recipe
 from finepseudo.run import LAUNCHES
+from finepseudo.runtime import faults
 from finepseudo.runtime.ingest import Layout, training_stream
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
@@ -106,15 +107,11 @@ def _work(config: Mapping[str, Any]) -> None:
 
 
 def _own_error(error: BaseException, name: str) -> FinePseudoError:
-    """The error that a worker raised, out of what Ray wraps around it."""
-    seen: list[BaseException] = [error]
-    for link in seen:
-        nested = [link.__cause__, getattr(link, "cause", None), *getattr(link, "worker_failures", {}).values()]
-        seen += [item for item in nested if isinstance(item, BaseException) and item not in seen]
-    own = next((item for item in seen if isinstance(item, FinePseudoError)), None)
-    if own is not None:
-        return type(own)(str(own))
-    first = str(seen[-1]).strip().splitlines() or [repr(seen[-1])]
+    """The error that a worker raised; of another's, its last line."""
+    if (ours := faults.own(error)) is not None:
+        return ours
+    last = faults.links(error)[-1]
+    first = str(last).strip().splitlines() or [repr(last)]
     return TrainingError(
         f"{name}: training failed: {first[-1]}; start the same command again to resume from its last commit"
     )

@@ -66,7 +66,12 @@ class Store:
             raise FileNotFoundError(f"{self.uri(path)}: no such file") from None
 
     def open(self, path: str) -> Any:
-        """A file to read and seek in, which is not read at once; FileNotFoundError names the full address."""
+        """A file to read and seek in, which is not read at once.
+
+        Raises FileNotFoundError with the full address; OSError where it is a pipe or a device, which may never answer.
+        """
+        if self._local and os.path.exists(self.uri(path)) and not os.path.isfile(self.uri(path)):
+            raise OSError(errno.EINVAL, "not a regular file", self.uri(path))
         try:
             return self._fs.open(self.uri(path), "rb")
         except FileNotFoundError:

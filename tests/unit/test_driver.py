@@ -10,6 +10,7 @@ import pytest
 
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
+from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
 from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import build_manifest
@@ -17,10 +18,10 @@ from finepseudo.data.plan import Plan, plan_score
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
-from finepseudo.driver.prepare import ensure_split, generate
+from finepseudo.driver.prepare import ensure_manifest, ensure_split, generate
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.driver.steps import both, side_by_side
-from finepseudo.errors import ArtefactError, DecodeError, ManifestError, TrainingError
+from finepseudo.errors import ArtefactError, DecodeError, ManifestError, StorageError, TrainingError
 from finepseudo.recipe import Data, Split
 from finepseudo.recipes import find
 from finepseudo.report.page import summary, write_report
@@ -267,3 +268,37 @@ def test_a_collection_with_a_few_labels_and_no_test_split(tmp_path):
     printed = summary(found)
     assert "pair test: not possible, the held-out videos with a label are missing" in printed
     assert "finepseudo's last round gave 50 of 50 unlabelled videos a label; the share of right ones is not" in printed
+
+
+class Dies(InProcess):
+    """Is killed, as it were, after two groups."""
+
+    def spread(self, task, groups, name):
+        super().spread(task, groups[:2], name)
+        raise KeyboardInterrupt
+
+
+def test_a_killed_preparation_goes_on_behind_what_it_has_probed(first, tmp_path, monkeypatch):
+    folder, _, _ = first
+    recipe, store = replace(SMOKE, data=replace(SMOKE.data, root=str(folder / "data"))), Store(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        ensure_manifest(recipe, store, Dies(recipe))
+    assert len(store.list("probes")) == 2
+    probed, probe = [], Child.probe
+    monkeypatch.setattr(Child, "probe", lambda self, uri: probed.append(uri) or probe(self, uri))
+    manifest = ensure_manifest(recipe, store, InProcess(recipe))
+    assert len(probed) == 60 - 2 * 28
+    assert store.list("probes") == []
+    assert manifest.fingerprint == Run.at(Store(str(folder))).manifest().fingerprint
+
+
+def test_a_store_that_refuses_ends_the_preparation_and_rejects_nothing(first, tmp_path, monkeypatch):
+    folder, _, _ = first
+    recipe, store = replace(SMOKE, data=replace(SMOKE.data, root=str(folder / "data"))), Store(str(tmp_path))
+    refused = StorageError("x.mp4: the store refuses")
+    with monkeypatch.context() as patched:
+        patched.setattr(Child, "probe", lambda self, uri: (_ for _ in ()).throw(refused))
+        with pytest.raises(StorageError, match="the store refuses"):
+            ensure_manifest(recipe, store, InProcess(recipe))
+    assert store.list("manifest") == []
+    assert ensure_manifest(recipe, store, InProcess(recipe)).summary()["rejected"] == 0

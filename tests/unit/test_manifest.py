@@ -127,3 +127,14 @@ def test_manifest_survives_the_store(tmp_path):
     assert again.fingerprint == manifest.fingerprint
     assert again.num_classes == 2
     assert again.videos("train") == manifest.videos("train")
+
+
+def test_equal_clips_in_two_splits_or_of_two_classes_are_named():
+    ids = {"a": ("train", 0, "1"), "b": ("train", 1, "1"), "c": ("train", None, "1"), "t": ("test", 0, "1")}
+    ids |= {"d": ("train", 0, "2"), "e": ("train", 0, "2"), "f": ("train", None, "2")}
+    rows = [Annotation(name, label, split, "") for name, (split, label, _) in ids.items()]
+    probes = {name: good() | {"sha256": sha} for name, (_, _, sha) in ids.items()}
+    manifest = build_manifest(rows, NAMES, probes, {name: name for name in ids}, min_frames=8)
+    assert manifest.twice() == {"in two splits": ["t", "a", "b", "c"], "under two labels": ["t", "a", "b", "c"]}
+    parts = [Annotation(name, n, "train", "", start=10 * n, end=10 * n + 10) for n, name in enumerate("xy")]
+    assert build_manifest(parts, NAMES, {"v": good()}, {"x": "v", "y": "v"}, min_frames=8).twice() == {}
