@@ -168,8 +168,10 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
                 how = (request["num_frames"], request["height"], request["width"])
                 pixels = video.frames(source, request["access"], request["index"], *how)
                 return {"pixels": pixels.nbytes}, pixels.tobytes()
-            except (DecodeError, *video.FAILURES) as error:
-                text = getattr(error, "strerror", None) or str(error)
+            except Exception as error:
+                if source is file and not isinstance(error, (DecodeError, *video.FAILURES)):
+                    raise  # in the middle of reading
+                text = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 return {"error": f"undecodable: {' '.join(text.split())[:200]}"}, b""
     except Exception as error:  # noqa: BLE001  clients of stores raise errors of many libraries
         return _told_apart(error), b""

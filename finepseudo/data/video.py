@@ -58,7 +58,7 @@ class _Video:
     """A file from its start, decoded by one thread, so that workers add up."""
 
     def __init__(self, source: Any) -> None:
-        self.source = source
+        self.source, self.broken = source, 0
         self.open()
 
     def open(self) -> None:
@@ -82,18 +82,14 @@ class _Video:
                 yield packet
 
     def walk(self) -> Iterator[Any]:
-        """Frames from here on; broken packets are left out."""
-        packets = broken = 0
+        """Frames from here on; broken packets are counted and left out."""
         for packet in self.container.demux(self.stream):
-            packets += 1
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
-                broken += 1
+                self.broken += 1
                 continue
             yield from frames
-        if broken > MOST_BROKEN * packets:
-            raise DecodeError(f"{broken} of {packets} packets are broken")
 
     def sides(self, frame: Any) -> tuple[int, int]:
         """Height and width of a frame as it is shown."""
@@ -131,7 +127,11 @@ def examine(source: Any) -> Shown:
             first = first or frame
             times.append(frame.pts)
             prints.append(_print(frame))
+            if len(table) > THOROUGH:  # pictures of a long file would fill the memory, and decord is not asked for one
+                continue
             thumbs.append(frame.reformat(width=THUMB, height=THUMB, format="rgb24").to_ndarray())
+        if video.broken > MOST_BROKEN * len(table):
+            raise DecodeError(f"{video.broken} of {len(table)} packets are broken")
         if first is None:
             raise DecodeError("no frames: the video stream is empty")
         height, width = video.sides(first)
@@ -139,7 +139,7 @@ def examine(source: Any) -> Shown:
         time_base = float(video.stream.time_base or 0)
     count = len(times)
     fps = _rate(times, time_base) or rate
-    if _decord_leads(source, table, first, thumbs):
+    if thumbs and _decord_leads(source, table, first, thumbs):
         return Shown(count, fps, height, width, DECORD)
     ways = [_regular(times), PACKETS if _listed(table) == times else ""] if count > FEW else []
     access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
@@ -328,7 +328,7 @@ def _regular(times: Sequence[Any]) -> str:
 
 
 def _rate(times: Sequence[Any], time_base: float) -> float:
-    if len(times) < 2 or times[0] is None or times[-1] is None or not times[-1] > times[0]:
+    if len(times) < 2 or times[0] is None or times[-1] is None or not times[-1] > times[0] or not time_base:
         return 0.0
     return round((len(times) - 1) / ((times[-1] - times[0]) * time_base), 6)
 

@@ -42,7 +42,7 @@ class Store:
 
     def __post_init__(self) -> None:
         root = self.root.removeprefix("file://")
-        object.__setattr__(self, "root", root.rstrip("/") if "://" in root else os.path.abspath(root))
+        object.__setattr__(self, "root", root.rstrip("/") if "://" in root else _absolute(root))
 
     @property
     def _local(self) -> bool:
@@ -128,6 +128,11 @@ class Store:
             self._fs.rm(self.uri(path), recursive=True)
         except FileNotFoundError:
             return
+
+
+def _absolute(path: str) -> str:
+    """Of the working directory; `~` is the user's own, also where no shell has made it so."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def default_cache_dir() -> str:

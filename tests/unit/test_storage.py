@@ -179,3 +179,9 @@ def test_a_limit_on_the_size_of_files_is_met_like_a_full_disk(store):
     assert f"{store.uri('file')}: no room left (File too large); what was committed before is intact" in answer
     assert store.read("file") == b"kept"
     assert every_file(store.root) == ["file"]
+
+
+def test_the_users_own_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store("~/runs").root == str(tmp_path / "runs")
+    assert Store("runs/~x").root == os.path.abspath("runs/~x")
