@@ -96,6 +96,7 @@ def kill_once(title, ready, count):
     return killed
 
 
+@pytest.mark.long
 def test_killed_worker_resumes_at_the_commit_with_the_same_end(base, ground, undisturbed):
     run = ground[0]
     killed = kill_once("ray::RayTrainWorker", lambda: committed_step(run, "train/killed") >= 4, 1)
@@ -106,7 +107,8 @@ def test_killed_worker_resumes_at_the_commit_with_the_same_end(base, ground, und
     assert digest == undisturbed[0]
 
 
-@pytest.mark.parametrize("zero_stage", [pytest.param(1, marks=pytest.mark.long), 3])
+@pytest.mark.long
+@pytest.mark.parametrize("zero_stage", [1, 3])
 def test_two_workers_take_the_same_steps_as_one(base, ground, undisturbed, zero_stage):
     recipe = replace(base, scale=replace(base.scale, train_workers=2, zero_stage=zero_stage))
     _, rows, losses = train(f"two-{zero_stage}", recipe, ground)

@@ -266,7 +266,7 @@ def child(cache: Path, *what: str, **more: str):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param("in Triton's interpreter", marks=pytest.mark.long)])
 def interpreted(tmp_path_factory):
     found = child(tmp_path_factory.mktemp("triton"), "interpret", TRITON_INTERPRET="1")
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}

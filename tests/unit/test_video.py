@@ -88,6 +88,7 @@ def test_frames_of_files_that_say_their_numbers(name):
 REAL = [path for path in sorted(SHARED.glob("data/videos/*/*")) if path.suffix in (".avi", ".mp4", ".mkv")]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not REAL, reason="the folder of real videos is not beside this checkout")
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name[:24])
 def test_frames_of_real_files_are_those_of_decoding_from_the_start(path):
