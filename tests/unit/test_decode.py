@@ -149,3 +149,14 @@ def test_a_file_that_is_no_video_is_a_decode_error(row, tmp_path, cache):
 def test_decoding_needs_no_torch():
     code = "import sys, finepseudo.data.decode, finepseudo.data.plan; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_parts_of_a_file_are_its_own_frames_and_do_not_mix(row, tmp_path, cache):
+    decoder = Decoder(ROOT, 64, 64, ClipCache(str(tmp_path / "cache"), 1 << 26) if cache else OFF)
+    count = row["file_frames"]
+    (whole,) = decoder.clips({**row, "frames_0": range(count)}, ["frames_0"])
+    for start, length in ((0, 9), (9, 9), (9, 12), (0, count)):
+        part = {**row, "start": start, "num_frames": length, "frames_0": [length - 1, 0, 4]}
+        for _ in range(2):
+            assert (decoder.clips(part, ["frames_0"])[0] == whole[[start + length - 1, start, start + 4]]).all()
