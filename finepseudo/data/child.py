@@ -37,7 +37,7 @@ SAMPLE = 1 << 20  # bytes of each of three places by which a larger file is know
 
 
 class Child:
-    """One process and a deadline a file; after either a new one is started for the next file."""
+    """One process, and a deadline a file. A process that hangs or dies is replaced for the next file."""
 
     def __init__(self, deadline_s: float) -> None:
         self.deadline_s = deadline_s
@@ -57,11 +57,12 @@ class Child:
 
         Raises DecodeError, with the reason; StorageError as `probe`.
         """
-        known = {"sha256": row["sha256"], "num_frames": row["file_frames"], "access": row["access"]}
+        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in ("height", "width", "access")}}
+        request = {"uri": uri, "sha256": row["sha256"], "shown": shown, "index": index_F, "size": [height, width]}
         with self._one_at_a_time:
-            answer, data = self._ask({"uri": uri, "index": index_F, "height": height, "width": width, **known})
-        if "error" in answer:
-            raise DecodeError(f"{uri}: {answer['error']}")
+            found, data = self._ask(request)
+        if "error" in found:
+            raise DecodeError(f"{uri}: {found['error']}")
         return np.frombuffer(data, np.uint8).reshape(len(index_F), height, width, 3)
 
     def __del__(self) -> None:
@@ -74,24 +75,23 @@ class Child:
             self._process = None
 
     def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
-        answer, data = self._ask_once(request)
+        found, data = self._ask_once(request)
         for wait_s in WAITS_S:
-            if not answer.get("fault") or answer["refused"]:
+            if "fault" not in found or found["refused"]:
                 break
             time.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311  not a secret
-            answer, data = self._ask_once(request)
-        if not answer.get("fault"):
-            return answer, data
-        how = "the store refuses" if answer["refused"] else f"the store did not give it in {len(WAITS_S) + 1} attempts"
-        raise StorageError(f"{request['uri']}: {how}: {answer['fault']}; when it is mended, the same command continues")
+            found, data = self._ask_once(request)
+        if "fault" not in found:
+            return found, data
+        how = "the store refuses" if found["refused"] else f"the store did not give it in {len(WAITS_S) + 1} attempts"
+        raise StorageError(f"{request['uri']}: {how}: {found['fault']}; when it is mended, the same command continues")
 
     def _ask_once(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
         process = self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died before it was asked: its exit status is told below
             process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
             line = self._line(READ_S)
             if line is None:
                 return {"fault": f"not read within {READ_S:g} s", "refused": False}, bytearray()
@@ -99,12 +99,10 @@ class Child:
                 line = self._line(self.deadline_s)
             if line is None:
                 return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}, bytearray()
-            answer = json.loads(line) if line.endswith(b"\n") else None
-            data = bytearray(answer.get("pixels", 0)) if answer else bytearray()
-            if answer and _filled(process.stdout, data):
-                return answer, data
-        except BrokenPipeError:
-            pass
+            found = json.loads(line) if line.endswith(b"\n") else None
+            data = bytearray(found.get("pixels", 0)) if found else bytearray()
+            if found and _filled(process.stdout, data):
+                return found, data
         code = process.wait(timeout=10)
         self.close()
         return {"error": f"decoder crashed: exit status {code}"}, bytearray()
@@ -126,9 +124,8 @@ class Child:
             command = [sys.executable, "-m", "finepseudo.data.child"]
             # Without a buffer: what lay in one would not be seen by `select`.
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-            assert self._process.stdout is not None
             # The deadline is the file's: a busy machine may take longer than that to start an interpreter.
-            if not select.select([self._process.stdout], [], [], START_S)[0] or not self._process.stdout.readline():
+            if not self._line(START_S):
                 self.close()
                 raise DecodeError(f"the decoding process did not start within {START_S:g} s")
         return self._process
@@ -165,8 +162,7 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
             try:
                 if "index" not in request:
                     return {**dataclasses.asdict(video.examine(source)), "bytes": size, "sha256": sha256}, b""
-                how = (request["num_frames"], request["height"], request["width"])
-                pixels = video.frames(source, request["access"], request["index"], *how)
+                pixels = video.frames(source, video.Shown(**request["shown"]), request["index"], *request["size"])
                 return {"pixels": pixels.nbytes}, pixels.tobytes()
             except Exception as error:
                 if source is file and not isinstance(error, (DecodeError, *video.FAILURES)):

@@ -42,6 +42,10 @@ class Annotation:
         """The id without the part: what `data.videos` makes a path of."""
         return self.video_id.removesuffix(self._part)
 
+    def path(self, videos: str) -> str:
+        """Of the file, below the root; `videos` makes one of the name where no file is given."""
+        return self.file or videos.format(video_id=self.name)
+
     @property
     def _part(self) -> str:
         return f"@{self.start or 0:g}-{'' if self.end is None else f'{self.end:g}'}"
@@ -250,7 +254,7 @@ def _found(store: Store, template: str, rows: list[Annotation]) -> list[Annotati
 
 def _unnamed(store: Store, data: Data, rows: list[Annotation]) -> list[Annotation]:
     """Clips without a label: the videos below a folder that no annotation names."""
-    named = {row.file or data.videos.format(video_id=row.name) for row in rows}
+    named = {row.path(data.videos) for row in rows}
     ids = {row.video_id for row in rows}
     found: list[Annotation] = []
     for file in _below(store, data.unlabelled.strip("/")):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -22,15 +22,8 @@ MOST_BEYOND, MOST_BEYOND_SHARE = 2, 0.02  # frames, and share of its length, by 
 
 SCHEMA = pa.schema(
     {"video_id": pa.string(), "path": pa.string(), "label": pa.int32(), "label_name": pa.string(), "split": pa.string()}
-    | {
-        "start": pa.int32(),
-        "file_frames": pa.int32(),
-        "num_frames": pa.int32(),
-        "fps": pa.float64(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "bytes": pa.int64(),
-    }
+    | {"start": pa.int32(), "file_frames": pa.int32(), "num_frames": pa.int32(), "fps": pa.float64()}
+    | {"height": pa.int32(), "width": pa.int32(), "bytes": pa.int64()}
     | {"access": pa.string(), "sha256": pa.string(), "status": pa.string(), "reason": pa.string()}
 )
 
@@ -72,7 +65,7 @@ class Manifest:
         return len(self.class_names)
 
     def videos(self, split: str) -> list[Video]:
-        names = ("video_id", "path", "sha256", "num_frames", "height", "width", "access", "start", "file_frames")
+        names = [item.name for item in fields(Video) if item.name != "index"]
         return [
             Video(index=index, **{name: row[name] for name in names})
             for index, row in enumerate(self.table.to_pylist())

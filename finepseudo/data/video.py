@@ -9,6 +9,7 @@ Axes: F frames, H W pixels, C channels.
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,18 +41,20 @@ _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
 
 DECORD, SCAN, PACKETS, SEEK = "decord", "scan", "packets", "seek"
 
+Packets = list[tuple[int | None, bool, bool]]
+
 
 @dataclass(frozen=True)
 class Shown:
     """What probing found. Sides are in pixels as shown: upright, and stretched where pixels are not square."""
 
     num_frames: int
-    fps: float
     height: int
     width: int
     access: str
     """How frames are come by: `decord`; by time, `seek <first> <step>` in ticks of the stream where times are even,
     `packets` where they are not; or `scan`, from the start, where times lead to other frames or are missing."""
+    fps: float = 0.0  # the mean; decoding does not ask for it
 
 
 class _Video:
@@ -76,10 +79,10 @@ class _Video:
     def __exit__(self, *_: object) -> None:
         self.container.close()
 
-    def packets(self) -> Iterator[Any]:
-        for packet in self.container.demux(self.stream):
-            if packet.size:
-                yield packet
+    def packets(self) -> Packets:
+        """Time, whether it is a key frame, and whether it is discarded, of every packet, in the order of decoding."""
+        packets = (packet for packet in self.container.demux(self.stream) if packet.size)
+        return [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in packets]
 
     def walk(self) -> Iterator[Any]:
         """Frames from here on; broken packets are counted and left out."""
@@ -115,7 +118,7 @@ def examine(source: Any) -> Shown:
     Raises DecodeError or one of FAILURES where it shows nothing.
     """
     with _Video(source) as video:
-        table = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in video.packets()]
+        table = video.packets()
     if len(table) > THOROUGH and (shown := _examine_long(source, table)):
         return shown
     times: list[int | None] = []
@@ -136,20 +139,18 @@ def examine(source: Any) -> Shown:
             raise DecodeError("no frames: the video stream is empty")
         height, width = video.sides(first)
         rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
-        time_base = float(video.stream.time_base or 0)
-    count = len(times)
-    fps = _rate(times, time_base) or rate
-    if thumbs and _decord_leads(source, table, first, thumbs):
-        return Shown(count, fps, height, width, DECORD)
-    ways = [_regular(times), PACKETS if _listed(table) == times else ""] if count > FEW else []
+        fps = _rate(times, float(video.stream.time_base or 0)) or rate
+        if thumbs and _decord_leads(video, table, first, thumbs):
+            return Shown(len(times), height, width, DECORD, fps)
+    ways = [_regular(times), PACKETS if _listed(table) == times else ""] if len(times) > FEW else []
     access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
-    return Shown(count, fps, height, width, access)
+    return Shown(len(times), height, width, access, fps)
 
 
-def _examine_long(source: Any, table: list[tuple[int | None, bool, bool]]) -> Shown | None:
+def _examine_long(source: Any, table: Packets) -> Shown | None:
     """The same of a long file by its packets, if what is decoded here and there agrees with them."""
     times = _listed(table)
-    if not times or any(time is None for time in times):
+    if not times:
         return None
     place, height, width = {time: index for index, time in enumerate(times)}, 0, 0
     with _Video(source) as video:
@@ -166,26 +167,28 @@ def _examine_long(source: Any, table: list[tuple[int | None, bool, bool]]) -> Sh
             if not seen or seen != list(range(seen[0], seen[0] + len(seen))) or seen[0] < 0:
                 return None
         fps = _rate(times, float(video.stream.time_base or 0))
-    return Shown(len(times), fps, height, width, _regular(times) or PACKETS)
+    return Shown(len(times), height, width, _regular(times) or PACKETS, fps)
 
 
-def frames(source: Any, access: str, index_F: Sequence[int], num_frames: int, height: int, width: int) -> np.ndarray:
+def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width: int) -> np.ndarray:
     """Frames of the given numbers, in that order, scaled to cover height x width and cut at the centre: uint8 FHWC.
 
     Raises DecodeError where one is not there: it is not the file that was probed.
     """
     order = sorted(set(index_F))
-    if not order or order[0] < 0 or order[-1] >= num_frames:
-        raise DecodeError(f"expected frames within 0..{num_frames - 1}, got {order[:1]} to {order[-1:]}")
-    if access == DECORD:
-        found = _by_decord(source, order, num_frames, height, width)
+    if not order or order[0] < 0 or order[-1] >= shown.num_frames:
+        raise DecodeError(f"expected frames within 0..{shown.num_frames - 1}, got {order[:1]} to {order[-1:]}")
+    if shown.access == DECORD:
+        found = _by_decord(source, shown, order, height, width)
     else:
         with _Video(source) as video:
-            walk = _scan(video, order) if access == SCAN else _by_time(video, access, order)
+            walk = _scan(video, order) if shown.access == SCAN else _by_time(video, shown.access, order)
             found = {number: _fitted(frame, video.sides(frame), height, width) for number, frame in walk}
     missing = [number for number in order if number not in found]
     if missing:
-        raise DecodeError(f"expected {num_frames} frames, frame {missing[0]} is not there; was the file replaced?")
+        raise DecodeError(
+            f"expected {shown.num_frames} frames, frame {missing[0]} is not there; was the file replaced?"
+        )
     return np.stack([found[number] for number in index_F])
 
 
@@ -202,8 +205,7 @@ def _by_time(video: _Video, access: str, order: Sequence[int]) -> Iterator[tuple
     """Frames by their times: from the key frame before each, or onwards where that is nearer."""
     if access == PACKETS:
         with _Video(video.source) as again:
-            table = [(packet.pts, packet.is_keyframe, packet.is_discard) for packet in again.packets()]
-        times = _listed(table)
+            times = _listed(again.packets())
         if len(times) <= order[-1]:
             return
         tolerance = 0.0
@@ -269,16 +271,17 @@ class _Even:
         return self.first + number * self.step
 
 
-def _by_decord(source: Any, order: Sequence[int], num_frames: int, height: int, width: int) -> dict[int, np.ndarray]:
-    with _Video(source) as video:
-        tall, wide = video.codec.height, video.codec.width
-    scaled_height, scaled_width = _covering(tall, wide, height, width)
+def _by_decord(source: Any, shown: Shown, order: Sequence[int], height: int, width: int) -> dict[int, np.ndarray]:
+    scaled_height, scaled_width = _covering(shown.height, shown.width, height, width)
     scaled_width += 2 * (scaled_width in _BROKEN_WIDTHS)
-    reader = decord.VideoReader(
-        _again(source), ctx=decord.cpu(0), width=scaled_width, height=scaled_height, num_threads=1
-    )
-    if len(reader) != num_frames:
-        raise DecodeError(f"expected {num_frames} frames, got {len(reader)}")
+    size = {"width": scaled_width, "height": scaled_height}
+    try:
+        reader = decord.VideoReader(_again(source), ctx=decord.cpu(0), num_threads=1, **size)
+    except FAILURES:
+        with _Video(source):  # says in a line what is wrong with the file; decord shows all of it
+            raise
+    if len(reader) != shown.num_frames:
+        raise DecodeError(f"expected {shown.num_frames} frames, got {len(reader)}")
     frames_FHWC = reader.get_batch(list(order)).asnumpy()
     return {number: _cut(frame, height, width) for number, frame in zip(order, frames_FHWC, strict=True)}
 
@@ -311,10 +314,11 @@ def _again(source: Any) -> Any:
     return source
 
 
-def _listed(table: list[tuple[int | None, bool, bool]]) -> list[Any]:
+def _listed(table: Packets) -> list[int]:
     """Times of the packets that are shown, in the order of showing; nothing where one has no time."""
-    times = [pts for pts, _, discarded in table if not discarded]
-    return [] if any(time is None for time in times) else sorted(times)  # type: ignore[type-var]
+    shown = [pts for pts, _, discarded in table if not discarded]
+    times = [pts for pts in shown if pts is not None]
+    return sorted(times) if len(times) == len(shown) else []
 
 
 def _regular(times: Sequence[Any]) -> str:
@@ -340,7 +344,7 @@ def _print(frame: Any) -> int:
 
 def _leads(source: Any, access: str, times: Sequence[Any], prints: Sequence[int]) -> bool:
     """Whether frames by time are those of decoding from the start: tried from either end, sparsely and one by one."""
-    if any(time is None for time in times) or any(b <= a for a, b in pairwise(times)):
+    if any(b <= a for a, b in pairwise(times)):
         return False
     last = len(times) - 1
     spread = [part * last // 7 for part in range(8)]
@@ -352,34 +356,35 @@ def _leads(source: Any, access: str, times: Sequence[Any], prints: Sequence[int]
     return True
 
 
-def _decord_leads(
-    source: Any, table: list[tuple[int | None, bool, bool]], first: Any, thumbs: Sequence[np.ndarray]
-) -> bool:
+def _decord_leads(video: _Video, table: Packets, first: Any, thumbs: Sequence[np.ndarray]) -> bool:
     """Whether decord finds the same frames: H.264 in MP4 whose groups of pictures are closed and shown whole.
 
     Its seeks give other frames, without a word, where a picture before a key frame refers to one behind it, and in
     files whose index leads astray. So it is asked for some as well, and what it gives must be most like these.
     """
     count = len(thumbs)
-    if len(table) != count or any(discarded for _, _, discarded in table) or not isinstance(source, bytes):
-        return False
-    with _Video(source) as video:
-        known = video.codec.name == "h264" and "mp4" in video.container.format.name and video.codec.pix_fmt == "yuv420p"
-        plain = video.sides(first) == (video.codec.height, video.codec.width) and not first.rotation
-        alone = len(video.container.streams.video) == 1
-    latest = -(1 << 62)
-    for pts, key, _ in table:
-        latest = max(latest, pts or 0) if key else latest
-        if (pts or 0) < latest:
-            return False
-    if not (known and plain and alone):
+    whole = isinstance(video.source, bytes) and len(table) == count and not any(discarded for _, _, discarded in table)
+    known = video.codec.name == "h264" and "mp4" in video.container.format.name and video.codec.pix_fmt == "yuv420p"
+    plain = video.sides(first) == (video.codec.height, video.codec.width) and not first.rotation
+    alone = len(video.container.streams.video) == 1
+    if not (whole and known and plain and alone and _closed(table)):
         return False
     try:
-        reader = decord.VideoReader(_again(source), ctx=decord.cpu(0), width=THUMB, height=THUMB, num_threads=1)
+        reader = decord.VideoReader(_again(video.source), ctx=decord.cpu(0), width=THUMB, height=THUMB, num_threads=1)
         asked = sorted({part * (count - 1) // 11 for part in range(12)})
         found = reader.get_batch(asked).asnumpy().astype(np.float32) if len(reader) == count else []
     except FAILURES:
         return False
-    whole = np.stack(thumbs).astype(np.float32)
-    gaps = [np.abs(whole - one).mean((1, 2, 3)) for one in found]
+    pictures = np.stack(thumbs).astype(np.float32)
+    gaps = [np.abs(pictures - one).mean((1, 2, 3)) for one in found]
     return bool(gaps) and all(gap[number] <= gap.min() + ALIKE for number, gap in zip(asked, gaps, strict=True))
+
+
+def _closed(table: Packets) -> bool:
+    """Whether nothing that comes after a key frame in the file is shown before it."""
+    latest = -math.inf
+    for pts, key, _ in table:
+        latest = max(latest, pts or 0) if key else latest
+        if (pts or 0) < latest:
+            return False
+    return True

@@ -47,7 +47,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     }
 
     def make() -> dict[str, bytes]:
-        paths = {row.video_id: row.file or recipe.data.videos.format(video_id=row.name) for row in annotations}
+        paths = {row.video_id: row.path(recipe.data.videos) for row in annotations}
         uris = [(path, data.uri(path)) for path in dict.fromkeys(paths.values())]
         task = functools.partial(_probe, run, recipe.scale.probe_deadline_s)
         found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finepseudo.errors import FinePseudoError
 
 
@@ -16,8 +18,7 @@ def links(error: BaseException) -> list[BaseException]:
 
 def own(error: BaseException) -> FinePseudoError | None:
     """The error of ours that a worker raised, as it was there; None if it was another's."""
-    found = next((item for item in links(error) if isinstance(item, FinePseudoError)), None)
-    if found is None:
-        return None
-    kind = next(kind for kind in type(found).__mro__ if kind.__module__ == FinePseudoError.__module__)
-    return kind(str(getattr(found, "cause", None) or found))
+    # Ray's wrapper is of the error's type as well, but its text is a traceback; the error itself stands behind it.
+    ours = (item for item in links(error) if type(item).__module__ == FinePseudoError.__module__)
+    found: Any = next(ours, None)
+    return type(found)(str(found)) if found is not None else None

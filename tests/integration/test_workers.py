@@ -12,6 +12,7 @@ import pytest
 from finepseudo.data.plan import Plan, Sample, plan_classify
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, ensure_trained
+from finepseudo.errors import StorageError
 from finepseudo.recipe import CrossEntropy
 from finepseudo.recipes import find
 from finepseudo.run import data_store
@@ -128,6 +129,17 @@ def scored(recipe, ground, name, clips):
     steps = Steps(recipe, run, run, manifest, split, RayExecutor(recipe, board))
     frame = ensure_initial(recipe, "frame", manifest.num_classes, run)[0]
     return steps.score(name, manifest.videos("train"), Pass(frame={"f_A": frame}, clips=clips))
+
+
+def test_an_error_of_ours_comes_back_as_it_was_raised(ground, base):
+    """Not as Ray's wrapper, whose text is a traceback."""
+
+    def refuse(group):
+        raise StorageError(f"{group}: the store refuses")
+
+    with pytest.raises(StorageError, match="^one: the store refuses$") as caught:
+        RayExecutor(base, ground[2]).spread(refuse, ["one"], "refusing")
+    assert type(caught.value) is StorageError
 
 
 def test_killed_scorer_costs_no_video(base, ground):

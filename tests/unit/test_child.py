@@ -194,12 +194,8 @@ def test_a_child_that_does_not_start_is_no_fault_of_the_file(file, movie, monkey
 
 
 def facts(found):
-    return {
-        "num_frames": found["num_frames"],
-        "file_frames": found["num_frames"],
-        "sha256": found["sha256"],
-        "access": found["access"],
-    }
+    known = {name: found[name] for name in ("num_frames", "sha256", "access", "height", "width")}
+    return {**known, "file_frames": found["num_frames"]}
 
 
 def test_a_file_that_hangs_the_decoder_is_a_decode_error(file, movie, monkeypatch):
@@ -225,7 +221,8 @@ def test_a_large_file_is_not_read_whole_and_known_by_parts_of_it(file, movie, mo
     found, _ = answer({"uri": path})
     assert found["bytes"] == len(movie)
     assert found["access"] != "decord", "which would read it whole"
-    request = {"uri": path, "index": [5, 0], "height": 48, "width": 48, **facts(found)}
+    shown = {name: found[name] for name in ("num_frames", "height", "width", "access")}
+    request = {"uri": path, "index": [5, 0], "size": [48, 48], "shown": shown, "sha256": found["sha256"]}
     assert answer(request)[0] == {"pixels": 2 * 48 * 48 * 3}
     changed = bytearray(movie)
     changed[len(movie) // 2 + 10] ^= 1

@@ -6,6 +6,7 @@ The frames of most files here say their own number: ten stripes, stripe b white 
 import io
 import json
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def check(data, expected):
     shown = video.examine(data)
     assert shown.num_frames == len(expected)
     for order in [*asked(len(expected)), list(range(len(expected)))]:
-        found = video.frames(data, shown.access, order, shown.num_frames, HEIGHT, WIDTH)
+        found = video.frames(data, shown, order, HEIGHT, WIDTH)
         assert numbers(found) == [expected[index] for index in order], (shown.access, order)
     return shown
 
@@ -79,7 +80,7 @@ def test_frames_of_files_that_say_their_numbers(name):
     upright = (width, height) if abs(known["rotation"]) == 90 else (height, width)
     assert (shown.num_frames, shown.height, shown.width) == (len(expected), *upright)
     for order in asked(len(expected)):
-        found = video.frames(data, shown.access, order, shown.num_frames, *upright)
+        found = video.frames(data, shown, order, *upright)
         lying = np.stack([np.rot90(frame, -round(known["rotation"] / 90)) for frame in found])
         if width == WIDTH:
             assert numbers(lying) == [expected[index] for index in order]
@@ -94,11 +95,12 @@ REAL = [path for path in sorted(SHARED.glob("data/videos/*/*")) if path.suffix i
 def test_frames_of_real_files_are_those_of_decoding_from_the_start(path):
     data = path.read_bytes()
     shown = video.examine(data)
-    every = video.frames(data, video.SCAN, range(shown.num_frames), shown.num_frames, 48, 64).astype(np.int16)
+    scan = replace(shown, access=video.SCAN)
+    every = video.frames(data, scan, range(shown.num_frames), 48, 64).astype(np.int16)
     with av.open(io.BytesIO(data), metadata_errors="replace") as file:
         assert shown.num_frames == sum(1 for _ in file.decode(video=0))
     for order in asked(shown.num_frames)[4:7]:
-        for index, frame in zip(order, video.frames(data, shown.access, order, shown.num_frames, 48, 64), strict=True):
+        for index, frame in zip(order, video.frames(data, shown, order, 48, 64), strict=True):
             gaps_F = np.abs(every - frame).mean((1, 2, 3))
             assert gaps_F[index] <= gaps_F.min() + 1  # decoders round colours differently, and pictures may repeat
 
@@ -143,7 +145,7 @@ def test_a_long_file_is_read_where_it_is_asked_for(monkeypatch):
     decoded.clear()
     for source in (data, io.BytesIO(data)):
         order = [count - 1, 17, count // 2]
-        found = video.frames(source, shown.access, order, count, HEIGHT, WIDTH)
+        found = video.frames(source, shown, order, HEIGHT, WIDTH)
         assert numbers(found) == [index % 1024 for index in order]
     assert len(decoded) < 2 * 3 * 70
 
@@ -152,9 +154,9 @@ def test_a_long_file_is_read_where_it_is_asked_for(monkeypatch):
 def test_another_file_with_fewer_frames_is_noticed(way):
     data = encoded(60, g=12)
     with pytest.raises(DecodeError, match="expected 75 frames"):
-        video.frames(data, way, [3, 70], 75, HEIGHT, WIDTH)
+        video.frames(data, video.Shown(75, HEIGHT, WIDTH, way), [3, 70], HEIGHT, WIDTH)
     with pytest.raises(DecodeError, match=r"expected frames within 0\.\.59, got \[-1\]"):
-        video.frames(data, way, [-1, 3], 60, HEIGHT, WIDTH)
+        video.frames(data, video.Shown(60, HEIGHT, WIDTH, way), [-1, 3], HEIGHT, WIDTH)
 
 
 def test_a_broken_packet_costs_its_frames_and_no_others():
@@ -164,7 +166,7 @@ def test_a_broken_packet_costs_its_frames_and_no_others():
         places = [packet.pos for packet in file.demux(video=0) if packet.size]
     data[places[40] + 8 : places[40] + 40] = b"\xff" * 32
     shown = video.examine(bytes(data))
-    found = video.frames(bytes(data), shown.access, range(shown.num_frames), shown.num_frames, HEIGHT, WIDTH)
+    found = video.frames(bytes(data), shown, range(shown.num_frames), HEIGHT, WIDTH)
     assert [n for n in numbers(found) if n in range(120)][:40] == list(range(40))
     assert shown.num_frames >= 119
     for place in places[10:60]:
