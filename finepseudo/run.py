@@ -3,8 +3,9 @@
 recipe.json                     the recipe that it belongs to
 data/                           a generated data set
 manifest/  split/               which videos there are; which of them keep their label
-plans/<training or pass>/       rows, decided before a pixel is read
+plans/<training or pass>/       which clips, and the numbers from which every row follows
 train/<training>/               history, checkpoints while it lasts, snapshot
+scores/<pass>/                  what encoders made of clips, a part a block, while labels and results are made of it
 embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
 labels/<method>/round-<r>/      pseudo-labels and what they were decided with
 results/<digest>/  results.json every figure; report.html, logs/: for people
@@ -16,17 +17,18 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
-from finepseudo.data.manifest import Manifest, Video
+from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import derive
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
 from finepseudo.results import Results
-from finepseudo.storage import artefacts
+from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
@@ -34,6 +36,7 @@ from finepseudo.train import checkpoint
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
 EMBEDDINGS = "embeddings.safetensors"
+SCORES = "scores"  # folder of all passes; needed until the results are committed
 LAUNCHES = "timing"  # folder, below a training, of the seconds that each launch took
 
 
@@ -57,6 +60,11 @@ def pass_plan(name: str, fingerprint: str) -> str:
     return f"plans/score/{name}-{fingerprint}"
 
 
+def scores(name: str, fingerprint: str) -> str:
+    """Folder of the results of a pass."""
+    return f"{SCORES}/{name}-{fingerprint}"
+
+
 def embeddings(name: str) -> str:
     """Folder of the embeddings that one f_A gave."""
     return f"embeddings/{name}"
@@ -77,12 +85,12 @@ def data_store(recipe: Recipe, base: Store) -> Store:
     return Store(recipe.data.root) if recipe.data.root else base.child("data")
 
 
-def pair_videos(recipe: Recipe, manifest: Manifest) -> list[Video]:
-    """Held-out videos of the pair test, the same for every f_A."""
-    truth = manifest.truth("test")
-    known = [video for video in manifest.videos("test") if video.video_id in truth]
-    order = sorted(known, key=lambda video: derive("pairs", recipe.seed, video.video_id))
-    return order[: recipe.evaluate.pair_videos]
+def pair_videos(recipe: Recipe, manifest: Manifest) -> np.ndarray:
+    """Held-out videos of the pair test, the same for every f_A, by their rows of the manifest."""
+    row_N = manifest.rows("test")
+    known_N = row_N[manifest.truth(row_N) != UNKNOWN]
+    keys = [derive("pairs", recipe.seed, video_id) for video_id in manifest.ids(known_N)]
+    return known_N[np.argsort(np.array(keys, np.int64), kind="stable")[: recipe.evaluate.pair_videos]]
 
 
 def launch_seconds(store: Store, folder: str) -> float:
@@ -144,11 +152,11 @@ class Run:
 
     def manifest(self) -> Manifest:
         """Every annotated clip."""
-        return Manifest.load(self.base)
+        return Manifest.load(self.store)
 
     def labels(self, name: str) -> pa.Table:
         """Pseudo-labels of a round, one row a video."""
-        return artefacts.read_table(self.store, labels(name), LABELS)
+        return tables.mapped(self.store, labels(name), LABELS)
 
     def temperatures(self, name: str) -> Temperatures:
         """What the labels of a round were decided with."""
@@ -161,7 +169,7 @@ class Run:
     def curve(self, name: str) -> list[dict[str, float]]:
         """Loss and what was logged beside it, by step, of a training."""
         store = self.store if self.store.list(f"{training(name)}/history") else self.base
-        return checkpoint.read_history(store, training(name))[1]
+        return checkpoint.read_history(store, training(name)).curve
 
     def trainings(self) -> list[tuple[Store, str]]:
         """Where each training that the run uses lies: store and folder, those of the base last."""
@@ -183,7 +191,7 @@ class Run:
         """Seconds by kind of every training and pass, by its folder."""
         timing: dict[str, dict[str, float]] = {}
         for store, folder in self.trainings():
-            seconds = checkpoint.read_history(store, folder)[2]
+            seconds = checkpoint.taken(store, folder).seconds
             timing[folder] = {**seconds, "launch": launch_seconds(store, folder)}
         for store, folder in self.passes():
             timing[folder] = json.loads(artefacts.read_part(store, folder, SECONDS))

@@ -21,9 +21,8 @@ def job(argv: Sequence[str]) -> None:
         claim(run, options.recipe)
         manifest = ensure_manifest(options.recipe, base, executor)
         split = ensure_split(options.recipe, run, manifest)
-    for row in manifest.table.to_pylist():
-        if row["status"] != "ok":
-            print(f"rejected {row['video_id']}: {row['reason']}")
+    for line in manifest.rejections():
+        print(f"rejected {line}")
     print(json.dumps({"manifest": manifest.fingerprint, **manifest.summary()}))
     print(f"split {split.fingerprint}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled")
 

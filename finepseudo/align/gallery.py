@@ -104,6 +104,13 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.video_ids)
 
+    @property
+    def digest(self) -> str:
+        """Of members, classes and embeddings: what is scored against equal ones is equal."""
+        state = hashlib.sha256(json.dumps([self.video_ids, self.label_G.tolist(), self.num_classes]).encode())
+        state.update(self.emb_GTD.detach().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()[:12]
+
     def counts(self) -> list[int]:
         """Members of each of the K classes, 0 included."""
         return torch.bincount(self.label_G, minlength=self.num_classes).tolist()

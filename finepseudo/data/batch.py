@@ -90,12 +90,13 @@ def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> Clip
 
 
 def _targets(plan: Plan, rows: list[dict[str, Any]], num_classes: int) -> Tensor | None:
-    if plan.targets_MK is None:
+    """The kept classes of each pseudo-label, the rest of the mass even over the others; one-hot labels beside them."""
+    if not plan.soft:
         return None
     target_BK = torch.zeros(len(rows), num_classes)
     for index, row in enumerate(rows):
-        if row["target"] is not None:
-            target_BK[index] = torch.from_numpy(plan.targets_MK[row["target"]])
-        else:
-            target_BK[index, row["label"]] = 1
+        top, top_p = ([row["label"]], [1.0]) if row["top"] is None else (row["top"], row["top_p"])
+        others = num_classes - len(top)
+        target_BK[index] = max(0.0, 1 - sum(top_p)) / others if others else 0.0
+        target_BK[index, top] = torch.tensor(top_p)
     return target_BK

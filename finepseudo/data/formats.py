@@ -55,7 +55,16 @@ class Annotation:
         return replace(self, video_id=self.video_id + self._part)
 
 
-def read_annotations(store: Store, data: Data) -> tuple[list[Annotation], list[str]]:
+def read_annotations(store: Store, data: Data) -> tuple[Any, list[str]]:
+    import pyarrow as pa
+
+    rows, names = read_rows(store, data)
+    kinds = {"video_id": pa.string(), "file": pa.string(), "label": pa.int32(), "split": pa.string()}
+    kinds |= {"start": pa.float64(), "end": pa.float64(), "seconds": pa.bool_(), "entry": pa.int32()}
+    return pa.Table.from_pylist([{**vars(row), "file": row.path(data.videos), "entry": 0} for row in rows], schema=pa.schema(kinds)), names
+
+
+def read_rows(store: Store, data: Data) -> tuple[list[Annotation], list[str]]:
     """All clips of a data set, and its class names, by label.
 
     Raises ManifestError where a file is missing or not of its form, an id is unsafe or occurs twice, or a label is not

@@ -1,160 +1,190 @@
-"""The manifest: one immutable row per clip, usable or rejected with its reason."""
+"""The manifest: one immutable row per clip, usable or rejected with its reason; labels lie beside it.
+
+Axes: N clips.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as _compute
 
-from finepseudo.data.formats import Annotation
 from finepseudo.errors import ManifestError
-from finepseudo.storage import artefacts
+from finepseudo.storage import artefacts, tables
+from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
 
+pc = cast(Any, _compute)  # its functions are made at import
+
 FOLDER = "manifest"
+UNKNOWN = -1  # where no label is known
 MOST_BEYOND, MOST_BEYOND_SHARE = 2, 0.02  # frames, and share of its length, by which a clip may end behind its file
 
-SCHEMA = pa.schema(
-    {"video_id": pa.string(), "path": pa.string(), "label": pa.int32(), "label_name": pa.string(), "split": pa.string()}
+FOUND = pa.schema(
+    {"path": pa.string(), "num_frames": pa.int32(), "fps": pa.float64(), "height": pa.int32(), "width": pa.int32()}
+    | {"access": pa.string(), "bytes": pa.int64(), "sha256": pa.string(), "error": pa.string()}
+)
+"""What probing found out of a file; `error` is null where it is usable."""
+
+CLIPS = pa.schema(
+    {"video_id": pa.string(), "path": pa.string(), "split": pa.string()}
     | {"start": pa.int32(), "file_frames": pa.int32(), "num_frames": pa.int32(), "fps": pa.float64()}
     | {"height": pa.int32(), "width": pa.int32(), "bytes": pa.int64()}
     | {"access": pa.string(), "sha256": pa.string(), "status": pa.string(), "reason": pa.string()}
 )
-
-
-@dataclass(frozen=True)
-class Video:
-    """What decoding needs to know of one clip; no label."""
-
-    index: int
-    video_id: str
-    path: str  # below the folder of the data
-    sha256: str  # of the file
-    num_frames: int  # of the clip
-    height: int
-    width: int
-    access: str  # the way to the file's frames: see data/video.py
-    start: int  # the clip's first frame in the file
-    file_frames: int
+"""What all may know of a clip: its file below the data's folder, which frames of it, and the way to them; no label."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The table, and the views that the stages use. Only evaluation and the labelled split read labels."""
+    """The table, and the labels that only the labelled split and evaluation may read. A clip is known by its row."""
 
-    table: pa.Table
+    clips: pa.Table  # CLIPS, sorted by split and id
+    label: pa.ChunkedArray  # int32, null where none is known
     class_names: tuple[str, ...]
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr((self.table.to_pylist(), self.class_names)).encode()).hexdigest()[:12]
+        labels = pa.table({"label": self.label})
+        return fingerprint([tables.digest(self.clips), tables.digest(labels), self.class_names])
+
+    def parts(self) -> dict[str, bytes]:
+        """What `load` reads."""
+        return {
+            "clips.parquet": artefacts.table_bytes(self.clips),
+            "labels.parquet": artefacts.table_bytes(pa.table({"label": self.label})),
+            "classes.json": json.dumps(list(self.class_names)).encode(),
+        }
 
     @staticmethod
     def load(run: Store) -> Manifest:
         names = json.loads(artefacts.read_part(run, FOLDER, "classes.json"))
-        return Manifest(artefacts.read_table(run, FOLDER, "manifest.parquet"), tuple(names))
+        labels = tables.mapped(run, FOLDER, "labels.parquet").column("label")
+        return Manifest(load_clips(run), labels, tuple(names))
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def videos(self, split: str) -> list[Video]:
-        names = [item.name for item in fields(Video) if item.name != "index"]
-        return [
-            Video(index=index, **{name: row[name] for name in names})
-            for index, row in enumerate(self.table.to_pylist())
-            if row["split"] == split and row["status"] == "ok"
-        ]
+    def rows(self, split: str) -> np.ndarray:
+        """Of the usable clips of a split, ascending."""
+        usable = pc.and_(pc.equal(self.clips["split"], split), pc.equal(self.clips["status"], "ok"))
+        return np.flatnonzero(usable.to_numpy())
 
-    def truth(self, split: str) -> dict[str, int]:
-        """Labels of the usable clips of a split that have one: for the labelled split and for evaluation only."""
-        rows = self.table.select(["video_id", "label", "split", "status"]).to_pylist()
-        kept = (row for row in rows if row["split"] == split and row["status"] == "ok")
-        return {row["video_id"]: row["label"] for row in kept if row["label"] is not None}
+    def ids(self, row_N: np.ndarray) -> list[str]:
+        return self.clips["video_id"].take(pa.array(row_N)).to_pylist()
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Of clips by their ids, which all must be there."""
+        return pc.index_in(pa.array(ids, pa.string()), self.clips["video_id"]).to_numpy()
+
+    def truth(self, row_N: np.ndarray) -> np.ndarray:
+        """Labels, UNKNOWN where there is none: for the labelled split and for evaluation only."""
+        return self.label.take(pa.array(row_N)).fill_null(UNKNOWN).to_numpy().astype(np.int64)
 
     def twice(self) -> dict[str, list[str]]:
         """Ids of usable clips of equal bytes that cannot both be right: in two splits, or of two classes."""
-        names = ("video_id", "sha256", "start", "num_frames", "split", "label", "status")
-        copies: dict[Any, list[dict[str, Any]]] = {}
-        for row in self.table.select(names).to_pylist():
-            if row["status"] == "ok":
-                copies.setdefault((row["sha256"], row["start"], row["num_frames"]), []).append(row)
+        keys = ["sha256", "start", "num_frames"]
+        every = self.clips.select(["video_id", "split", "status", *keys]).append_column("label", self.label)
+        usable = every.filter(pc.equal(every["status"], "ok"))
+        counts = usable.group_by(keys).aggregate([("split", "count_distinct"), ("label", "count_distinct")])
         found: dict[str, list[str]] = {}
-        for rows in copies.values():
-            for what, key in (("in two splits", "split"), ("under two labels", "label")):
-                if len({row[key] for row in rows} - {None}) > 1:
-                    found.setdefault(what, []).extend(row["video_id"] for row in rows)
+        for what, column in (("in two splits", "split_count_distinct"), ("under two labels", "label_count_distinct")):
+            copies = counts.filter(pc.greater(counts[column], 1)).select(keys)
+            if len(copies):
+                found[what] = sorted(usable.join(copies, keys, join_type="left semi")["video_id"].to_pylist())
         return found
 
     def summary(self) -> dict[str, Any]:
         """Counts by split and reason, for the log and the results."""
-        rows = self.table.select(["split", "status", "reason", "num_frames"]).to_pylist()
-        usable = Counter(row["split"] for row in rows if row["status"] == "ok")
-        reasons = Counter(row["reason"].partition(":")[0] for row in rows if row["status"] != "ok")
-        return {"usable": dict(usable), "rejected": sum(reasons.values()), "reasons": dict(reasons)}
+        usable_N = pc.equal(self.clips["status"], "ok")
+        rejected = self.clips.filter(pc.invert(usable_N))
+        kinds = pc.list_element(pc.split_pattern(rejected["reason"], ":", max_splits=1), 0)
+        return {
+            "usable": _counted(self.clips.filter(usable_N)["split"]),
+            "rejected": len(rejected),
+            "reasons": _counted(kinds),
+        }
+
+    def rejections(self) -> list[str]:
+        """`id: reason` of every rejected clip."""
+        rejected = self.clips.filter(pc.not_equal(self.clips["status"], "ok"))
+        return [f"{row['video_id']}: {row['reason']}" for row in rejected.select(["video_id", "reason"]).to_pylist()]
+
+
+def load_clips(run: Store) -> pa.Table:
+    """The view without labels."""
+    return tables.mapped(run, FOLDER, "clips.parquet")
 
 
 def build_manifest(
-    annotations: Sequence[Annotation],
-    class_names: Sequence[str],
-    probes: Mapping[str, Mapping[str, Any]],
-    paths: Mapping[str, str],
-    *,
-    min_frames: int,
+    annotated: pa.Table, class_names: Sequence[str], found: pa.Table, *, min_frames: int
 ) -> Manifest:
-    """Join annotations and probe results, in the order of the ids.
+    """Join annotations (`formats.CLIPS`) and what probing found of their files (FOUND), in the order of the ids.
 
-    Args:
-        probes: what was found out about a file, by its path.
-        paths: of each clip's file.
     Raises ManifestError where no usable clip is left in the training split, or in the test split if there is one.
     """
-    rows = []
-    for annotation in sorted(annotations, key=lambda item: (item.split, item.video_id)):
-        probe = dict(probes[paths[annotation.video_id]])
-        reason = probe.pop("error", None)
-        if reason is None:
-            probe["file_frames"], first, stop = probe["num_frames"], *_part(annotation, probe)
-            probe |= {"start": first, "num_frames": stop - first}
-            if stop <= first:
-                part = f"{annotation.start or 0:g}..{'' if annotation.end is None else f'{annotation.end:g}'}"
-                unit = "seconds" if annotation.seconds else "frames"
-                reason = f"no such part: {unit} {part} of a file of {probe['file_frames']} frames"
-            elif stop - first < min_frames:
-                reason = f"too short: {stop - first} frames, data.min_frames is {min_frames}"
-        rows.append(
-            {
-                "video_id": annotation.video_id,
-                "path": paths[annotation.video_id],
-                "label": annotation.label,
-                "label_name": None if annotation.label is None else class_names[annotation.label],
-                "split": annotation.split,
-                "status": "ok" if reason is None else "rejected",
-                "reason": reason or "",
-                **probe,
-            }
-        )
-    manifest = Manifest(pa.Table.from_pylist(rows, schema=SCHEMA), tuple(class_names))
-    for split in sorted({"train", *(row["split"] for row in rows)}):
-        if not any(row["split"] == split and row["status"] == "ok" for row in rows):
-            bad = [f"{row['video_id']}: {row['reason']}" for row in rows if row["split"] == split][:5]
+    annotated = annotated.take(pc.sort_indices(annotated, [("split", "ascending"), ("video_id", "ascending")]))
+    probed = found.take(pc.index_in(annotated["file"], found["path"]))
+    first_N, stop_N = _parts(annotated, probed)
+    reason_N = probed["error"].to_numpy(zero_copy_only=False).copy()
+    usable_N = probed["error"].is_null().to_numpy()
+    for row in np.flatnonzero(usable_N & (stop_N - first_N < max(min_frames, 1))):
+        reason_N[row] = _why(annotated.slice(row, 1).to_pylist()[0], probed, int(row), first_N, stop_N, min_frames)
+    refused = pa.array(reason_N, pa.string())
+    usable = refused.is_null()
+    columns = {
+        "video_id": annotated["video_id"],
+        "path": annotated["file"],
+        "split": annotated["split"],
+        "start": pc.if_else(probed["error"].is_null(), pa.array(first_N), None),
+        "file_frames": probed["num_frames"],
+        **{name: probed[name] for name in ("fps", "height", "width", "bytes", "access", "sha256")},
+        "num_frames": pc.if_else(probed["error"].is_null(), pa.array(stop_N - first_N), None),
+        "status": pc.if_else(usable, "ok", "rejected"),
+        "reason": refused.fill_null(""),
+    }
+    clips = pa.table([columns[name].cast(CLIPS.field(name).type) for name in CLIPS.names], schema=CLIPS)
+    manifest = Manifest(clips, annotated["label"], tuple(class_names))
+    for split in sorted({"train", *pc.unique(clips["split"]).to_pylist()}):
+        if not len(manifest.rows(split)):
+            of_split = Manifest(clips.filter(pc.equal(clips["split"], split)), manifest.label, ())
+            bad = of_split.rejections()[:5]
             raise ManifestError(f"no usable video in split {split!r}; rejected: {'; '.join(bad) or 'none annotated'}")
     return manifest
 
 
-def _part(annotation: Annotation, probe: Mapping[str, Any]) -> tuple[int, int]:
-    """First frame of a clip in its file and the frame to stop before; equal where the file has no such part.
+def _parts(annotated: pa.Table, probed: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """First frame of each clip in its file and the frame to stop before; equal where the file has no such part.
 
     An end a little beyond the file's, as other programs count it, is the file's.
     """
-    count, per = probe["num_frames"], probe["fps"] if annotation.seconds else 1.0
-    first = round((annotation.start or 0) * per)
-    stop = count if annotation.end is None else round(annotation.end * per)
-    slack = max(MOST_BEYOND, MOST_BEYOND_SHARE * (stop - first))
-    return (first, min(stop, count)) if first < count and stop <= count + slack else (first, first)
+    count_N = probed["num_frames"].fill_null(0).to_numpy().astype(np.int64)
+    per_N = np.where(annotated["seconds"].to_numpy(), probed["fps"].fill_null(0.0).to_numpy(), 1.0)
+    first_N = np.rint(annotated["start"].fill_null(0.0).to_numpy() * per_N).astype(np.int64)
+    end_N = np.rint(annotated["end"].fill_null(0.0).to_numpy() * per_N).astype(np.int64)
+    stop_N = np.where(annotated["end"].is_null().to_numpy(), count_N, end_N)
+    slack_N = np.maximum(MOST_BEYOND, MOST_BEYOND_SHARE * (stop_N - first_N))
+    there_N = (first_N < count_N) & (stop_N <= count_N + slack_N)
+    return first_N, np.where(there_N, np.maximum(np.minimum(stop_N, count_N), first_N), first_N)
+
+
+def _why(clip: dict[str, Any], probed: pa.Table, row: int, first_N: Any, stop_N: Any, min_frames: int) -> str:
+    """Of a clip of too few frames."""
+    if stop_N[row] > first_N[row]:
+        return f"too short: {stop_N[row] - first_N[row]} frames, data.min_frames is {min_frames}"
+    end = "" if clip["end"] is None else f"{clip['end']:g}"
+    part = f"{clip['start'] or 0:g}..{end}"
+    unit = "seconds" if clip["seconds"] else "frames"
+    return f"no such part: {unit} {part} of a file of {probed['num_frames'][row].as_py()} frames"
+
+
+def _counted(column: Any) -> dict[str, int]:
+    counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
+    return dict(sorted(counts.items()))

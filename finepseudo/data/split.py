@@ -1,56 +1,75 @@
-"""Labelled and unlabelled halves of the training videos: seeded, class by class, written down."""
+"""Labelled and unlabelled halves of the training clips: seeded, class by class, written down.
+
+Axes: N clips.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import derive
 from finepseudo.errors import ManifestError
-from finepseudo.storage.lineage import fingerprint
 
 
-@dataclass(frozen=True)
-class SplitLists:
-    """Ids of D_l and D_u, and the seed and share that made them."""
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows of D_l, class by class, and of D_u, ascending; and the seed and share that made them."""
 
     seed: int
     label_fraction: float
-    labelled: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Twelve digits that results repeat, so that a split can be recognised."""
-        return fingerprint([self.labelled, self.unlabelled])
+    labelled: np.ndarray
+    unlabelled: np.ndarray
+    labelled_ids: tuple[str, ...]
+    fingerprint: str
+    """Twelve digits of the ids of both, that results repeat: two people who have the same have the same split."""
 
     def to_bytes(self) -> bytes:
-        return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=1).encode()
+        """For people and other programs: D_u is what the manifest has besides."""
+        body = {
+            "seed": self.seed,
+            "label_fraction": self.label_fraction,
+            "fingerprint": self.fingerprint,
+            "unlabelled": len(self.unlabelled),
+            "labelled": self.labelled_ids,
+        }
+        return json.dumps(body, indent=1).encode()
 
 
-def make_split(
-    truth: Mapping[str, int], without: Iterable[str] = (), *, label_fraction: float, seed: int
-) -> SplitLists:
-    """Keep the label of `label_fraction` of each class's videos, of at least one; `without` have no label to keep.
+def make_split(manifest: Manifest, *, label_fraction: float, seed: int) -> Split:
+    """Keep the label of `label_fraction` of each class's training clips, of at least one; D_u is all others.
 
-    The order within a class is by a hash of seed and id, so adding a video moves no other between the halves
-    beyond the changed count. Raises ManifestError where no class would have a labelled video.
+    The order within a class is by a hash of seed and id, so adding a clip moves no other between the halves beyond
+    the changed count. Raises ManifestError where no class would have a labelled clip.
     """
-    by_class: dict[int, list[str]] = defaultdict(list)
-    for video_id, label in truth.items():
-        by_class[label].append(video_id)
-    if not by_class or label_fraction <= 0:
+    row_N = manifest.rows("train")
+    truth_N = manifest.truth(row_N)
+    known = int((truth_N != UNKNOWN).sum())
+    if not known or label_fraction <= 0:
         raise ManifestError(
-            f"no class has a labelled video: {len(truth)} usable training videos with a label, split.label_fraction "
+            f"no class has a labelled video: {known} usable training videos with a label, split.label_fraction "
             f"= {label_fraction:g}; check the annotations, or raise split.label_fraction"
         )
-    labelled: list[str] = []
-    unlabelled = list(without)
-    for label in sorted(by_class):
-        order = sorted(by_class[label], key=lambda video_id: derive("split", seed, video_id))
-        keep = max(1, round(label_fraction * len(order)))
-        labelled += sorted(order[:keep])
-        unlabelled += sorted(order[keep:])
-    return SplitLists(seed, label_fraction, tuple(labelled), tuple(sorted(unlabelled)))
+    labelled = [np.zeros(0, np.int64)]
+    for label in range(manifest.num_classes):
+        members = row_N[truth_N == label]
+        if len(members):
+            keys = [derive("split", seed, video_id) for video_id in manifest.ids(members)]
+            keep = max(1, round(label_fraction * len(members)))
+            labelled.append(np.sort(members[np.argsort(keys, kind="stable")[:keep]]))
+    chosen = np.concatenate(labelled)
+    others = np.setdiff1d(row_N, chosen)
+    ids = tuple(manifest.ids(chosen))
+    return Split(seed, label_fraction, chosen, others, ids, _fingerprint(ids, manifest, others))
+
+
+def _fingerprint(labelled: Sequence[str], manifest: Manifest, unlabelled: np.ndarray) -> str:
+    state = hashlib.sha256(json.dumps(labelled).encode())
+    for start in range(0, len(unlabelled), 1 << 16):
+        state.update(json.dumps(manifest.ids(unlabelled[start : start + (1 << 16)])).encode())
+    return state.hexdigest()[:12]

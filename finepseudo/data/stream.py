@@ -22,8 +22,7 @@ class BlockReader:
 
     def __init__(self, plan: Plan, decoder: Decoder) -> None:
         self.plan, self.decoder = plan, decoder
-        first = plan.rows(0, 1)[0]
-        self.columns = [name for name in ("frames_0", "frames_1") if first[name] is not None]
+        self.columns = plan.columns
 
     @staticmethod
     def of(recipe: Recipe, data: Store, plan: Plan) -> BlockReader:
@@ -33,11 +32,12 @@ class BlockReader:
         return BlockReader(plan, Decoder(data, frames.height, frames.width, cache, Child(scale.decode_deadline_s)))
 
     def read(self, blocks: Iterable[int]) -> dict[str, Any]:
-        """Columns row, clip_0 (and clip_1), error, decode_s, cache_hit of some blocks, one after the other."""
+        """Columns row, block, clip_0 (and clip_1), error, decode_s, cache_hit of some blocks, one after the other."""
         size = self.plan.block_rows
         rows = [row for block in blocks for row in self.plan.rows(block * size, (block + 1) * size)]
         decoded = [self._decode(row) for row in rows]
-        columns: dict[str, Any] = {"row": np.array([row["row"] for row in rows], np.int64)}
+        row_N = np.array([row["row"] for row in rows], np.int64)
+        columns: dict[str, Any] = {"row": row_N, "block": row_N // size}
         for index in range(len(self.columns)):
             columns[f"clip_{index}"] = np.stack([item[0][index] for item in decoded])
         columns["error"] = np.array([item[1] for item in decoded], dtype=object)

@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from finepseudo import results
 from finepseudo.align import collaborate
+from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.plan import derive
 from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import Steps, Trained
 from finepseudo.recipe import METHODS, digest
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
-from finepseudo.run import RESULTS, SECONDS, Run, pair_videos
+from finepseudo.run import RESULTS, SCORES, SECONDS, Run, pair_videos
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
-from finepseudo.train.predict import Pass
+from finepseudo.train.predict import Pass, logits, sbar
 from finepseudo.train.pseudo_labels import temperatures
 
 CALIBRATION = 256
@@ -75,6 +76,7 @@ def ensure_results(story: Story) -> Results:
         }
 
     artefacts.ensure(run, folder, lineage, make)
+    run.delete(SCORES)
     found = Results.from_json(artefacts.read_part(run, folder, RESULTS))
     found = replace(found, timing=Run.at(run, story.shared.run).timing())
     run.write(RESULTS, found.to_json())
@@ -89,27 +91,29 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     videos = {STAGE_2: start.video} | {name: finish.video for name, finish in story.finishes.items()}
     # An f_A that several methods share runs once, under the digest of its weights.
     once = {frame.digest: (frame, gallery) for frame, gallery in frames.values()}
-    truth = steps.manifest.truth("test")
-    test = [video for video in steps.manifest.videos("test") if video.video_id in truth]
-    if not test:
+    manifest, unlabelled = steps.manifest, steps.split.unlabelled
+    test = manifest.rows("test")
+    test = test[manifest.truth(test) != UNKNOWN]
+    if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
-    calibration = sorted(steps.split.unlabelled, key=lambda video_id: derive("calibration", video_id))[:CALIBRATION]
+    keys = [derive("calibration", video_id) for video_id in manifest.ids(unlabelled)]
+    calibration = unlabelled[np.argsort(np.array(keys, np.int64), kind="stable")[:CALIBRATION]]
     what = Pass(
         frame={name: frame.uri for name, (frame, _) in once.items()},
         video={name: trained.uri for name, trained in videos.items()},
         galleries={name: gallery for name, (_, gallery) in once.items()},
         clips=steps.recipe.evaluate.clips,
     )
-    scores = steps.score("evaluate", test + [steps.videos[video_id] for video_id in calibration], what)
-    is_test_N = np.array([video_id in truth for video_id in scores.video_ids])
+    scores = steps.score("evaluate", np.concatenate([test, calibration]), what)
+    found = scores.columns()
+    is_test_N = np.isin(found["clip"], test)
     unlabelled_N = ~is_test_N if (~is_test_N).any() else np.ones_like(is_test_N)
-    test_ids = [video_id for video_id in scores.video_ids if video_id in truth]
-    truth_N = np.array([truth[video_id] for video_id in test_ids])
+    truth_N = manifest.truth(found["clip"][is_test_N])
     measured: dict[str, Measured] = {}
-    columns: dict[str, Any] = {"video_id": test_ids, "truth": truth_N}
+    columns: dict[str, Any] = {"video_id": manifest.ids(found["clip"][is_test_N]), "truth": truth_N}
     for name, (frame, _) in frames.items():
-        sbar_NK, logits_NK = scores.sbar(frame.digest), scores.logits(name)
+        sbar_NK, logits_NK = sbar(found, frame.digest), logits(found, name)
         heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)
         p_A_NK = collaborate.p_align(sbar_NK[is_test_N], heat.tau_A)
         p_E_NK = collaborate.p_video(logits_NK[is_test_N], heat.tau_E)
@@ -129,20 +133,21 @@ def _gains(predictions: pa.Table) -> dict[str, results.Share]:
 
 def _round(steps: Steps, name: str) -> RoundResult:
     """Quality of the labels of one round, by the truth that labelling never saw."""
-    reader, truth = Run.at(steps.run), steps.manifest.truth("train")
+    reader = Run.at(steps.run)
     table = reader.labels(name)
     columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
-    ids = cast(list[str], table.column("video_id").to_pylist())
-    truth_N = np.array([truth.get(video_id, 0) for video_id in ids])
-    known_N = np.array([video_id in truth for video_id in ids])
-    quality = results.round_quality(RoundLabels(**columns), truth_N, known_N, steps.manifest.num_classes)
+    truth_N = steps.manifest.truth(table.column("clip").to_numpy())
+    known_N = truth_N != UNKNOWN
+    quality = results.round_quality(
+        RoundLabels(**columns), np.where(known_N, truth_N, 0), known_N, steps.manifest.num_classes
+    )
     return RoundResult(name, quality, reader.temperatures(name))
 
 
 def _pairs(steps: Steps, start: Start) -> results.PairTest:
     """The pair test on the held-out videos that were embedded beside D_l."""
-    held_out = {video.video_id for video in pair_videos(steps.recipe, steps.manifest)}
-    truth = {video_id: label for video_id, label in steps.manifest.truth("test").items() if video_id in held_out}
+    row_N = pair_videos(steps.recipe, steps.manifest)
+    truth = dict(zip(steps.manifest.ids(row_N), steps.manifest.truth(row_N).tolist(), strict=True))
     if not truth:
         return results.PairTest(videos=0, pairs=0, same=0, scores={})
     pretrained, aligned = (embedded.among(truth.keys()) for embedded in (start.pretrained, start.aligned))

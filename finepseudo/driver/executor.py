@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 
 from finepseudo.data.plan import Plan
@@ -45,9 +44,9 @@ class Executor(Protocol):
         ...
 
     def score(
-        self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
-    ) -> Iterator[Mapping[str, np.ndarray]]:
-        """What `Predictor.block` gives for every block of a committed plan, in any order."""
+        self, what: Pass, plan: str, blocks: Sequence[int], num_classes: int, run: Store, data: Store, out: str
+    ) -> Iterator[int]:
+        """Commit results of blocks of a committed plan to the folder `out`; numbers of videos, as they are done."""
         ...
 
 
@@ -76,15 +75,15 @@ class InProcess:
             )
 
     def score(
-        self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
-    ) -> Iterator[Mapping[str, np.ndarray]]:
-        committed = Plan.load(run, plan)
-        reader = BlockReader.of(self.recipe, data, committed)
+        self, what: Pass, plan: str, blocks: Sequence[int], num_classes: int, run: Store, data: Store, out: str
+    ) -> Iterator[int]:
+        reader = BlockReader.of(self.recipe, data, Plan.load(run, plan))
         predictor = Predictor(self.recipe, num_classes, what, torch.device("cpu"))
-        for columns in reader.each(0, committed.blocks):
+        for block in blocks:
+            columns = reader.read([block])
             with GENERATOR, _threads(self.recipe.scale.score_cpus):
-                found = predictor.block(columns)
-            yield found
+                count = predictor.write(columns, run, out, block)
+            yield count
 
 
 @contextmanager

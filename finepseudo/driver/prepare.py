@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as _compute
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
 from finepseudo.data.formats import read_annotations
-from finepseudo.data.manifest import FOLDER, Manifest, build_manifest
-from finepseudo.data.split import SplitLists, make_split
+from finepseudo.data.manifest import FOLDER, FOUND, Manifest, build_manifest
+from finepseudo.data.split import Split, make_split
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import METHODS, Recipe, Rehearsal
 from finepseudo.run import data_store
-from finepseudo.storage import artefacts
+from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
 
+pc = cast(Any, _compute)  # its functions are made at import
 log = logging.getLogger("finepseudo")
 
-GROUP = 28  # videos that one task generates or probes
+GROUP = 28  # videos that one task generates or probes, of a small collection
+GROUPS, LARGEST_GROUP = 4096, 512  # of a large one: about so many groups, up to so many videos in each
+PART = "found.parquet"
 PROBES = "probes"  # folder of what was found out of each group, until the manifest is committed
 
 
@@ -38,40 +41,34 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     data = data_store(recipe, run)
     if recipe.data.rehearsal is not None:
         generate(recipe.data.rehearsal, data, executor)
-    annotations, names = read_annotations(data, recipe.data)
+    annotated, names = read_annotations(data, recipe.data)
     lineage = {
-        "annotations": fingerprint([asdict(replace(row, where="")) for row in annotations]),
+        "annotations": tables.digest(annotated.drop_columns(["entry"])),
         "classes": fingerprint(names),
         "min_frames": recipe.data.min_frames,
-        "videos": recipe.data.videos,
     }
 
     def make() -> dict[str, bytes]:
-        paths = {row.video_id: row.path(recipe.data.videos) for row in annotations}
-        uris = [(path, data.uri(path)) for path in dict.fromkeys(paths.values())]
-        task = functools.partial(_probe, run, recipe.scale.probe_deadline_s)
-        found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")
-        probes = {path: probe for group in found for path, probe in group.items()}
-        manifest = build_manifest(annotations, names, probes, paths, min_frames=recipe.data.min_frames)
-        return {
-            "manifest.parquet": artefacts.table_bytes(manifest.table),
-            "classes.json": json.dumps(list(manifest.class_names)).encode(),
-        }
+        files = pc.unique(annotated["file"])
+        size = max(GROUP, min(LARGEST_GROUP, len(files) // GROUPS))
+        groups = [files[at : at + size] for at in range(0, len(files), size)]
+        task = functools.partial(_probe, run, data, recipe.scale.probe_deadline_s)
+        folders = executor.spread(task, groups, f"probing videos, groups of {size}")
+        found = pa.concat_tables(artefacts.read_table(run, folder, PART) for folder in folders)
+        return build_manifest(annotated, names, found, min_frames=recipe.data.min_frames).parts()
 
-    artefacts.ensure(run, FOLDER, lineage, make)
-    run.delete(PROBES)
+    if artefacts.ensure(run, FOLDER, lineage, make) is not None and run.list(PROBES):
+        run.delete(PROBES)
     manifest = Manifest.load(run)
     _log_summary(manifest, recipe)
     return manifest
 
 
-def ensure_split(recipe: Recipe, run: Store, manifest: Manifest) -> SplitLists:
+def ensure_split(recipe: Recipe, run: Store, manifest: Manifest) -> Split:
     """D_l and D_u, committed with their seed in the name."""
-    truth = manifest.truth("train")
-    without = [video.video_id for video in manifest.videos("train") if video.video_id not in truth]
-    made = make_split(truth, without, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
+    made = make_split(manifest, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
     labelling = [method for method in recipe.methods if METHODS[method].labels]
-    if labelling and not made.unlabelled:
+    if labelling and not len(made.unlabelled):
         raise ManifestError(
             f"no unlabelled video is left for {', '.join(labelling)}: {len(made.labelled)} training videos, all "
             f"labelled; lower split.label_fraction (now {recipe.split.label_fraction:g}), or ask for methods supervised"
@@ -91,15 +88,12 @@ def generate(spec: Rehearsal, data: Store, executor: Executor) -> None:
         every = [(split, video_id) for split in rehearsal.SPLITS for video_id, _ in rehearsal.video_ids(spec, split)]
         missing = [item for item in every if f"{item[1]}.mp4" not in there]
         task = functools.partial(_render, spec, data)
-        executor.spread(task, _groups(missing), f"generating videos, groups of {GROUP}")
+        groups = [missing[at : at + GROUP] for at in range(0, len(missing), GROUP)]
+        executor.spread(task, groups, f"generating videos, groups of {GROUP}")
         for name, body in rehearsal.annotations(spec).items():
             data.write(name, body)
         marker = artefacts.commit(data, "rehearsal", {"truth.parquet": _truth(spec, every)}, lineage)
     artefacts.check_lineage(data, "rehearsal", marker, lineage)
-
-
-def _groups(items: Sequence[Any]) -> list[Sequence[Any]]:
-    return [items[at : at + GROUP] for at in range(0, len(items), GROUP)]
 
 
 def _truth(spec: Rehearsal, every: Sequence[tuple[str, str]]) -> bytes:
@@ -112,19 +106,24 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(run: Store, deadline_s: float, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    """What was found out about the files of a group, committed, so that a killed preparation goes on behind it."""
+def _probe(run: Store, data: Store, deadline_s: float, files: pa.Array) -> str:
+    """What was found out about the files of a group, committed, so that a killed preparation goes on behind it.
+
+    Returns the folder.
+    """
+    paths = files.to_pylist()
 
     def make() -> dict[str, bytes]:
         child = Child(deadline_s)
         try:
-            return {"found.json": json.dumps({path: child.probe(uri) for path, uri in group}).encode()}
+            rows = [{"path": path, **child.probe(data.uri(path))} for path in paths]
         finally:
             child.close()
+        return {PART: artefacts.table_bytes(pa.Table.from_pylist(rows, schema=FOUND))}
 
-    folder, files = f"{PROBES}/{fingerprint(group)}", [path for path, _ in group]
-    artefacts.ensure(run, folder, {"files": files}, make)
-    return json.loads(artefacts.read_part(run, folder, "found.json"))
+    folder = f"{PROBES}/{fingerprint(paths)}"
+    artefacts.ensure(run, folder, {}, make)
+    return folder
 
 
 def _log_summary(manifest: Manifest, recipe: Recipe) -> None:
@@ -134,8 +133,9 @@ def _log_summary(manifest: Manifest, recipe: Recipe) -> None:
     for what, ids in manifest.twice().items():
         shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         log.warning("the same clip %s: %s", what, shown)
+    usable = pc.equal(manifest.clips["status"], "ok")
     for part in ("align", "video"):
         asked = getattr(recipe.frames, part)
-        short = sum(1 for split in ("train", "test") for v in manifest.videos(split) if v.num_frames < asked)
+        short = pc.sum(pc.and_(usable, pc.less(manifest.clips["num_frames"], asked))).as_py()
         if short:
             log.warning("%d videos have fewer than frames.%s = %d frames; theirs are repeated", short, part, asked)

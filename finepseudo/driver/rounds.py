@@ -12,10 +12,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
+import pyarrow as pa
 
 from finepseudo.align.gallery import Embeddings, Gallery
-from finepseudo.data.plan import Plan, Sample, plan_align, plan_classify, plan_gitdl
+from finepseudo.data.manifest import FOLDER
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.driver.executor import Executor
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
@@ -26,7 +27,7 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial
 from finepseudo.train.predict import Pass, Scores
-from finepseudo.train.pseudo_labels import compare_labelled
+from finepseudo.train.pseudo_labels import compare_labelled, pseudo_samples
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def run_rounds(
     claim(run, recipe)
     base = base or run
     manifest = ensure_manifest(recipe, base, executor)
+    if base != run:
+        artefacts.copy(base, run, FOLDER)  # a plan lies beside the manifest of its clips
     split = ensure_split(recipe, run, manifest)
     shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
     steps = Steps(recipe, run, base, manifest, split, executor, may_train=train)
@@ -117,8 +120,9 @@ def pretrain(steps: Steps, part: Part, count: int) -> Trained:
         if count == 0:
             log.warning("gitdl.%s_steps is 0: the %s encoder is not pre-trained here", part, part)
         return Trained(*ensure_initial(recipe, part, steps.manifest.num_classes, steps.run))
-    videos, k = steps.manifest.videos("train"), recipe.optimiser.blocks_per_step
-    plan = plan_gitdl(videos, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
+    manifest, k = steps.manifest, recipe.optimiser.blocks_per_step
+    train = manifest.rows("train")
+    plan = plan_gitdl(manifest, train, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
     loss = part_of(GitdlLoss, recipe.gitdl)
     return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr)
 
@@ -131,15 +135,15 @@ def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
     def first_scores() -> Scores:
         return _score_unlabelled(steps, "round-1", start.frame, start.video, members)
 
-    pseudo: list[Method] = [method for method in methods if METHODS[method].labels]
-    if any(artefacts.committed(steps.run, labels(round_name(method, 1))) is None for method in pseudo):
+    labelling: list[Method] = [method for method in methods if METHODS[method].labels]
+    if any(artefacts.committed(steps.run, labels(round_name(method, 1))) is None for method in labelling):
         first_scores()  # once, for all methods that label: their first round starts from the same encoders
 
     def self_trained(method: Method) -> dict[Method, Finish]:
         return {method: _self_train(steps, start, members, method, first_scores)}
 
-    branches = [functools.partial(self_trained, method) for method in pseudo]
-    if len(pseudo) < len(methods):
+    branches = [functools.partial(self_trained, method) for method in labelling]
+    if len(labelling) < len(methods):
         branches.insert(0, functools.partial(_supervised, steps, start, members))
     return {name: finish for ends in side_by_side(branches) for name, finish in ends.items()}
 
@@ -155,10 +159,10 @@ def _self_train(
         scores = first_scores if number == 1 else later_scores
         table = steps.label(name, method, frame, video, scores, start.accuracy_A)
         names.append(name)
-        samples, targets_MK = steps.pseudo(table)
-        train_video = functools.partial(_round_video, steps, name, samples, targets_MK, video)
+        pseudo = pseudo_samples(table, soft=rounds.targets == "soft")
+        train_video = functools.partial(_round_video, steps, name, pseudo, video)
         if number <= rounds.frame_rounds and METHODS[method].trains_f_A:
-            train_frame = functools.partial(_round_frame, steps, name, samples, frame)
+            train_frame = functools.partial(_round_frame, steps, name, pseudo, frame)
             video, frame = both(train_video, train_frame)
             gallery = steps.gallery(steps.embed(name, frame))
         else:
@@ -166,17 +170,15 @@ def _self_train(
     return Finish(frame, video, gallery, names)
 
 
-def _round_video(
-    steps: Steps, name: str, samples: list[Sample], targets_MK: np.ndarray | None, init: Trained
-) -> Trained:
+def _round_video(steps: Steps, name: str, pseudo: pa.Table | None, init: Trained) -> Trained:
     rounds = steps.recipe.rounds
-    plan = _classify_plan(steps, name, rounds.video_steps, samples, targets_MK)
+    plan = _classify_plan(steps, name, rounds.video_steps, pseudo)
     return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init)
 
 
-def _round_frame(steps: Steps, name: str, samples: list[Sample], init: Trained) -> Trained:
+def _round_frame(steps: Steps, name: str, pseudo: pa.Table, init: Trained) -> Trained:
     rounds, loss = steps.recipe.rounds, steps.recipe.align.chosen()
-    plan = _align_plan(steps, f"{name}/frame", rounds.frame_steps, samples, rounds.frame_label_share)
+    plan = _align_plan(steps, f"{name}/frame", rounds.frame_steps, pseudo, rounds.frame_label_share)
     return steps.train(f"{name}/frame", "frame", loss, plan, steps=rounds.frame_steps, lr=rounds.frame_lr, init=init)
 
 
@@ -185,7 +187,7 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
     recipe, rounds, video = steps.recipe, steps.recipe.rounds, start.video
     ends: dict[Method, Finish] = {}
     for number in range(1, rounds.count + 1):
-        video = _round_video(steps, round_name("supervised", number), [], None, video)
+        video = _round_video(steps, round_name("supervised", number), None, video)
     if "supervised" in recipe.methods:
         ends["supervised"] = Finish(start.frame, video, members)
     if "supervised_2x" in recipe.methods:
@@ -199,20 +201,19 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
 def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, gallery: Gallery) -> Scores:
     clips = steps.recipe.label.clips
     what = Pass(frame={"f_A": frame.uri}, video={"f_E": video.uri}, galleries={"f_A": gallery}, clips=clips)
-    return steps.score(f"label/{name}", steps.unlabelled(), what)
+    return steps.score(f"label/{name}", steps.split.unlabelled, what)
 
 
 def _train_video(steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained) -> Trained:
     return steps.train(name, "video", CrossEntropy(), plan, steps=count, lr=lr, init=init)
 
 
-def _classify_plan(
-    steps: Steps, name: str, count: int, pseudo: list[Sample] | None = None, targets_MK: np.ndarray | None = None
-) -> Plan:
+def _classify_plan(steps: Steps, name: str, count: int, pseudo: pa.Table | None = None) -> Plan:
     recipe = steps.recipe
     return plan_classify(
+        steps.manifest,
         steps.labelled(),
-        pseudo or [],
+        pseudo,
         frames=recipe.frames.video,
         augment=recipe.augment,
         steps=count,
@@ -220,17 +221,17 @@ def _classify_plan(
         label_share=recipe.rounds.video_label_share,
         blocks_per_step=recipe.optimiser.blocks_per_step,
         seed=steps.seed(name),
-        targets_MK=targets_MK,
     )
 
 
 def _align_plan(
-    steps: Steps, name: str, count: int, pseudo: list[Sample] | None = None, label_share: float = 1.0
+    steps: Steps, name: str, count: int, pseudo: pa.Table | None = None, label_share: float = 1.0
 ) -> Plan:
     recipe = steps.recipe
     return plan_align(
+        steps.manifest,
         steps.labelled(),
-        pseudo or [],
+        pseudo,
         recipe.align,
         frames=recipe.frames.align,
         augment=recipe.augment,

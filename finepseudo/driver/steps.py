@@ -1,10 +1,11 @@
 """The verbs of the story: train an encoder, embed, label. Each looks up before it makes.
 
-Axes: N videos, G gallery, K classes, M soft targets.
+Clips are known by their rows of the manifest. Axes: N videos, G gallery, K classes.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import threading
@@ -16,32 +17,34 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from finepseudo import run as places
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.batch import too_many_rejected
-from finepseudo.data.manifest import Manifest, Video
-from finepseudo.data.plan import Plan, Sample, derive, plan_score
-from finepseudo.data.split import SplitLists
+from finepseudo.data.manifest import Manifest
+from finepseudo.data.plan import Plan, derive, plan_score, samples
+from finepseudo.data.split import Split
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ArtefactError, DecodeError
 from finepseudo.models.table import Part
 from finepseudo.progress import Progress
 from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.run import EMBEDDINGS, LABELS, SECONDS, TEMPERATURES
-from finepseudo.storage import artefacts
-from finepseudo.storage.lineage import differences
+from finepseudo.storage import artefacts, tables
+from finepseudo.storage.lineage import differences, fingerprint
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.objectives import Loss
-from finepseudo.train.predict import Pass, Scores
-from finepseudo.train.pseudo_labels import Compared, guard, label_table, pseudo_samples, temperatures
+from finepseudo.train.predict import Pass, Scores, embeddings, logits, part_name, read_part, sbar
+from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, label_table, temperatures
 from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
 
-BLOCK_VIDEOS = 32  # videos that a pass decodes and scores at a time
+BLOCK_VIDEOS = 32  # videos that a pass decodes, scores and commits at a time
+SHOWN = 20  # rejected videos of a pass that the log names
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -63,19 +66,16 @@ class Steps:
     run: Store
     base: Store  # another run directory; a training that is committed there with the same lineage is used from there
     manifest: Manifest
-    split: SplitLists
+    split: Split
     executor: Executor
     may_train: bool = True
 
     data: Store = field(init=False)
-    videos: dict[str, Video] = field(init=False)
-    labels: dict[str, int] = field(init=False)  # of D_l
+    label_N: np.ndarray = field(init=False)  # of D_l, in the order of its rows in the split
 
     def __post_init__(self) -> None:
         self.data = places.data_store(self.recipe, self.base)
-        self.videos = {video.video_id: video for split in ("train", "test") for video in self.manifest.videos(split)}
-        truth = self.manifest.truth("train")
-        self.labels = {video_id: truth[video_id] for video_id in self.split.labelled}
+        self.label_N = self.manifest.truth(self.split.labelled)
         # Two trainings and one pass of the pool at a time: what preflight asked the cluster for.
         self._trainings, self._passes = threading.BoundedSemaphore(2), threading.Lock()
 
@@ -83,13 +83,9 @@ class Steps:
         """Of one stage's plan."""
         return derive(self.recipe.seed, self.recipe.split.seed, name)
 
-    def labelled(self) -> list[Sample]:
-        """D_l."""
-        return [Sample(self.videos[video_id], label) for video_id, label in self.labels.items()]
-
-    def unlabelled(self) -> list[Video]:
-        """D_u."""
-        return [self.videos[video_id] for video_id in self.split.unlabelled]
+    def labelled(self) -> pa.Table:
+        """D_l as samples."""
+        return samples(self.split.labelled, self.label_N)
 
     def train(
         self,
@@ -131,46 +127,68 @@ class Steps:
             digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
         return Trained(self.run.uri(folder), digest)
 
-    def score(self, name: str, videos: Sequence[Video], what: Pass) -> Scores:
-        """One pass over videos.
+    def score(self, name: str, row_N: np.ndarray, what: Pass) -> Scores:
+        """One pass over clips, by their rows of the manifest; what an earlier start left of it is not done again.
 
         Raises DecodeError: more than `data.max_rejected` of the videos could not be decoded.
         """
         with self._passes:
-            log.info("%s: %d videos", name, len(videos))
-            began = time.monotonic()
-            frames = self.recipe.frames
+            began, frames = time.monotonic(), self.recipe.frames
             lengths = {"align_frames": frames.align, "video_frames": frames.video}
-            plan = plan_score(videos, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
-            folder = places.pass_plan(name, plan.fingerprint)
-            plan.ensure(self.run, folder)
-            progress, blocks, start = Progress(name, len(videos)), list[Mapping[str, np.ndarray]](), 0.0
-            for block in self.executor.score(what, folder, self.manifest.num_classes, self.run, self.data):
-                start = start or time.monotonic() - began
-                blocks.append(block)
-                progress.add(len(block["row"]))
-            seconds = {"start": start, "total": time.monotonic() - began, "rows": float(len(plan))}
-            scores = Scores.of(blocks, np.array(plan.table.column("video_id").to_pylist()), seconds)
-        self._check_rejected(name, scores, len(videos))
-        return scores
+            plan = plan_score(self.manifest, row_N, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
+            folder = places.scores(name, fingerprint([plan.fingerprint, what.lineage()]))
+            if artefacts.committed(self.run, folder) is None:
+                where = places.pass_plan(name, plan.fingerprint)
+                plan.ensure(self.run, where)
+                there = set(self.run.list(folder))
+                missing = [number for number in range(plan.blocks) if part_name(number) not in there]
+                log.info("%s: %d videos", name, min(len(row_N), len(missing) * BLOCK_VIDEOS))
+                progress, start = Progress(name, len(missing) * BLOCK_VIDEOS), 0.0
+                pool = self.executor.score(
+                    what, where, missing, self.manifest.num_classes, self.run, self.data, folder
+                )
+                for videos in pool:
+                    start = start or time.monotonic() - began
+                    progress.add(videos)
+                self._finish(name, folder, plan, row_N, {"start": start, "began": began})
+            marker = artefacts.committed(self.run, folder)
+            assert marker is not None
+            rejected = {int(row): text for row, text in marker["lineage"]["rejected"].items()}
+        return Scores(
+            self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, marker["lineage"]["seconds"], rejected
+        )
 
-    def embed(self, name: str, frame: Trained, extra: Sequence[Video] = ()) -> Embeddings:
-        """What f_A makes of D_l, and of `extra` videos beside them."""
+    def _finish(self, name: str, folder: str, plan: Plan, row_N: np.ndarray, times: Mapping[str, float]) -> None:
+        """Commit a pass whose parts are all there, with what could not be decoded and the seconds that it took."""
+        seconds, rejected = {"decode": 0.0, "predict": 0.0}, dict[int, str]()
+        for number in range(plan.blocks):
+            columns, errors = read_part(self.run, folder, number)
+            rejected |= {int(row_N[number * BLOCK_VIDEOS + place]): text for place, text in errors.items()}
+            for kind in seconds:
+                seconds[kind] += float(columns[f"{kind}_s"].sum())
+        self._check_rejected(name, rejected, len(row_N))
+        seconds |= {"start": times["start"], "total": time.monotonic() - times["began"], "rows": float(len(plan))}
+        artefacts.commit(self.run, folder, {}, {"rejected": rejected, "seconds": seconds})
+
+    def embed(self, name: str, frame: Trained, extra: np.ndarray | None = None) -> Embeddings:
+        """What f_A makes of D_l, and of `extra` clips beside them."""
         folder = places.embeddings(name)
-        videos = [self.videos[video_id] for video_id in self.split.labelled] + list(extra)
-        lineage = {"f_A": frame.digest, "videos": [video.video_id for video in videos], "T": self.recipe.frames.align}
+        row_N = np.concatenate([self.split.labelled, np.zeros(0, int) if extra is None else extra])
+        lineage = {"f_A": frame.digest, "videos": self.manifest.ids(row_N), "T": self.recipe.frames.align}
 
         def make() -> Mapping[str, bytes]:
-            scores = self.score(f"embed/{name}", videos, Pass(frame={"f_A": frame.uri}))
-            seconds = json.dumps(dict(scores.seconds)).encode()
-            return {EMBEDDINGS: scores.embeddings("f_A").to_bytes(), SECONDS: seconds}
+            scores = self.score(f"embed/{name}", row_N, Pass(frame={"f_A": frame.uri}))
+            found = scores.columns()
+            made = Embeddings(embeddings(found, "f_A"), tuple(self.manifest.ids(found["clip"])))
+            return {EMBEDDINGS: made.to_bytes(), SECONDS: json.dumps(dict(scores.seconds)).encode()}
 
         artefacts.ensure(self.run, folder, lineage, make)
         return Embeddings.from_bytes(artefacts.read_part(self.run, folder, EMBEDDINGS))
 
     def gallery(self, embedded: Embeddings) -> Gallery:
         """The labelled videos of what `embed` gave, with their labels, balanced as the recipe says."""
-        labelled = embedded.gallery(self.labels, self.manifest.num_classes)
+        labels = dict(zip(self.split.labelled_ids, self.label_N.tolist(), strict=True))
+        labelled = embedded.gallery(labels, self.manifest.num_classes)
         most = self.recipe.label.per_class_max
         labelled = labelled.balanced(most, self.seed("gallery")) if most else labelled
         without = [self.manifest.class_names[k] for k, count in enumerate(labelled.counts()) if not count]
@@ -195,19 +213,27 @@ class Steps:
 
         def make() -> Mapping[str, bytes]:
             found = scores()
-            sbar_NK, logits_NK = found.sbar("f_A"), found.logits("f_E")
-            heat = temperatures(sbar_NK, logits_NK, accuracy_A)
-            p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            made = collaborate.decide(
-                p_A_NK,
-                p_E_NK,
-                found.video_ids,
-                threshold=recipe.label.threshold,
-                uses_p_A=traits.uses_p_A,
-                uses_p_E=traits.uses_p_E,
-            )
+            some = found.columns(SAMPLED, self.seed(f"temperatures/{name}"))
+            heat = temperatures(sbar(some, "f_A"), logits(some, "f_E"), accuracy_A)
+            sink, writer = io.BytesIO(), None
+            for batch in found.batches():
+                p_A_NK = collaborate.p_align(sbar(batch, "f_A"), heat.tau_A)
+                p_E_NK = collaborate.p_video(logits(batch, "f_E"), heat.tau_E)
+                made = collaborate.decide(
+                    p_A_NK,
+                    p_E_NK,
+                    self.manifest.ids(batch["clip"]),
+                    threshold=recipe.label.threshold,
+                    uses_p_A=traits.uses_p_A,
+                    uses_p_E=traits.uses_p_E,
+                )
+                table = label_table(made, batch["clip"], p_A_NK, p_E_NK)
+                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+                writer.write_table(table)
+            assert writer is not None
+            writer.close()
             return {
-                LABELS: artefacts.table_bytes(label_table(made, p_A_NK, p_E_NK)),
+                LABELS: sink.getvalue(),
                 TEMPERATURES: json.dumps(vars(heat)).encode(),
                 SECONDS: json.dumps(dict(found.seconds)).encode(),
             }
@@ -221,23 +247,20 @@ class Steps:
             "split": self.split.fingerprint,
         }
         artefacts.ensure(self.run, folder, lineage, make)
-        table = artefacts.read_table(self.run, folder, LABELS)
+        table = tables.mapped(self.run, folder, LABELS)
         guard(table, recipe, name, self.manifest.class_names)
         return table
 
-    def pseudo(self, table: pa.Table) -> tuple[list[Sample], np.ndarray | None]:
-        """The accepted videos as samples, and their soft targets where the recipe wants them."""
-        soft = self.recipe.rounds.targets == "soft"
-        return pseudo_samples(table, self.videos, self.manifest.num_classes, soft=soft)
-
-    def _check_rejected(self, name: str, scores: Scores, asked: int) -> None:
-        for video_id, reason in scores.rejected.items():
-            log.warning("%s: %s left out: %s", name, video_id, reason)
+    def _check_rejected(self, name: str, rejected: Mapping[int, str], asked: int) -> None:
+        for row, reason in list(rejected.items())[:SHOWN]:
+            log.warning("%s: %s left out: %s", name, self.manifest.ids(np.array([row]))[0], reason)
+        if len(rejected) > SHOWN:
+            log.warning("%s: %d more are left out", name, len(rejected) - SHOWN)
         most = self.recipe.data.max_rejected
-        if too_many_rejected(len(scores.rejected), asked, most):
+        if too_many_rejected(len(rejected), asked, most):
             raise DecodeError(
-                f"{name}: {len(scores.rejected)} of {asked} videos could not be decoded, more than data.max_rejected = "
-                f"{most:g}; {'; '.join(list(scores.rejected.values())[:3])}"
+                f"{name}: {len(rejected)} of {asked} videos could not be decoded, more than data.max_rejected = "
+                f"{most:g}; {'; '.join(list(rejected.values())[:3])}"
             )
 
 

@@ -5,11 +5,10 @@ Axes: T frames, H W pixels, C channels, D embedding, G gallery.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from finepseudo.align.gallery import Gallery
@@ -18,7 +17,7 @@ from finepseudo.align.softdtw import cosine_cost, dtw_path
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
-from finepseudo.data.manifest import Video
+from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import plan_score
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import METHODS
@@ -54,76 +53,81 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
     rounds = next((results.rounds[method] for method in makers if results.rounds.get(method)), [])
     if not rounds:
         return []
-    manifest = run.manifest()
-    truth = manifest.truth("train")
-    chosen = _chosen(run.labels(rounds[-1].name).to_pylist(), truth)
-    videos = {video.video_id: video for video in manifest.videos("train")}
-    labelled = run.embeddings("aligned").gallery(truth, manifest.num_classes)
-    look = _Look(run, manifest.num_classes)
-    names = manifest.class_names
+    manifest, names = run.manifest(), run.manifest().class_names
+    table = run.labels(rounds[-1].name)
+    truth_N = manifest.truth(table["clip"].to_numpy())
+    embedded = run.embeddings("aligned")
+    member_N = manifest.rows_of(embedded.video_ids)
+    member_N = member_N[np.isin(member_N, manifest.rows("train"))]  # not those of the pair test
+    labels = dict(zip(manifest.ids(member_N), manifest.truth(member_N).tolist(), strict=True))
+    look = _Look(run, manifest, embedded.gallery(labels, manifest.num_classes))
     examples: list[Example] = []
-    for kind, row in chosen:
-        try:
-            seen = look.at(videos[row["video_id"]], labelled, videos)
-        except DecodeError:  # it was counted and logged where it mattered
-            continue
-        neighbour, distance, frames, aligned = seen
-        examples.append(
-            Example(
-                kind=kind,
-                video_id=row["video_id"],
-                truth=names[truth[row["video_id"]]] if row["video_id"] in truth else "not known",
-                label=names[row["label"]],
-                confidence=row["confidence"],
-                label_A=names[row["label_A"]],
-                label_E=names[row["label_E"]],
-                neighbour_id=neighbour,
-                neighbour=names[truth[neighbour]],
-                distance=distance,
-                frames_THWC=frames,
-                aligned_THWC=aligned,
+    for kind, places in _chosen(table, truth_N).items():
+        for place, row in zip(places, table.take(pa.array(places)).to_pylist(), strict=True):
+            try:
+                neighbour, distance, frames, aligned = look.at(row["clip"])
+            except DecodeError:  # it was counted and logged where it mattered
+                continue
+            truth = truth_N[place]
+            examples.append(
+                Example(
+                    kind=kind,
+                    video_id=row["video_id"],
+                    truth=names[truth] if truth != UNKNOWN else "not known",
+                    label=names[row["label"]],
+                    confidence=row["confidence"],
+                    label_A=names[row["label_A"]],
+                    label_E=names[row["label_E"]],
+                    neighbour_id=neighbour,
+                    neighbour=names[labels[neighbour]],
+                    distance=distance,
+                    frames_THWC=frames,
+                    aligned_THWC=aligned,
+                )
             )
-        )
     return examples
 
 
-def _chosen(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, int]) -> list[tuple[str, Mapping[str, Any]]]:
-    order = sorted(rows, key=lambda row: (-row["confidence"], row["video_id"]))
-    accepted = [row for row in order if row["accepted"]]
+def _chosen(table: pa.Table, truth_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of the labels to show, by kind."""
+    accepted_N, label_N, confidence_N = (table[name].to_numpy() for name in ("accepted", "label", "confidence"))
+    order = np.lexsort((table["clip"].to_numpy(), -confidence_N))
+    known_N, right_N = truth_N != UNKNOWN, truth_N == label_N
     kinds = {
-        "accepted, right": [row for row in accepted if truth.get(row["video_id"]) == row["label"]],
-        "accepted, wrong": [row for row in accepted if truth.get(row["video_id"], row["label"]) != row["label"]],
-        "accepted, truth not known": [row for row in accepted if row["video_id"] not in truth],
-        "rejected": [row for row in reversed(order) if not row["accepted"]],
+        "accepted, right": order[(accepted_N & right_N)[order]],
+        "accepted, wrong": order[(accepted_N & known_N & ~right_N)[order]],
+        "accepted, truth not known": order[(accepted_N & ~known_N)[order]],
+        "rejected": order[::-1][~accepted_N[order[::-1]]],
     }
-    return [(kind, row) for kind, found in kinds.items() for row in found[:EACH]]
+    return {kind: found[:EACH] for kind, found in kinds.items()}
 
 
 class _Look:
     """Decodes and embeds a few videos here, without the pool."""
 
-    def __init__(self, run: Run, num_classes: int) -> None:
+    def __init__(self, run: Run, manifest: Manifest, gallery: Gallery) -> None:
         recipe = run.recipe()
+        self.manifest, self.gallery = manifest, gallery
         self.frames, self.gamma = recipe.frames, recipe.align.gamma
         height, width, child = recipe.frames.height, recipe.frames.width, Child(recipe.scale.decode_deadline_s)
         self.decoder = Decoder(run.data(), height, width, ClipCache("", 0), child)
         what = Pass(frame={"f_A": run.snapshot(STAGE_2, "frame")})
-        self.predictor = Predictor(recipe, num_classes, what, torch.device("cpu"))
+        self.predictor = Predictor(recipe, manifest.num_classes, what, torch.device("cpu"))
 
-    def at(
-        self, video: Video, gallery: Gallery, videos: Mapping[str, Video]
-    ) -> tuple[str, float, np.ndarray, np.ndarray]:
+    def at(self, clip: int) -> tuple[str, float, np.ndarray, np.ndarray]:
         """Nearest gallery member, distance, shown frames, and the member's frames aligned with them."""
-        clip = self._clip(video)
-        emb_1TD = self.predictor.embed("f_A", clip[None])
-        dist_G = distances(emb_1TD, gallery.emb_GTD, self.gamma)[0]
+        mine_THWC, emb_GTD = self._clip(clip), self.gallery.emb_GTD
+        emb_1TD = self.predictor.embed("f_A", mine_THWC[None])
+        dist_G = distances(emb_1TD, emb_GTD, self.gamma)[0]
         nearest = int(dist_G.argmin())
-        path = dict(reversed(dtw_path(cosine_cost(emb_1TD, gallery.emb_GTD[nearest : nearest + 1])[0])))
-        shown = np.linspace(0, len(clip) - 1, SHOWN).round().astype(int)
-        neighbour = gallery.video_ids[nearest]
-        other = self._clip(videos[neighbour])
-        return neighbour, float(dist_G[nearest]), clip[shown], other[[path[int(index)] for index in shown]]
+        path = dict(reversed(dtw_path(cosine_cost(emb_1TD, emb_GTD[nearest : nearest + 1])[0])))
+        shown = np.linspace(0, len(mine_THWC) - 1, SHOWN).round().astype(int)
+        neighbour = self.gallery.video_ids[nearest]
+        theirs_THWC = self._clip(int(self.manifest.rows_of([neighbour])[0]))
+        aligned = theirs_THWC[[path[int(index)] for index in shown]]
+        return neighbour, float(dist_G[nearest]), mine_THWC[shown], aligned
 
-    def _clip(self, video: Video) -> np.ndarray:
-        plan = plan_score([video], align_frames=self.frames.align, video_frames=1, clips=1, block_videos=1)
+    def _clip(self, clip: int) -> np.ndarray:
+        lengths = {"align_frames": self.frames.align, "video_frames": 1}
+        plan = plan_score(self.manifest, np.array([clip]), **lengths, clips=1, block_videos=1)
         return self.decoder.clips(plan.rows(0, 1)[0], ["frames_0"])[0]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
@@ -81,7 +80,7 @@ class RayExecutor:
         fit(stage, self.recipe, run, data, self.board, stop=stop)
 
     def score(
-        self, what: Pass, plan: str, num_classes: int, run: Store, data: Store
-    ) -> Iterator[Mapping[str, np.ndarray]]:
+        self, what: Pass, plan: str, blocks: Sequence[int], num_classes: int, run: Store, data: Store, out: str
+    ) -> Iterator[int]:
         """One pass of the pool."""
-        return scorers.score(what, plan, num_classes, self.recipe, run, data)
+        return scorers.score(what, plan, blocks, num_classes, self.recipe, run, data, out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,14 +85,10 @@ def training_stream(
     return make
 
 
-def scoring_stream(run: Store, data: Store, plan: str, recipe: Recipe) -> Dataset:
-    """Every block of a plan once."""
+def scoring_stream(run: Store, data: Store, plan: str, blocks: Sequence[int], recipe: Recipe) -> Dataset:
+    """Some blocks of a plan, each once and each whole."""
     prepare_context(DataContext.get_current())
-    return _decode_blocks(run, data, plan, recipe, Plan.load(run, plan).blocks, _itself)
-
-
-def _itself(number: int) -> Iterator[int]:
-    yield number
+    return _decode_blocks(run, data, plan, recipe, len(blocks), lambda number: iter((blocks[number],)))
 
 
 def _decode_blocks(run: Store, data: Store, plan: str, recipe: Recipe, count: int, blocks_of: Blocks) -> Dataset:

@@ -70,6 +70,18 @@ def ensure(
     return marker
 
 
+def copy(source: Store, target: Store, folder: str) -> None:
+    """The committed artefact of another store, here too.
+
+    Raises ArtefactError where the folder is committed here with another lineage.
+    """
+    marker = committed(source, folder)
+    if marker is None:
+        raise ArtefactError(f"{source.uri(folder)}: not committed (no {MARKER}); run the stage that makes it")
+    parts = marker["parts"]
+    ensure(target, folder, marker["lineage"], lambda: {name: read_part(source, folder, name) for name in parts})
+
+
 def check_lineage(store: Store, folder: str, marker: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
     """Raise unless a committed artefact was made from what is asked for now."""
     changed = differences(lineage, marker["lineage"])

@@ -2,18 +2,18 @@
 
 Each rank writes the pieces that it holds, without gathering; the marker, written by rank 0 after all, makes them
 visible. Any number of ranks reads them. The history is committed before the checkpoint that covers it, and cut back
-to the checkpoint at resume, so the committed history holds every row of the plan exactly once.
+to the checkpoint at resume, so the committed history holds every block of the plan exactly once: as ranges, since what
+a block holds is the plan's business. Each commit carries the sums up to it, so that a resume reads the last one alone.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -26,9 +26,30 @@ from finepseudo.storage.store import Store
 from finepseudo.train.engine import MOMENTS, Engine
 from finepseudo.train.session import Session
 
-HISTORY_SCHEMA = pa.schema(
+REJECTED = pa.schema(
     [("row", pa.int64()), ("step", pa.int64()), ("rank", pa.int32()), ("video_id", pa.string()), ("error", pa.string())]
 )
+"""Rows that could not be decoded."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one rank did between two commits, or all ranks up to one."""
+
+    rejected: int = 0  # rows that could not be decoded
+    seconds: dict[str, float] = field(default_factory=dict[str, float])  # by kind, of the mean rank
+    blocks: list[list[int]] = field(default_factory=list[list[int]])
+    """`rank, first, stop, stride` of the plan's blocks that each rank took since the commit before."""
+
+
+@dataclass(frozen=True)
+class History:
+    """All that the committed parts of a training say."""
+
+    blocks: list[list[int]]  # rank, first, stop, stride
+    rejected: list[dict[str, Any]]  # rows of REJECTED, in the order of the plan
+    curve: list[dict[str, float]]  # by step
+    seconds: dict[str, float]  # by kind
 
 
 def committed_step(store: Store, folder: str) -> int:
@@ -44,7 +65,8 @@ def save(
     *,
     lineage: Mapping[str, Any],
     since: int,
-    rows: Sequence[Mapping[str, Any]],
+    blocks: Sequence[int],
+    rejected: Sequence[Mapping[str, Any]],
     curve: Sequence[Mapping[str, float]],
     timing: Mapping[str, float],
 ) -> None:
@@ -53,16 +75,14 @@ def save(
     Args:
         lineage: of the stage; the checkpoint's adds its step.
         since: step of the last commit.
-        rows: history rows that this rank consumed since then.
+        blocks: first, stop and stride of the plan's blocks that this rank took since then.
+        rejected: its rows of them that could not be decoded, as REJECTED has them.
         curve: one dictionary a step, of this rank.
         timing: seconds by kind since then, of this rank.
     """
     step = engine.steps
-    table = pa.Table.from_pylist(list(rows), schema=HISTORY_SCHEMA)
-    parts = {f"rows-{session.rank}.parquet": artefacts.table_bytes(table)}
-    everyone = session.gather((list(curve), dict(timing)))
-    if session.rank == 0:
-        parts |= _history_parts([curve for curve, _ in everyone], [timing for _, timing in everyone])
+    everyone = session.gather((list(blocks), list(rejected), list(curve), dict(timing)))
+    parts = _history_parts(*zip(*everyone, strict=True), before=taken(store, folder)) if session.rank == 0 else {}
     _write_all_ranks(session, store, f"{folder}/history/{since:08d}-{step:08d}", parts, lineage)
     parts = {f"rank-{session.rank}.safetensors": _state_bytes(engine)}
     if session.rank == 0:
@@ -106,23 +126,28 @@ def export_snapshot(store: Store, folder: str, *, lineage: Mapping[str, Any]) ->
     store.delete(f"{folder}/checkpoints")
 
 
-def read_history(store: Store, folder: str) -> tuple[list[dict[str, Any]], list[dict[str, float]], dict[str, float]]:
-    """Committed rows in the order of the plan, the curve by step, and seconds by kind, summed."""
-    rows: list[dict[str, Any]] = []
+def taken(store: Store, folder: str) -> Taken:
+    """The sums up to the last committed part of the history."""
+    for name in reversed(store.list(f"{folder}/history")):
+        where = f"{folder}/history/{name}"
+        if artefacts.committed(store, where) is not None:
+            return Taken(**json.loads(artefacts.read_part(store, where, "taken.json")))
+    return Taken()
+
+
+def read_history(store: Store, folder: str) -> History:
+    """Every committed part, in their order."""
+    blocks: list[list[int]] = []
+    rejected: list[dict[str, Any]] = []
     curve: list[dict[str, float]] = []
-    timing: dict[str, float] = {}
     for name in store.list(f"{folder}/history"):
         where = f"{folder}/history/{name}"
-        marker = artefacts.committed(store, where)
-        if marker is None:
+        if artefacts.committed(store, where) is None:
             continue
-        for part in marker["parts"]:
-            if part.startswith("rows-"):
-                rows += artefacts.read_table(store, where, part).to_pylist()
+        blocks += json.loads(artefacts.read_part(store, where, "taken.json"))["blocks"]
+        rejected += artefacts.read_table(store, where, "rejected.parquet").to_pylist()
         curve += artefacts.read_table(store, where, "curve.parquet").to_pylist()
-        for key, value in json.loads(artefacts.read_part(store, where, "timing.json")).items():
-            timing[key] = timing.get(key, 0.0) + value
-    return sorted(rows, key=lambda row: row["row"]), curve, timing
+    return History(blocks, sorted(rejected, key=lambda row: row["row"]), curve, taken(store, folder).seconds)
 
 
 def _committed(store: Store, folder: str) -> list[int]:
@@ -141,16 +166,26 @@ def _write_all_ranks(
     session.gather(None)  # no rank goes on, or away, before the commit
 
 
-def _history_parts(curves: list[list[Mapping[str, float]]], timings: list[Mapping[str, float]]) -> dict[str, bytes]:
-    """The curve is the mean over ranks; seconds are those of the mean rank too."""
+def _history_parts(
+    blocks: Sequence[Any], rejected: Sequence[Any], curves: Sequence[Any], timings: Sequence[Any], *, before: Taken
+) -> dict[str, bytes]:
+    """From what each rank has. The curve is the mean over ranks; seconds are those of the mean rank too."""
     merged = [
         {key: sum(point[key] for point in points) / len(points) for key in points[0]}
         for points in zip(*curves, strict=True)
     ]
     seconds = {key: sum(timing[key] for timing in timings) / len(timings) for key in timings[0]}
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(merged), sink)
-    return {"curve.parquet": sink.getvalue(), "timing.json": json.dumps(seconds).encode()}
+    rows = [row for of_rank in rejected for row in of_rank]
+    sums = Taken(
+        rejected=before.rejected + len(rows),
+        seconds={key: before.seconds.get(key, 0.0) + value for key, value in seconds.items()},
+        blocks=[[rank, *of_rank] for rank, of_rank in enumerate(blocks)],
+    )
+    return {
+        "curve.parquet": artefacts.table_bytes(pa.Table.from_pylist(merged)),
+        "rejected.parquet": artefacts.table_bytes(pa.Table.from_pylist(rows, schema=REJECTED)),
+        "taken.json": json.dumps(vars(sums)).encode(),
+    }
 
 
 def _state_bytes(engine: Engine) -> bytes:

@@ -58,8 +58,8 @@ def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream
         )
         checkpoint.load(engine, session, store, stage.folder, lineage=lineage)
         recorder = _Recorder(session, plan, stage, engine.steps)
-        history = checkpoint.read_history(store, stage.folder)[0] if session.rank == 0 else []
-        recorder.rejected = session.gather(sum(bool(row["error"]) for row in history))[0]
+        before = checkpoint.taken(store, stage.folder) if session.rank == 0 else checkpoint.Taken()
+        recorder.rejected = session.gather(before.rejected)[0]
         recorder.timing["setup"] = time.monotonic() - began
         with recorder.clock("wait"):
             columns = first.result()
@@ -110,7 +110,7 @@ class _Recorder:
         self.session, self.plan, self.name = session, plan, stage.name
         self.since = start
         self.max_rejected = stage.max_rejected
-        self.block = start * stage.optimiser.blocks_per_step + session.rank
+        self.block = self.first = start * stage.optimiser.blocks_per_step + session.rank
         self.rejected = 0
         """Rows of this stage that no rank could decode, from its first step on."""
         self.pace, self.reported = Pace(stage.steps), 0.0
@@ -150,9 +150,10 @@ class _Recorder:
 
     def note(self, engine: Engine, batch: ClipBatch, logged: dict[str, float]) -> None:
         step = engine.steps + 1
-        for row, video_id in zip(batch.row_B, batch.video_ids, strict=True):
-            found = {"row": row, "step": step, "rank": self.session.rank, "video_id": video_id}
-            self.rows.append({**found, "error": batch.errors.get(row)})
+        for row, error in batch.errors.items():
+            video_id = batch.video_ids[row - batch.row_B[0]]
+            found = {"row": row, "step": step, "rank": self.session.rank, "video_id": video_id, "error": error}
+            self.errors.append(found)
         for kind, more in (("decode", batch.decode_s), ("cache_hits", batch.cache_hits), ("rows", len(batch.row_B))):
             self.timing[kind] = self.timing.get(kind, 0.0) + more
         point = {"step": float(step), **logged}
@@ -180,15 +181,16 @@ class _Recorder:
         for kind in ("setup", "wait", "transfer", "compute", "commit"):
             self.timing.setdefault(kind, 0.0)
         checkpoint.save(
-            engine, self.session, store, folder, lineage=lineage, since=self.since, rows=self.rows, curve=self.curve,
+            engine, self.session, store, folder, lineage=lineage, since=self.since,
+            blocks=(self.first, self.block, self.session.world), rejected=self.errors, curve=self.curve,
             timing=self.timing,
         )  # fmt: skip
-        self.since = engine.steps
+        self.since, self.first = engine.steps, self.block
         self._reset()
         self.timing["commit"] = time.monotonic() - began
 
     def _reset(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.errors: list[dict[str, Any]] = []
         self.curve: list[dict[str, float]] = []
         self.timing: dict[str, float] = {}
         self.blocks_here = 0

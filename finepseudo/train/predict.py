@@ -5,16 +5,18 @@ Axes: B rows, V views of a video, N videos, T frames, D embedding, K classes.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import safetensors.numpy
 import torch
 from torch import Tensor
 
-from finepseudo.align.gallery import Embeddings, Gallery
+from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
 from finepseudo.data.transforms import centre
@@ -24,6 +26,8 @@ from finepseudo.models.table import Part
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
+
+Columns = dict[str, np.ndarray]
 
 # Columns of a pass: a prefix, and the encoder's name.
 _EMBEDDINGS, _SBAR, _LOGITS = "embeddings/", "sbar/", "logits/"
@@ -39,42 +43,79 @@ class Pass:
     galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
     clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
 
+    def lineage(self) -> dict[str, Any]:
+        """What decides the results: digests of weights and galleries."""
+        weights = {part: {name: _digest(uri) for name, uri in getattr(self, part).items()} for part in get_args(Part)}
+        return {**weights, "galleries": {name: g.digest for name, g in self.galleries.items()}, "clips": self.clips}
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Results of one pass, one row a video in the order of `video_ids`; what could not be decoded is beside them."""
+    """Results of one pass, read from its committed parts in the order of the plan; nobody holds them all."""
 
-    video_ids: tuple[str, ...]
-    columns: Mapping[str, np.ndarray]
-    rejected: Mapping[str, str]  # reasons by video
+    run: Store
+    folder: str
+    parts: int  # a block of the plan each
+    block_videos: int
+    clip_N: np.ndarray  # what was asked for, by the rows of the manifest
     seconds: Mapping[str, float]
+    rejected: Mapping[int, str]  # reasons, by the row of the manifest, of what could not be decoded
 
-    def sbar(self, name: str) -> Tensor:
-        return torch.from_numpy(self.columns[_SBAR + name])
+    def batches(self, size: int = 1 << 14) -> Iterator[Columns]:
+        """Column `clip`, the row of the manifest, and those of `Predictor`, of about `size` decoded videos at a time."""
+        held: list[Columns] = []
+        for number in range(self.parts):
+            held.append(self._part(number))
+            if number == self.parts - 1 or sum(len(part["clip"]) for part in held) >= size:
+                yield {key: np.concatenate([part[key] for part in held]) for key in held[0]}
+                held = []
 
-    def logits(self, name: str) -> Tensor:
-        return torch.from_numpy(self.columns[_LOGITS + name])
+    def columns(self, most: int = 0, seed: int = 0) -> Columns:
+        """All at once, in this process's memory; of more than `most` videos (0: of any number) a random sample."""
+        count = len(self.clip_N) - len(self.rejected)
+        chosen_N = np.ones(count, bool)
+        if most and count > most:
+            chosen_N[:] = False
+            chosen_N[np.random.default_rng(seed).choice(count, most, replace=False)] = True
+        kept: list[Columns] = []
+        for batch in self.batches():
+            here_N, chosen_N = chosen_N[: len(batch["clip"])], chosen_N[len(batch["clip"]) :]
+            kept.append({key: value[here_N] for key, value in batch.items()})
+        return {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
 
-    def embeddings(self, name: str) -> Embeddings:
-        """Of the first clip of each video, by one f_A."""
-        return Embeddings(torch.from_numpy(self.columns[_EMBEDDINGS + name]), self.video_ids)
+    def _part(self, number: int) -> Columns:
+        columns, errors = read_part(self.run, self.folder, number)
+        first = number * self.block_videos
+        clip_N = self.clip_N[first : first + self.block_videos]
+        good_N = np.array([place not in errors for place in range(len(clip_N))])
+        return {"clip": clip_N[good_N], **{key: value[good_N] for key, value in columns.items()}}
 
-    @staticmethod
-    def of(blocks: Iterable[Mapping[str, np.ndarray]], video_ids: np.ndarray, seconds: Mapping[str, float]) -> Scores:
-        """Join what `Predictor.block` gave for every block of a plan, in any order; `video_ids` of the plan's rows."""
-        parts = list(blocks)
-        columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        order = np.argsort(columns["row"])
-        columns = {key: value[order] for key, value in columns.items()}
-        ids, errors = video_ids[columns.pop("row")], columns.pop("error")
-        good = np.array([not text for text in errors])
-        seconds = {name: float(columns.pop(f"{name}_s").sum()) for name in ("decode", "predict")} | dict(seconds)
-        return Scores(
-            tuple(ids[good].tolist()),
-            {key: value[good] for key, value in columns.items()},
-            {str(video_id): str(text) for video_id, text in zip(ids, errors, strict=True) if text},
-            seconds,
-        )
+
+def sbar(columns: Columns, name: str) -> Tensor:
+    """Class means (N,K) by one f_A and its gallery."""
+    return torch.from_numpy(columns[_SBAR + name])
+
+
+def logits(columns: Columns, name: str) -> Tensor:
+    """Of one f_E, (N,K)."""
+    return torch.from_numpy(columns[_LOGITS + name])
+
+
+def embeddings(columns: Columns, name: str) -> Tensor:
+    """Of the first view of each video, by one f_A, (N,T,D)."""
+    return torch.from_numpy(columns[_EMBEDDINGS + name])
+
+
+def part_name(number: int) -> str:
+    """Of the file with the results of a block."""
+    return f"{number:07d}.safetensors"
+
+
+def read_part(run: Store, folder: str, number: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Columns of all videos of a block, and the reasons of those that could not be decoded, by their place in it."""
+    columns = safetensors.numpy.load(run.read(f"{folder}/{part_name(number)}"))
+    errors: dict[str, str] = json.loads(columns.pop("errors").tobytes())
+    return columns, {int(place): text for place, text in errors.items()}
 
 
 class Predictor:
@@ -84,21 +125,21 @@ class Predictor:
         self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
         self.scorers = {name: self._scorer(name, gallery) for name, gallery in what.galleries.items()}
 
-    def block(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Results of one block of decoded rows: whole videos, the views of each one after the other.
+    def write(self, columns: Mapping[str, np.ndarray], run: Store, folder: str, number: int) -> int:
+        """Results of one block of decoded rows, whole videos with their views one after the other, as a committed part.
 
-        Returns row (of each video's first view), error, seconds decode_s and predict_s, and the columns of `__call__`.
+        Returns the number of videos. A part is one file, which is there whole or not at all.
         """
-        began, first = time.monotonic(), slice(None, None, self.views)
+        began = time.monotonic()
         found = self(columns["clip_0"], columns["clip_1"])
-        videos = len(columns["row"][first])
-        return {
-            "row": columns["row"][first],
-            "error": columns["error"][first],
-            "decode_s": columns["decode_s"].reshape(-1, self.views).sum(1),
-            "predict_s": np.full(videos, (time.monotonic() - began) / videos),
-            **found,
-        }
+        # A video is as good as the worst of its views.
+        errors_NV = columns["error"].reshape(-1, self.views)
+        errors = {place: str(max(texts)) for place, texts in enumerate(errors_NV) if any(texts)}
+        seconds = {"decode_s": columns["decode_s"].sum(), "predict_s": time.monotonic() - began}
+        whole = {name: np.full(len(errors_NV), value / len(errors_NV), np.float32) for name, value in seconds.items()}
+        text = np.frombuffer(json.dumps(errors).encode(), np.uint8)
+        run.write(f"{folder}/{part_name(number)}", safetensors.numpy.save({**found, **whole, "errors": text}))
+        return len(errors_NV)
 
     @torch.inference_mode()
     def __call__(self, clip_0: np.ndarray, clip_1: np.ndarray) -> dict[str, np.ndarray]:
@@ -107,7 +148,7 @@ class Predictor:
         Args:
             clip_0, clip_1: uint8 clips BTHWC of f_A and of f_E.
         Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and
-        logits (N,K) averaged over the views; `Scores` reads them.
+        logits (N,K) averaged over the views.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -149,6 +190,14 @@ class Predictor:
     def _clips(self, clip_BTHWC: np.ndarray) -> Tensor:
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
         return centre(raw, self.recipe.augment, self.recipe.frames.crop)
+
+
+def _digest(snapshot: str) -> str:
+    """Of the weights in a committed snapshot."""
+    run, _, folder = snapshot.rpartition("/")
+    marker = artefacts.committed(Store(run), folder)
+    assert marker is not None
+    return artefacts.marker_digest(marker)
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

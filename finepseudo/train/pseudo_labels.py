@@ -1,11 +1,11 @@
 """From scores of unlabelled videos to pseudo-labels that may be trained on: temperatures, guard, table, samples.
 
-Axes: N videos, G gallery, K classes, M soft targets.
+Axes: N videos, G gallery, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,12 @@ from finepseudo.align import collaborate
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import Sample
+from finepseudo.data.plan import samples
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import Recipe
 
 COMPARED = 2048  # labelled videos that the driver compares with each other, about: a matrix of 32 MiB
+SAMPLED = 4096  # unlabelled videos that temperatures are fitted on, at most
 TOP = 5  # classes whose probability a committed label keeps; the rest of the mass is spread over the others
 SMALLEST_STD = 1e-3  # of D over the labelled pairs, where these (almost) coincide
 LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
@@ -78,10 +78,8 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
     Raises TrainingError, with advice, where coverage, class shares or agreement are beyond the recipe's bounds.
     """
     label = recipe.label
-    accepted = np.array(table.column("accepted").to_pylist(), bool)
-    classes = np.array(table.column("label").to_pylist())
-    agree = float(table.column("agree").to_numpy().mean())
-    coverage = float(accepted.mean())
+    accepted, agreed, classes = (table.column(key).to_numpy() for key in ("accepted", "agree", "label"))
+    agree, coverage = float(agreed.mean()), float(accepted.mean())
     counts = measures.class_counts(classes[accepted], len(class_names))
     share = float(counts.max() / max(1, accepted.sum()))
     state = f"coverage {coverage:.3f}, agreement {agree:.3f}, largest class share {share:.3f}"
@@ -102,21 +100,14 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
         )
 
 
-def soft_targets(rows: Sequence[Mapping[str, Any]], num_classes: int) -> np.ndarray:
-    """targets_MK from the kept classes of each label; the rest of the mass is even over the others."""
-    targets_MK = np.zeros((len(rows), num_classes), np.float32)
-    for index, row in enumerate(rows):
-        others = num_classes - len(row["top"])
-        targets_MK[index] = max(0.0, 1 - sum(row["top_p"])) / others if others else 0.0
-        targets_MK[index, row["top"]] = row["top_p"]
-    return targets_MK
-
-
-def label_table(made: collaborate.PseudoLabels, p_A_NK: Tensor, p_E_NK: Tensor) -> pa.Table:
-    """About 200 bytes a video."""
+def label_table(
+    made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tensor, p_E_NK: Tensor
+) -> pa.Table:
+    """About 200 bytes a video; `clip_N` are their rows of the manifest."""
     top = np.argsort(-made.p_NK, axis=1, kind="stable")[:, :TOP]
     columns: dict[str, Any] = {
         "video_id": made.video_ids,
+        "clip": clip_N.astype(np.int32),
         "label": made.label.astype(np.int32),
         "confidence": made.confidence,
         "accepted": made.accepted,
@@ -131,13 +122,8 @@ def label_table(made: collaborate.PseudoLabels, p_A_NK: Tensor, p_E_NK: Tensor) 
     return pa.table(columns)
 
 
-def pseudo_samples(
-    table: pa.Table, videos: Mapping[str, Video], num_classes: int, *, soft: bool
-) -> tuple[list[Sample], np.ndarray | None]:
-    """The accepted videos as samples, each weighted by its confidence; and their soft targets, where asked for."""
-    rows = [row for row in table.to_pylist() if row["accepted"]]
-    samples = [
-        Sample(videos[row["video_id"]], row["label"], row["confidence"], index if soft else None)
-        for index, row in enumerate(rows)
-    ]
-    return samples, soft_targets(rows, num_classes) if soft else None
+def pseudo_samples(table: pa.Table, *, soft: bool) -> pa.Table:
+    """The accepted videos as samples, each weighted by its confidence; with their kept classes, where asked for."""
+    kept = table.filter(table["accepted"]).combine_chunks()
+    targets = {"top": kept["top"], "top_p": kept["top_p"]} if soft else {}
+    return samples(kept["clip"], kept["label"], kept["confidence"], **targets)

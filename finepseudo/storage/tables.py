@@ -1,0 +1,101 @@
+"""Tables that several processes read: Parquet at rest, one mapped Arrow file a node; and what names their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finepseudo.errors import ArtefactError
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
+
+BATCH = 1 << 16  # rows of a record batch of a mapped file
+UNUSED_S = 7 * 86400.0  # mapped files that nobody has opened for so long are deleted
+
+
+def mapped(store: Store, folder: str, name: str) -> pa.Table:
+    """A part of a committed artefact, mapped: the processes of a node share its pages, and read only what they use.
+
+    The first one converts it; the file is known again by the digest that the artefact's marker has of the part.
+    """
+    marker = artefacts.committed(store, folder)
+    known = (marker or {"parts": {}})["parts"].get(name)
+    path = _folder() / f"{known['sha256']}.arrow" if known else None
+    if path is None or not path.exists():
+        data = artefacts.read_part(store, folder, name)  # says what is wrong where there is no such part
+        assert path is not None
+        _convert(data, path)
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def rows_at(table: pa.Table, index_N: np.ndarray) -> list[dict[str, Any]]:
+    """A few rows of a mapped table as dictionaries; nothing else of it is touched."""
+    batches = table.to_batches()
+    ends = np.cumsum([len(batch) for batch in batches])
+    number_N = np.searchsorted(ends, index_N, side="right")
+    found: list[dict[str, Any]] = [{}] * len(index_N)
+    for number in np.unique(number_N):
+        (here,) = np.nonzero(number_N == number)
+        begin = ends[number] - len(batches[number])
+        for place, row in zip(here, batches[number].take(pa.array(index_N[here] - begin)).to_pylist(), strict=True):
+            found[place] = row
+    return found
+
+
+def digest(table: pa.Table) -> str:
+    """Of what the rows say, however they are chunked: 64 hexadecimal digits."""
+    state = hashlib.sha256(str(table.schema.remove_metadata()).encode())
+    for start in range(0, len(table), BATCH):
+        for column in table.slice(start, BATCH).columns:
+            _feed(state, column.combine_chunks())
+    return state.hexdigest()
+
+
+def _feed(state: Any, array: Any) -> None:
+    state.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_list(array.type):
+        state.update(array.value_lengths().fill_null(0).to_numpy().tobytes())
+        _feed(state, array.flatten())
+    elif pa.types.is_string(array.type):
+        texts = array.fill_null("").to_pylist()
+        state.update(np.array([len(text) for text in texts], np.int64).tobytes() + "".join(texts).encode())
+    else:
+        empty = False if pa.types.is_boolean(array.type) else 0
+        state.update(array.fill_null(empty).to_numpy(zero_copy_only=False).tobytes())
+
+
+def _convert(parquet: bytes, path: Path) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        file = pq.ParquetFile(io.BytesIO(parquet))
+        with os.fdopen(handle, "wb") as sink, pa.ipc.new_file(sink, file.schema_arrow) as writer:
+            for batch in file.iter_batches(batch_size=BATCH):
+                writer.write_batch(batch)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    for other in path.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > UNUSED_S:
+                other.unlink()
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"finepseudo-tables-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ArtefactError(f"{folder} belongs to another user; delete it, or set TMPDIR to a folder of your own")
+    return folder
