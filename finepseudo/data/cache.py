@@ -1,7 +1,9 @@
-"""A byte-bounded cache of decoded videos on a node's disk, shared by all its processes.
+"""A byte-bounded cache of decoded clips on a node's disk, shared by all its processes, that knows the future.
 
-One file a video and size, memory-mapped, committed by rename; the least recently used go first. A small labelled
-set is read hundreds of times, and opening and decoding dominate each reading.
+One file a clip and size, memory-mapped, committed by rename; the least recently used go first. How often a clip will be
+read follows from the plan: what is read hundreds of times pays, what is read once or twice would only cost, since a
+clip is kept whole and a row needs a few frames of it. Of more than fits, a fixed share is kept: clips that push each
+other out would never be there when they are asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +15,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from finepseudo.data.plan import Plan, derive
+
+PAYS = 2.0
+"""Reads from which a clip is kept. A whole 10-s clip costs about twice the frames of a row to decode and write."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which clips of a plan a cache keeps."""
+
+    labelled: int  # samples of the plan in front of all others
+    shares: tuple[float, float]  # of the labelled ones, and of the others
+    hit_rate: float  # of all rows of the plan, in one cache that is empty at its start
+
+    @staticmethod
+    def of(plan: Plan, frame_bytes: int, limit_bytes: int) -> Kept:
+        """Those that are read most often, as far as the bound goes."""
+        left, hits, shares = float(limit_bytes), 0.0, [0.0, 0.0]
+        length_N = plan.clips["num_frames"].take(plan.samples["clip"]).to_numpy()
+        for part, reads in sorted(plan.reads(), key=lambda group: -group[1]):
+            if reads >= PAYS:
+                size = float(length_N[part].sum()) * frame_bytes
+                share = min(1.0, left / size)
+                shares[part.start > 0] = share
+                left -= share * size
+                hits += share * (reads - 1) * (part.stop - part.start)
+        return Kept(plan.spec.labelled, (shares[0], shares[1]), hits / max(1, len(plan)))
+
+    def __call__(self, sample: int, video_id: str) -> bool:
+        """Whether the clip of a sample is one of them: the same one in every plan and process."""
+        share = self.shares[sample >= self.labelled > 0]
+        return share >= 1 or derive("kept", video_id) / (1 << 63) < share
 
 
 @dataclass
@@ -30,6 +65,8 @@ class ClipCache:
         return 0 < nbytes <= self.limit_bytes // 10
 
     def get(self, sha256: str, height: int, width: int) -> np.ndarray | None:
+        if not self.limit_bytes:
+            return None
         path = self._path(sha256, height, width)
         try:
             video_FHWC = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -28,20 +28,19 @@ class Decoder:
     cache: ClipCache
     child: Child = field(default_factory=lambda: Child(DEADLINE_S))
 
-    def clips(self, row: Mapping[str, Any], columns: Sequence[str]) -> list[np.ndarray]:
-        """One uint8 clip_THWC for each named column of frame indices.
+    def clips(self, row: Mapping[str, Any], wanted: Sequence[np.ndarray], *, keep: bool = False) -> list[np.ndarray]:
+        """One uint8 clip_THWC for each list of frame indices of the clip of a row.
 
-        A clip that the cache would keep is decoded whole and kept; of any other only the frames that are asked for.
+        A clip that the cache is to `keep` is decoded whole; of any other only the frames that are asked for.
         Raises DecodeError where the file is gone, is not the file that was probed, does not decode, or not in time.
         """
-        wanted = [np.asarray(row[column]) for column in columns]
-        if self.cache.keeps(row["num_frames"] * self.height * self.width * 3):
-            whole = row["num_frames"] == row["file_frames"]
-            name = row["sha256"] if whole else f"{row['sha256']}-{row['start']}-{row['num_frames']}"
-            video_FHWC = self.cache.get(name, self.height, self.width)
-            if video_FHWC is None:
-                video_FHWC = self._decode(row, np.arange(row["num_frames"]))
-                self.cache.put(name, video_FHWC)
+        whole = row["num_frames"] == row["file_frames"]
+        name = row["sha256"] if whole else f"{row['sha256']}-{row['start']}-{row['num_frames']}"
+        video_FHWC = self.cache.get(name, self.height, self.width)
+        if video_FHWC is None and keep and self.cache.keeps(row["num_frames"] * self.height * self.width * 3):
+            video_FHWC = self._decode(row, np.arange(row["num_frames"]))
+            self.cache.put(name, video_FHWC)
+        if video_FHWC is not None:
             return [video_FHWC[index_T] for index_T in wanted]
         every = np.unique(np.concatenate(wanted))
         frames_FHWC = self._decode(row, every)

@@ -61,7 +61,9 @@ def read_annotations(store: Store, data: Data) -> tuple[Any, list[str]]:
     rows, names = read_rows(store, data)
     kinds = {"video_id": pa.string(), "file": pa.string(), "label": pa.int32(), "split": pa.string()}
     kinds |= {"start": pa.float64(), "end": pa.float64(), "seconds": pa.bool_(), "entry": pa.int32()}
-    return pa.Table.from_pylist([{**vars(row), "file": row.path(data.videos), "entry": 0} for row in rows], schema=pa.schema(kinds)), names
+    return pa.Table.from_pylist(
+        [{**vars(row), "file": row.path(data.videos), "entry": 0} for row in rows], schema=pa.schema(kinds)
+    ), names
 
 
 def read_rows(store: Store, data: Data) -> tuple[list[Annotation], list[str]]:

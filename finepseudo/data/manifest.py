@@ -123,9 +123,7 @@ def load_clips(run: Store) -> pa.Table:
     return tables.mapped(run, FOLDER, "clips.parquet")
 
 
-def build_manifest(
-    annotated: pa.Table, class_names: Sequence[str], found: pa.Table, *, min_frames: int
-) -> Manifest:
+def build_manifest(annotated: pa.Table, class_names: Sequence[str], found: pa.Table, *, min_frames: int) -> Manifest:
     """Join annotations (`formats.CLIPS`) and what probing found of their files (FOUND), in the order of the ids.
 
     Raises ManifestError where no usable clip is left in the training split, or in the test split if there is one.

@@ -46,9 +46,7 @@ def derive(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def samples(
-    clip_N: Any, label_N: Any = None, weight_N: Any = None, top: Any = None, top_p: Any = None
-) -> pa.Table:
+def samples(clip_N: Any, label_N: Any = None, weight_N: Any = None, top: Any = None, top_p: Any = None) -> pa.Table:
     """A table of samples: clips by their rows of the manifest; weight 1 and neither label nor soft target by default.
 
     Args are one entry a clip, of numpy, Arrow or lists:

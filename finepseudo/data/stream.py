@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from finepseudo.data.cache import ClipCache
+from finepseudo.data.cache import ClipCache, Kept
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
 from finepseudo.data.plan import Plan
@@ -22,7 +23,7 @@ class BlockReader:
 
     def __init__(self, plan: Plan, decoder: Decoder) -> None:
         self.plan, self.decoder = plan, decoder
-        self.columns = plan.columns
+        self.kept = Kept.of(plan, decoder.height * decoder.width * 3, decoder.cache.limit_bytes)
 
     @staticmethod
     def of(recipe: Recipe, data: Store, plan: Plan) -> BlockReader:
@@ -35,26 +36,36 @@ class BlockReader:
         """Columns row, block, clip_0 (and clip_1), error, decode_s, cache_hit of some blocks, one after the other."""
         size = self.plan.block_rows
         rows = [row for block in blocks for row in self.plan.rows(block * size, (block + 1) * size)]
-        decoded = [self._decode(row) for row in rows]
         row_N = np.array([row["row"] for row in rows], np.int64)
-        columns: dict[str, Any] = {"row": row_N, "block": row_N // size}
-        for index in range(len(self.columns)):
-            columns[f"clip_{index}"] = np.stack([item[0][index] for item in decoded])
-        columns["error"] = np.array([item[1] for item in decoded], dtype=object)
-        columns["decode_s"] = np.array([item[2] for item in decoded])
-        columns["cache_hit"] = np.array([item[3] for item in decoded])
-        return columns
+        clips: list[np.ndarray] = []
+        facts: list[tuple[str, float, bool]] = []
+        for _, group in itertools.groupby(rows, key=lambda row: row["video"]):
+            of_clip = list(group)  # the views of a clip, whose file is opened once
+            found, *fact = self._decode(of_clip)
+            clips += found
+            facts += [(fact[0], fact[1] / len(of_clip), fact[2])] * len(of_clip)
+        count = len(self.plan.columns)
+        return {
+            "row": row_N,
+            "block": row_N // size,
+            **{f"clip_{index}": np.stack(clips[index::count]) for index in range(count)},
+            "error": np.array([error for error, _, _ in facts], dtype=object),
+            "decode_s": np.array([seconds for _, seconds, _ in facts]),
+            "cache_hit": np.array([hit for _, _, hit in facts]),
+        }
 
     def each(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         for block in range(start, stop):
             yield self.read([block])
 
-    def _decode(self, row: Mapping[str, Any]) -> tuple[list[np.ndarray], str, float, bool]:
-        began, hits = time.monotonic(), self.decoder.cache.hits
+    def _decode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[np.ndarray], str, float, bool]:
+        """What each row wants of its one clip, one column after the other; reason, seconds, whether the cache had it."""
+        began, hits, first = time.monotonic(), self.decoder.cache.hits, rows[0]
+        wanted = [np.asarray(row[column]) for row in rows for column in self.plan.columns]
         try:
-            clips, error = self.decoder.clips(row, self.columns), ""
+            keep = self.kept(first["sample"], first["video_id"])
+            clips, error = self.decoder.clips(first, wanted, keep=keep), ""
         except DecodeError as failure:
             shape = (self.decoder.height, self.decoder.width, 3)
-            clips = [np.zeros((len(row[name]), *shape), np.uint8) for name in self.columns]
-            error = str(failure)
+            clips, error = [np.zeros((len(index_T), *shape), np.uint8) for index_T in wanted], str(failure)
         return clips, error, time.monotonic() - began, self.decoder.cache.hits > hits

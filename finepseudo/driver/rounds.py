@@ -224,9 +224,7 @@ def _classify_plan(steps: Steps, name: str, count: int, pseudo: pa.Table | None 
     )
 
 
-def _align_plan(
-    steps: Steps, name: str, count: int, pseudo: pa.Table | None = None, label_share: float = 1.0
-) -> Plan:
+def _align_plan(steps: Steps, name: str, count: int, pseudo: pa.Table | None = None, label_share: float = 1.0) -> Plan:
     recipe = steps.recipe
     return plan_align(
         steps.manifest,

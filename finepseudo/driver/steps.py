@@ -26,6 +26,7 @@ from finepseudo.data.batch import too_many_rejected
 from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import Plan, derive, plan_score, samples
 from finepseudo.data.split import Split
+from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ArtefactError, DecodeError
 from finepseudo.models.table import Part
@@ -124,7 +125,13 @@ class Steps:
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self._trainings:
+            foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
+            trained = artefacts.committed(self.run, folder) is not None
             digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
+            if not trained:
+                seconds = checkpoint.taken(self.run, stage.folder).seconds
+                hit_rate = seconds["cache_hits"] / max(1, seconds["rows"])
+                log.info("%s: cache hit rate %.3f, %.3f foretold of an empty cache", name, hit_rate, foretold)
         return Trained(self.run.uri(folder), digest)
 
     def score(self, name: str, row_N: np.ndarray, what: Pass) -> Scores:
@@ -144,9 +151,7 @@ class Steps:
                 missing = [number for number in range(plan.blocks) if part_name(number) not in there]
                 log.info("%s: %d videos", name, min(len(row_N), len(missing) * BLOCK_VIDEOS))
                 progress, start = Progress(name, len(missing) * BLOCK_VIDEOS), 0.0
-                pool = self.executor.score(
-                    what, where, missing, self.manifest.num_classes, self.run, self.data, folder
-                )
+                pool = self.executor.score(what, where, missing, self.manifest.num_classes, self.run, self.data, folder)
                 for videos in pool:
                     start = start or time.monotonic() - began
                     progress.add(videos)
@@ -154,9 +159,7 @@ class Steps:
             marker = artefacts.committed(self.run, folder)
             assert marker is not None
             rejected = {int(row): text for row, text in marker["lineage"]["rejected"].items()}
-        return Scores(
-            self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, marker["lineage"]["seconds"], rejected
-        )
+        return Scores(self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, marker["lineage"]["seconds"], rejected)
 
     def _finish(self, name: str, folder: str, plan: Plan, row_N: np.ndarray, times: Mapping[str, float]) -> None:
         """Commit a pass whose parts are all there, with what could not be decoded and the seconds that it took."""

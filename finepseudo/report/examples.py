@@ -129,5 +129,5 @@ class _Look:
 
     def _clip(self, clip: int) -> np.ndarray:
         lengths = {"align_frames": self.frames.align, "video_frames": 1}
-        plan = plan_score(self.manifest, np.array([clip]), **lengths, clips=1, block_videos=1)
-        return self.decoder.clips(plan.rows(0, 1)[0], ["frames_0"])[0]
+        (row,) = plan_score(self.manifest, np.array([clip]), **lengths, clips=1, block_videos=1).rows(0, 1)
+        return self.decoder.clips(row, [row["frames_0"]])[0]

@@ -100,9 +100,7 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
         )
 
 
-def label_table(
-    made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tensor, p_E_NK: Tensor
-) -> pa.Table:
+def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tensor, p_E_NK: Tensor) -> pa.Table:
     """About 200 bytes a video; `clip_N` are their rows of the manifest."""
     top = np.argsort(-made.p_NK, axis=1, kind="stable")[:, :TOP]
     columns: dict[str, Any] = {

@@ -16,14 +16,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import clips as clips_of
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from finepseudo.data.batch import ClipBatch, make_batch
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import Plan, Sample, derive, plan_align, plan_classify, plan_gitdl
+from finepseudo.data import plan as plans
+from finepseudo.data.manifest import Manifest
+from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_gitdl
 from finepseudo.models import weights
 from finepseudo.models.table import Part
 from finepseudo.recipe import (
@@ -38,7 +41,6 @@ from finepseudo.recipe import (
     Supervise,
     part_of,
 )
-from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 from finepseudo.train.loop import run_stage
@@ -68,17 +70,14 @@ def recipe(**scale: Any) -> Recipe:
     )
 
 
-def videos(count: int = 12, frames: int = 34) -> list[Video]:
+def clips(count: int = 12, frames: int = 34) -> Manifest:
     """Videos that exist in `picture` only."""
-    return [
-        Video(i, f"v{i:02d}", f"none/v{i:02d}", f"{i:064d}", frames + i % 3, 64, 64, "scan", 0, 99)
-        for i in range(count)
-    ]
+    return clips_of.manifest(count, num_frames=[frames + index % 3 for index in range(count)])
 
 
-def samples(count: int = 12) -> list[Sample]:
+def samples(count: int = 12, first: int = 0) -> pa.Table:
     """All videos with their class."""
-    return [Sample(video, video.index % CLASSES) for video in videos(count)]
+    return clips_of.classed(first, count, CLASSES)
 
 
 def picture(video: int, frame: int) -> np.ndarray:
@@ -122,13 +121,16 @@ def make_plan(kind: str, how: Recipe, steps: int) -> Plan:
     """The plan of a training of this kind."""
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": how.optimiser.blocks_per_step, "seed": 11}
     if kind.startswith("gitdl"):
-        return plan_gitdl(videos(), how.gitdl, **common)
+        return plan_gitdl(clips(), np.arange(12), how.gitdl, **common)
     common |= {"frames": how.frames.align, "augment": how.augment, "label_share": 0.5}
     if kind == "align":
-        return plan_align(samples(), [], how.align, **common)
-    pseudo = [replace(s, weight=0.3 + 0.05 * i, target=i) for i, s in enumerate(samples(8))]
-    targets_MK = np.random.default_rng(5).dirichlet(np.ones(K), len(pseudo)).astype(np.float32)
-    return plan_classify(samples()[8:], pseudo, batch=how.supervise.batch, targets_MK=targets_MK, **common)
+        return plan_align(clips(), samples(), None, how.align, **common)
+    target_MK = np.random.default_rng(5).dirichlet(np.ones(K), 8).astype(np.float32)
+    top = np.argsort(-target_MK, 1)[:, :3]
+    kept = {"top": top.tolist(), "top_p": np.take_along_axis(target_MK, top, 1).tolist()}
+    row_M = np.arange(8)
+    pseudo = plans.samples(row_M, row_M % CLASSES, 0.3 + 0.05 * row_M, **kept)
+    return plan_classify(clips(), samples(12, 8), pseudo, batch=how.supervise.batch, **common)
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, s
     store = Store(str(root))
     plan = make_plan(kind, how, steps)
     where = f"plans/{kind}-{plan.fingerprint}"
-    artefacts.ensure(store, where, {"block_rows": plan.block_rows}, plan.parts)
+    clips_of.commit(store, clips())
+    plan.ensure(store, where)
     stage = stage_of(
         how,
         *what(kind, how),
@@ -326,7 +329,7 @@ class DyingStore(Store):
 
 def losses(case: Case) -> Tensor:
     """The committed curve."""
-    _, curve, _ = read_history(case.store, case.stage.folder)
+    curve = read_history(case.store, case.stage.folder).curve
     assert [point["step"] for point in curve] == list(range(1, len(curve) + 1))
     return torch.tensor([point["loss"] for point in curve], dtype=torch.float64)
 

@@ -1,0 +1,40 @@
+"""A manifest of clips that no file needs to be there for."""
+
+import numpy as np
+import pyarrow as pa
+
+from finepseudo.data.manifest import CLIPS, UNKNOWN, Manifest
+from finepseudo.data.plan import samples
+from finepseudo.storage import artefacts
+
+
+def manifest(count, labels=None, names=("a", "b", "c"), **columns):
+    """Clips v000, v001, ... of 30, 31, ... frames; `columns` are lists, or one value for all; label None: not known."""
+    every = {
+        "video_id": [f"v{index:03d}" for index in range(count)],
+        "path": [f"v/{index}.mp4" for index in range(count)],
+        "sha256": [f"{index:064x}" for index in range(count)],
+        "num_frames": [30 + index for index in range(count)],
+        **{"split": "train", "status": "ok", "reason": "", "access": "scan", "start": 0, "file_frames": 99},
+        **{"fps": 25.0, "height": 48, "width": 64, "bytes": 9, **columns},
+    }
+    arrays = [
+        pa.array(value if isinstance(value, list) else [value] * count, kind)
+        for value, kind in ((every[item.name], item.type) for item in CLIPS)
+    ]
+    label = pa.array(labels if labels is not None else [None] * count, pa.int32())
+    return Manifest(pa.table(arrays, schema=CLIPS), pa.chunked_array([label]), tuple(names))
+
+
+def commit(store, made):
+    """Where plans look for it."""
+    artefacts.ensure(store, "manifest", {}, made.parts)
+
+
+def classed(first, stop, classes, **more):
+    """Samples of some rows, of class row mod `classes`."""
+    row_N = np.arange(first, stop)
+    return samples(row_N, row_N % classes, **{key: np.full(len(row_N), value) for key, value in more.items()})
+
+
+__all__ = ["UNKNOWN", "classed", "commit", "manifest"]
