@@ -20,6 +20,7 @@ from finepseudo.data.plan import Plan, derive
 
 PAYS = 2.0
 """Reads from which a clip is kept. A whole 10-s clip costs about twice the frames of a row to decode and write."""
+ROOM = 0.9  # of the bound that a plan's clips may take: a share by chance is a little more or less
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Kept:
     @staticmethod
     def of(plan: Plan, frame_bytes: int, limit_bytes: int) -> Kept:
         """Those that are read most often, as far as the bound goes."""
-        left, hits, shares = float(limit_bytes), 0.0, [0.0, 0.0]
+        left, hits, shares = ROOM * limit_bytes, 0.0, [0.0, 0.0]
         length_N = plan.clips["num_frames"].take(plan.samples["clip"]).to_numpy()
         for part, reads in sorted(plan.reads(), key=lambda group: -group[1]):
             if reads >= PAYS:

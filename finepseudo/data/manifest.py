@@ -46,19 +46,19 @@ class Manifest:
     """The table, and the labels that only the labelled split and evaluation may read. A clip is known by its row."""
 
     clips: pa.Table  # CLIPS, sorted by split and id
-    label: pa.ChunkedArray  # int32, null where none is known
+    label: Any  # Arrow column, int32, null where none is known
     class_names: tuple[str, ...]
 
     @cached_property
     def fingerprint(self) -> str:
-        labels = pa.table({"label": self.label})
+        labels = pa.table([self.label], ["label"])
         return fingerprint([tables.digest(self.clips), tables.digest(labels), self.class_names])
 
     def parts(self) -> dict[str, bytes]:
         """What `load` reads."""
         return {
             "clips.parquet": artefacts.table_bytes(self.clips),
-            "labels.parquet": artefacts.table_bytes(pa.table({"label": self.label})),
+            "labels.parquet": artefacts.table_bytes(pa.table([self.label], ["label"])),
             "classes.json": json.dumps(list(self.class_names)).encode(),
         }
 
@@ -78,7 +78,7 @@ class Manifest:
         return np.flatnonzero(usable.to_numpy())
 
     def ids(self, row_N: np.ndarray) -> list[str]:
-        return self.clips["video_id"].take(pa.array(row_N)).to_pylist()
+        return pc.take(self.clips["video_id"], row_N).to_pylist()
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Of clips by their ids, which all must be there."""
@@ -86,7 +86,7 @@ class Manifest:
 
     def truth(self, row_N: np.ndarray) -> np.ndarray:
         """Labels, UNKNOWN where there is none: for the labelled split and for evaluation only."""
-        return self.label.take(pa.array(row_N)).fill_null(UNKNOWN).to_numpy().astype(np.int64)
+        return pc.take(self.label, row_N).fill_null(UNKNOWN).to_numpy().astype(np.int64)
 
     def twice(self) -> dict[str, list[str]]:
         """Ids of usable clips of equal bytes that cannot both be right: in two splits, or of two classes."""
@@ -98,7 +98,9 @@ class Manifest:
         for what, column in (("in two splits", "split_count_distinct"), ("under two labels", "label_count_distinct")):
             copies = counts.filter(pc.greater(counts[column], 1)).select(keys)
             if len(copies):
-                found[what] = sorted(usable.join(copies, keys, join_type="left semi")["video_id"].to_pylist())
+                found[what] = sorted(
+                    pc.cast(usable.join(copies, keys, join_type="left semi")["video_id"], pa.string()).to_pylist()
+                )
         return found
 
     def summary(self) -> dict[str, Any]:
@@ -133,8 +135,8 @@ def build_manifest(annotated: pa.Table, class_names: Sequence[str], found: pa.Ta
     first_N, stop_N = _parts(annotated, probed)
     reason_N = probed["error"].to_numpy(zero_copy_only=False).copy()
     usable_N = probed["error"].is_null().to_numpy()
-    for row in np.flatnonzero(usable_N & (stop_N - first_N < max(min_frames, 1))):
-        reason_N[row] = _why(annotated.slice(row, 1).to_pylist()[0], probed, int(row), first_N, stop_N, min_frames)
+    for row in np.flatnonzero(usable_N & (stop_N - first_N < max(min_frames, 1))).tolist():
+        reason_N[row] = _why(annotated.slice(row, 1).to_pylist()[0], probed, row, first_N, stop_N, min_frames)
     refused = pa.array(reason_N, pa.string())
     usable = refused.is_null()
     columns = {
@@ -163,10 +165,11 @@ def _parts(annotated: pa.Table, probed: pa.Table) -> tuple[np.ndarray, np.ndarra
 
     An end a little beyond the file's, as other programs count it, is the file's.
     """
-    count_N = probed["num_frames"].fill_null(0).to_numpy().astype(np.int64)
-    per_N = np.where(annotated["seconds"].to_numpy(), probed["fps"].fill_null(0.0).to_numpy(), 1.0)
-    first_N = np.rint(annotated["start"].fill_null(0.0).to_numpy() * per_N).astype(np.int64)
-    end_N = np.rint(annotated["end"].fill_null(0.0).to_numpy() * per_N).astype(np.int64)
+    count_N = pc.fill_null(probed["num_frames"], 0).to_numpy().astype(np.int64)
+    per_N = np.where(annotated["seconds"].to_numpy(), pc.fill_null(probed["fps"], 0.0).to_numpy(), 1.0)
+    first_N, end_N = (
+        np.rint(pc.fill_null(annotated[name], 0.0).to_numpy() * per_N).astype(np.int64) for name in ("start", "end")
+    )
     stop_N = np.where(annotated["end"].is_null().to_numpy(), count_N, end_N)
     slack_N = np.maximum(MOST_BEYOND, MOST_BEYOND_SHARE * (stop_N - first_N))
     there_N = (first_N < count_N) & (stop_N <= count_N + slack_N)

@@ -54,7 +54,7 @@ def samples(clip_N: Any, label_N: Any = None, weight_N: Any = None, top: Any = N
     """
     given = (clip_N, label_N, np.ones(len(clip_N)) if weight_N is None else weight_N, top, top_p)
     columns = [
-        pa.nulls(len(clip_N), kind) if column is None else _column(column, kind)
+        _column([None] * len(clip_N) if column is None else column, kind)
         for column, kind in zip(given, SAMPLES.types, strict=True)
     ]
     return pa.table(columns, schema=SAMPLES)
@@ -126,7 +126,7 @@ class Plan:
         return self.clips.select(CLIP)
 
     def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """Row, sample, video (its row of the manifest), CLIP, frames_0 and frames_1, aug_seed, label, weight, top(_p)."""
+        """Row, CLIP, frames_0 and frames_1, aug_seed, SAMPLES; video is the clip's row of the manifest."""
         numbers = range(start, min(stop, len(self)))
         drawn = [self._at(number) for number in numbers]
         chosen = tables.rows_at(self.samples, np.array([sample for sample, _ in drawn], int))

@@ -41,9 +41,9 @@ class BlockReader:
         facts: list[tuple[str, float, bool]] = []
         for _, group in itertools.groupby(rows, key=lambda row: row["video"]):
             of_clip = list(group)  # the views of a clip, whose file is opened once
-            found, *fact = self._decode(of_clip)
+            found, error, seconds, hit = self._decode(of_clip)
             clips += found
-            facts += [(fact[0], fact[1] / len(of_clip), fact[2])] * len(of_clip)
+            facts += [(error, seconds / len(of_clip), hit)] * len(of_clip)
         count = len(self.plan.columns)
         return {
             "row": row_N,
@@ -59,7 +59,7 @@ class BlockReader:
             yield self.read([block])
 
     def _decode(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[np.ndarray], str, float, bool]:
-        """What each row wants of its one clip, one column after the other; reason, seconds, whether the cache had it."""
+        """What rows want of their one clip, a column after the other; reason, seconds, whether the cache had it."""
         began, hits, first = time.monotonic(), self.decoder.cache.hits, rows[0]
         wanted = [np.asarray(row[column]) for row in rows for column in self.plan.columns]
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from finepseudo import results
 from finepseudo.align import collaborate
@@ -107,11 +108,12 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     )
     scores = steps.score("evaluate", np.concatenate([test, calibration]), what)
     found = scores.columns()
-    is_test_N = np.isin(found["clip"], test)
-    unlabelled_N = ~is_test_N if (~is_test_N).any() else np.ones_like(is_test_N)
-    truth_N = manifest.truth(found["clip"][is_test_N])
+    is_test_N = torch.tensor(np.isin(found["clip"], test))
+    unlabelled_N = ~is_test_N if not is_test_N.all() else is_test_N
+    tested_N = found["clip"][is_test_N.numpy()]
+    truth_N = manifest.truth(tested_N)
     measured: dict[str, Measured] = {}
-    columns: dict[str, Any] = {"video_id": manifest.ids(found["clip"][is_test_N]), "truth": truth_N}
+    columns: dict[str, Any] = {"video_id": manifest.ids(tested_N), "truth": truth_N}
     for name, (frame, _) in frames.items():
         sbar_NK, logits_NK = sbar(found, frame.digest), logits(found, name)
         heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)

@@ -57,8 +57,8 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         found = pa.concat_tables(artefacts.read_table(run, folder, PART) for folder in folders)
         return build_manifest(annotated, names, found, min_frames=recipe.data.min_frames).parts()
 
-    if artefacts.ensure(run, FOLDER, lineage, make) is not None and run.list(PROBES):
-        run.delete(PROBES)
+    artefacts.ensure(run, FOLDER, lineage, make)
+    run.delete(PROBES)
     manifest = Manifest.load(run)
     _log_summary(manifest, recipe)
     return manifest
@@ -106,17 +106,17 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(run: Store, data: Store, deadline_s: float, files: pa.Array) -> str:
+def _probe(run: Store, data: Store, deadline_s: float, files: Any) -> str:
     """What was found out about the files of a group, committed, so that a killed preparation goes on behind it.
 
     Returns the folder.
     """
-    paths = files.to_pylist()
+    paths: list[str] = files.to_pylist()
 
     def make() -> dict[str, bytes]:
         child = Child(deadline_s)
         try:
-            rows = [{"path": path, **child.probe(data.uri(path))} for path in paths]
+            rows: list[dict[str, Any]] = [{"path": path, **child.probe(data.uri(path))} for path in paths]
         finally:
             child.close()
         return {PART: artefacts.table_bytes(pa.Table.from_pylist(rows, schema=FOUND))}

@@ -23,6 +23,7 @@ from finepseudo.errors import DecodeError
 from finepseudo.recipe import METHODS
 from finepseudo.results import STAGE_2, Results
 from finepseudo.run import Run
+from finepseudo.storage import tables
 from finepseudo.train.predict import Pass, Predictor
 
 SHOWN, EACH = 8, 4
@@ -63,7 +64,7 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
     look = _Look(run, manifest, embedded.gallery(labels, manifest.num_classes))
     examples: list[Example] = []
     for kind, places in _chosen(table, truth_N).items():
-        for place, row in zip(places, table.take(pa.array(places)).to_pylist(), strict=True):
+        for place, row in zip(places, tables.rows_at(table, places), strict=True):
             try:
                 neighbour, distance, frames, aligned = look.at(row["clip"])
             except DecodeError:  # it was counted and logged where it mattered

@@ -1,7 +1,7 @@
 """The scoring pool: Ray actors that embed, label and evaluate by one inference path.
 
 Decoded blocks stream from the decoding actors into the scoring actors, which commit what they find, a block a part;
-what comes back is a count. The galleries are put into the object store once, and every actor of a node reads them there.
+what comes back is a count. The galleries are put into the object store once, and all actors of a node read them there.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ STAGES = ("align/frame", "supervise/video", "finepseudo/round-1/video")
 # Each kill comes when this appears for the first time.
 ON_RAY = ("train/supervise/video/checkpoints/00000004/committed.json",)
 IN_ONE_PROCESS = (
-    "manifest/manifest.parquet",
+    "manifest/clips.parquet",
     "train/supervise/video/checkpoints/00000004/committed.json",
     "train/align/frame/snapshot/weights.safetensors",
     "labels/finepseudo/round-1/labels.parquet",
@@ -47,9 +47,10 @@ def check(folder, short):
     """What was killed has ended as the run that nothing disturbed."""
     run, whole = Store(str(folder)), Store(str(short.folder))
     for stage in STAGES:
-        rows, curve, _ = read_history(run, f"train/{stage}")
-        assert [row["row"] for row in rows] == list(range(len(Plan.load(run, f"plans/train/{stage}"))))
-        assert curve == read_history(whole, f"train/{stage}")[1]
+        history = read_history(run, f"train/{stage}")
+        taken = [block for _, *of in history.blocks for block in range(*of)]
+        assert taken == list(range(Plan.load(run, f"plans/train/{stage}").blocks))
+        assert history.curve == read_history(whole, f"train/{stage}").curve
     found = Results.from_json((folder / "results.json").read_bytes())
     assert replace(found, timing={}) == replace(short.results, timing={})
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from finepseudo.data.manifest import CLIPS, UNKNOWN, Manifest
+from finepseudo.data.manifest import CLIPS, FOUND, Manifest
 from finepseudo.data.plan import samples
 from finepseudo.storage import artefacts
 
@@ -15,8 +15,17 @@ def manifest(count, labels=None, names=("a", "b", "c"), **columns):
         "path": [f"v/{index}.mp4" for index in range(count)],
         "sha256": [f"{index:064x}" for index in range(count)],
         "num_frames": [30 + index for index in range(count)],
-        **{"split": "train", "status": "ok", "reason": "", "access": "scan", "start": 0, "file_frames": 99},
-        **{"fps": 25.0, "height": 48, "width": 64, "bytes": 9, **columns},
+        "split": "train",
+        "status": "ok",
+        "reason": "",
+        "access": "scan",
+        "start": 0,
+        "file_frames": 99,
+        "fps": 25.0,
+        "height": 48,
+        "width": 64,
+        "bytes": 9,
+        **columns,
     }
     arrays = [
         pa.array(value if isinstance(value, list) else [value] * count, kind)
@@ -37,4 +46,17 @@ def classed(first, stop, classes, **more):
     return samples(row_N, row_N % classes, **{key: np.full(len(row_N), value) for key, value in more.items()})
 
 
-__all__ = ["UNKNOWN", "classed", "commit", "manifest"]
+def annotated(*rows):
+    """What readers of annotations give: (id, file, label, split, start, end, in seconds), the last ones optional."""
+    whole = [(*row, *("train", None, None, False)[len(row) - 3 :]) for row in rows]
+    names = ("video_id", "file", "label", "split", "start", "end", "seconds")
+    kinds = (pa.string(), pa.string(), pa.int32(), pa.string(), pa.float64(), pa.float64(), pa.bool_())
+    columns = zip(*whole, strict=True) if whole else [()] * len(names)
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)], names=names)
+
+
+def found(**files):
+    """What probing finds: an error, or how the file differs from one of 30 frames."""
+    usual = {"num_frames": 30, "fps": 25.0, "height": 48, "width": 64, "access": "scan", "bytes": 9, "sha256": "ab"}
+    rows = [{"path": path, **({"error": of} if isinstance(of, str) else {**usual, **of})} for path, of in files.items()]
+    return pa.Table.from_pylist(rows, schema=FOUND)

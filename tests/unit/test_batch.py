@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from clips import manifest
 
 from finepseudo.data.batch import ClipBatch, make_batch
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import Sample, plan_classify, plan_gitdl
+from finepseudo.data.plan import plan_classify, plan_gitdl, samples
 from finepseudo.errors import StreamError
 from finepseudo.recipe import Augment, Gitdl
 
-VIDEOS = [Video(index, f"v{index}", "u", "s", 30, 8, 8, "scan", 0, 99) for index in range(4)]
-TARGETS = np.array([[0.3, 0.7], [0.1, 0.9]], np.float32)
+CLIPS = manifest(4, num_frames=30)
+TOP = [[1, 0], [1, 0]]
+TOP_P = [[0.7, 0.3], [0.9, 0.1]]
 
 
 def columns(plan, start=0, errors=(), two=False):
@@ -28,12 +29,11 @@ def columns(plan, start=0, errors=(), two=False):
     return {**found, "clip_1": found["clip_0"] + 100} if two else found
 
 
-def plan(targets=TARGETS, steps=2):
-    real = [Sample(video, video.index % 2) for video in VIDEOS[:2]]
-    pseudo = [Sample(video, 1, 0.5, video.index - 2) for video in VIDEOS[2:]]
+def plan(top=TOP, top_p=TOP_P, steps=2):
+    pseudo = samples([2, 3], [1, 1], [0.5, 0.5], top, top_p)
     return plan_classify(
-        real, pseudo, frames=4, augment=Augment(), steps=steps, batch=4, label_share=0.5, blocks_per_step=1, seed=0,
-        targets_MK=targets,
+        CLIPS, samples([0, 1], [0, 1]), pseudo, frames=4, augment=Augment(), steps=steps, batch=4, label_share=0.5,
+        blocks_per_step=1, seed=0,
     )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_batch_joins_clips_with_their_rows():
     assert batch.row_B == [4, 5, 6, 7]
     assert batch.video_ids == [row["video_id"] for row in rows]
     assert batch.seed_B == [row["aug_seed"] for row in rows]
-    assert batch.time_BT.tolist() == [row["frames_0"] for row in rows]
+    assert batch.time_BT.tolist() == [row["frames_0"].tolist() for row in rows]
     assert batch.video_B.tolist() == [row["video"] for row in rows]
     assert batch.label_B.tolist() == [row["label"] for row in rows]
     assert batch.weight_B.tolist() == [1.0, 1.0, 0.5, 0.5]
@@ -60,16 +60,25 @@ def test_soft_targets_where_there_are_some_and_labels_elsewhere():
     batch = make_batch(made, 2, columns(made))
     rows = made.rows(0, 4)
     assert batch.target_BK[:2].tolist() == [[1 - row["label"], row["label"]] for row in rows[:2]]
-    np.testing.assert_array_equal(batch.target_BK[2:], TARGETS[[row["target"] for row in rows[2:]]])
-    assert make_batch(plan(targets=None), 2, columns(made)).target_BK is None
+    wanted = [TOP_P[row["video"] - 2][::-1] for row in rows[2:]]
+    np.testing.assert_allclose(batch.target_BK[2:], wanted, atol=1e-6)
+    assert make_batch(plan(None, None), 2, columns(made)).target_BK is None
+
+
+def test_what_no_kept_class_has_is_even_over_the_others():
+    made = plan([[1], [2, 0]], [[0.6], [0.5, 0.25]])
+    target_BK = make_batch(made, 4, columns(made)).target_BK
+    by_video = {row["video"]: target_K for row, target_K in zip(made.rows(0, 4), target_BK.tolist(), strict=True)}
+    assert by_video[2] == pytest.approx([0.4 / 3, 0.6, 0.4 / 3, 0.4 / 3])
+    assert by_video[3] == pytest.approx([0.25, 0.125, 0.5, 0.125])
 
 
 def test_two_clips_and_their_times_in_pre_training():
-    made = plan_gitdl(VIDEOS, Gitdl(frames=4, videos=4), steps=1, blocks_per_step=1, seed=0)
+    made = plan_gitdl(CLIPS, np.arange(4), Gitdl(frames=4, videos=4), steps=1, blocks_per_step=1, seed=0)
     batch = make_batch(made, 2, columns(made, two=True))
     rows = made.rows(0, 4)
     assert batch.other_BTHWC[:, 0, 0, 0, 0].tolist() == [100, 101, 102, 103]
-    assert batch.other_time_BT.tolist() == [row["frames_1"] for row in rows]
+    assert batch.other_time_BT.tolist() == [row["frames_1"].tolist() for row in rows]
     assert batch.label_B is None
 
 

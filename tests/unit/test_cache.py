@@ -6,10 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from clips import classed, manifest
 
-from finepseudo.data.cache import ClipCache
+from finepseudo.data.cache import ROOM, ClipCache, Kept
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder as AnyDecoder
+from finepseudo.data.plan import plan_classify, plan_score
+from finepseudo.data.stream import BlockReader
+from finepseudo.recipe import Augment
 from finepseudo.storage.store import Store
 
 VIDEO = np.arange(3 * 32 * 32 * 3, dtype=np.uint32).reshape(3, 32, 32, 3).astype(np.uint8)
@@ -18,8 +22,14 @@ ROOT = Store("/")
 CHILD = Child(60)
 
 
-def Decoder(data, height, width, cache):  # noqa: N802
-    return AnyDecoder(data, height, width, cache, CHILD)
+class Decoder(AnyDecoder):
+    """Asked for columns of a row, whose clip its cache is to keep."""
+
+    def __init__(self, data, height, width, cache):
+        super().__init__(data, height, width, cache, CHILD)
+
+    def clips(self, row, columns):
+        return super().clips(row, [np.asarray(row[column]) for column in columns], keep=True)
 
 
 def sha(number):
@@ -156,3 +166,63 @@ def test_no_cache_touches_no_disk(row, tmp_path):
     decoder.clips(row, ["frames_0"])
     assert not (tmp_path / "cache").exists()
     assert (decoder.cache.hits, decoder.cache.misses) == (0, 0)
+
+
+def plan_of(labelled, others, steps, share=0.5, length=10):
+    clips = manifest(labelled + others, num_frames=length)
+    extra = classed(labelled, labelled + others, 2) if others else None
+    return plan_classify(
+        clips, classed(0, labelled, 2), extra, frames=4, augment=Augment(), steps=steps, batch=4, label_share=share,
+        blocks_per_step=1, seed=0,
+    )  # fmt: skip
+
+
+def test_what_is_read_often_is_kept_first_and_what_is_read_once_never():
+    plan = plan_of(4, 40, 20)  # 40 rows each: 10 of every labelled clip, one of every other
+    assert Kept.of(plan, 100, 1 << 20).shares == (1.0, 0.0)
+    often = plan_of(4, 40, 80)
+    assert Kept.of(often, 100, 1 << 20).shares == (1.0, 1.0)
+    assert Kept.of(often, 100, round((4000 + 10_000) / ROOM)).shares == pytest.approx((1.0, 0.25), abs=1e-3)
+    assert Kept.of(often, 100, round(2000 / ROOM)).shares == pytest.approx((0.5, 0.0), abs=1e-3)
+    assert Kept.of(often, 100, 0).shares == (0.0, 0.0)
+
+
+def test_a_share_is_the_same_clips_in_every_plan():
+    halves = [Kept.of(plan_of(400, 0, steps), 100, round(200_000 / ROOM)) for steps in (500, 900)]
+    chosen = [[number for number in range(400) if kept(number, f"v{number:03d}")] for kept in halves]
+    assert chosen[0] == chosen[1]
+    assert 150 < len(chosen[0]) < 250
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(1 << 24, 30), (1 << 24, 6), (24_000, 80)])
+def test_the_foretold_hit_rate_is_what_an_empty_cache_gives(tmp_path, limit, steps):
+    """The pixels are made up; which clips are kept and found again is real."""
+    plan = plan_of(4, 16, steps)
+
+    class Made(Child):
+        def frames(self, uri, row, index_F, height, width):
+            return np.zeros((len(index_F), height, width, 3), np.uint8)
+
+    decoder = AnyDecoder(ROOT, 8, 8, ClipCache(str(tmp_path / "cache"), limit), Made(60))
+    reader = BlockReader(plan, decoder)
+    found = reader.read(range(plan.blocks))
+    slack = 0.0 if 1.0 in reader.kept.shares and reader.kept.shares[1] in (0.0, 1.0) else 0.15
+    assert found["cache_hit"].mean() == pytest.approx(reader.kept.hit_rate, abs=slack + 1e-9)
+    assert 0 < reader.kept.hit_rate < 1
+    on_disk = len(list((tmp_path / "cache").rglob("*.npy")))
+    assert on_disk <= 20 * max(reader.kept.shares)
+
+
+def test_the_views_of_a_clip_are_decoded_together(tmp_path):
+    asked = []
+
+    class Made(Child):
+        def frames(self, uri, row, index_F, height, width):
+            asked.append(row["video_id"])
+            return np.full((len(index_F), height, width, 3), index_F[0] % 7, np.uint8)
+
+    plan = plan_score(manifest(3), np.arange(3), align_frames=5, video_frames=4, clips=3, block_videos=2)
+    found = BlockReader(plan, AnyDecoder(ROOT, 8, 8, ClipCache("", 0), Made(60))).read([0])
+    assert asked == ["v000", "v001"]
+    assert found["clip_0"].shape == (6, 5, 8, 8, 3)
+    assert found["clip_1"].shape == (6, 4, 8, 8, 3)

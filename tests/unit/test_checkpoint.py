@@ -153,8 +153,8 @@ def test_other_lineage_and_torn_checkpoints(copy_of, tmp_path):
     assert checkpoint.committed_step(other.store, other.stage.folder) == HALF
     assert (went_on.error, again.error) == ("", "")
     assert len(losses(torn)) == WHOLE
-    rows, _, _ = checkpoint.read_history(torn.store, torn.stage.folder)
-    assert [row["row"] for row in rows] == list(range(len(torn.plan)))
+    blocks = checkpoint.read_history(torn.store, torn.stage.folder).blocks
+    assert sorted(block for _, *of in blocks for block in range(*of)) == list(range(torn.plan.blocks))
 
 
 def test_old_checkpoint_goes_after_the_next_commit_only(copy_of, tmp_path):

@@ -23,8 +23,14 @@ OFF = ClipCache("", 0)
 CHILD = Child(60)
 
 
-def Decoder(data, height, width, cache):  # noqa: N802
-    return AnyDecoder(data, height, width, cache, CHILD)
+class Decoder(AnyDecoder):
+    """Asked for columns of a row, whose clip its cache is to keep."""
+
+    def __init__(self, data, height, width, cache):
+        super().__init__(data, height, width, cache, CHILD)
+
+    def clips(self, row, columns):
+        return super().clips(row, [np.asarray(row[column]) for column in columns], keep=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from clips import manifest
 
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
-from finepseudo.data.formats import Annotation
-from finepseudo.data.manifest import build_manifest
 from finepseudo.data.plan import Plan, plan_score
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.evaluate import ensure_results
@@ -60,15 +59,20 @@ class Watched(InProcess):
         self.trained.add(stage.name)
         super().train(stage, run, data, stop=stop)
 
-    def score(self, what, plan, num_classes, run, data):
+    def score(self, what, plan, blocks, num_classes, run, data, out):
         self.passes[plan.removeprefix("plans/score/").rpartition("-")[0]] += 1
-        return super().score(what, plan, num_classes, run, data)
+        return super().score(what, plan, blocks, num_classes, run, data, out)
 
 
 def whole(recipe, run, base=None):
     executor = Watched(recipe)
     results = ensure_results(run_rounds(recipe, Store(str(run)), executor, base and Store(str(base))))
     return results, executor
+
+
+def every_row(run, training):
+    plan = Plan.load(run, f"plans/train/{training}")
+    return plan.rows(0, len(plan))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ def test_pseudo_labels_weigh_their_confidence_in_the_next_plan(first):
     run = Run.at(Store(str(folder)))
     rows = {row["video_id"]: row for row in run.labels("finepseudo/round-1").to_pylist()}
     labelled = set(json.loads((folder / "split/split-seed0.json").read_text())["labelled"])
-    planned = Plan.load(Store(str(folder)), "plans/train/finepseudo/round-1/video").table.to_pylist()
+    planned = every_row(Store(str(folder)), "finepseudo/round-1/video")
     pseudo = [row for row in planned if row["video_id"] not in labelled]
     assert pseudo
     for row in pseudo:
@@ -195,7 +199,8 @@ def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
     run = Store(str(tmp_path / "run"))
     off = replace(RECIPE, scale=replace(RECIPE.scale, cache_gib=0))
     run.delete("results")
-    gone = [video.path for video in Run.at(run).manifest().videos("test")]
+    clips = Run.at(run).manifest()
+    gone = clips.clips["path"].take(clips.rows("test")).to_pylist()
     run.delete(f"data/{gone[0]}")
     found, _ = whole(off, tmp_path / "run")
     assert found.measured["finepseudo"].f_E.videos == 19
@@ -209,14 +214,12 @@ def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
 
 def test_methods_that_label_need_something_to_label(tmp_path):
     recipe, store = find("rehearsal"), Store(str(tmp_path))
-    rows = [Annotation(f"v{number}", number % 2, "train", "") for number in range(6)]
-    probe = {"num_frames": 30, "fps": 25.0, "height": 8, "width": 8, "access": "scan", "bytes": 9, "sha256": "ab"}
-    manifest = build_manifest(rows, ("a", "b"), {"v": probe}, {row.video_id: "v" for row in rows}, min_frames=8)
+    clips = manifest(6, labels=[number % 2 for number in range(6)])
     all_labelled = replace(recipe, split=replace(recipe.split, label_fraction=1.0))
     with pytest.raises(ManifestError, match=r"no unlabelled video is left for finepseudo: 6 training videos"):
-        ensure_split(all_labelled, store, manifest)
+        ensure_split(all_labelled, store, clips)
     assert store.list() == []
-    assert ensure_split(replace(all_labelled, methods=("supervised",)), store, manifest).unlabelled == ()
+    assert not len(ensure_split(replace(all_labelled, methods=("supervised",)), store, clips).unlabelled)
 
 
 def test_side_by_side_waits_for_all_before_it_fails():
@@ -257,7 +260,7 @@ def test_a_collection_with_a_few_labels_and_no_test_split(tmp_path):
     assert (found.measured, found.gains, found.pairs.scores) == ({}, {}, {})
     (one,) = found.rounds["finepseudo"]
     assert (one.quality.unlabelled, one.quality.known, one.quality.precision_all["p"]) == (50, 0, None)
-    rows = {row["video_id"]: row for row in Plan.load(store, "plans/train/align/frame").table.to_pylist()}
+    rows = {row["video_id"]: row for row in every_row(store, "align/frame")}
     part = rows[f"videos~{labelled[0]['vid_name']}"]
     assert (part["start"], part["file_frames"] - part["num_frames"]) == (2, 3)
     page = store.read(write_report(Run.at(store)).removeprefix(f"{store.uri()}/")).decode()
@@ -286,10 +289,10 @@ def test_a_killed_preparation_goes_on_behind_what_it_has_probed(first, tmp_path,
     assert len(store.list("probes")) == 2
     probed, probe = [], Child.probe
     monkeypatch.setattr(Child, "probe", lambda self, uri: probed.append(uri) or probe(self, uri))
-    manifest = ensure_manifest(recipe, store, InProcess(recipe))
+    made = ensure_manifest(recipe, store, InProcess(recipe))
     assert len(probed) == 60 - 2 * 28
     assert store.list("probes") == []
-    assert manifest.fingerprint == Run.at(Store(str(folder))).manifest().fingerprint
+    assert made.fingerprint == Run.at(Store(str(folder))).manifest().fingerprint
 
 
 def test_a_store_that_refuses_ends_the_preparation_and_rejects_nothing(first, tmp_path, monkeypatch):

@@ -27,15 +27,19 @@ from finepseudo.train.stage import build_objective
 KIND = "classify"
 
 
+def ranks(history):
+    """The rank that took each block of the plan, by block; each exactly once."""
+    found = {block: rank for rank, *of in history.blocks for block in range(*of)}
+    assert len(found) == sum(len(range(*of)) for _, *of in history.blocks), "a block twice"
+    return [found[block] for block in range(len(found))]
+
+
 def check_history(one):
-    rows, curve, timing = read_history(one.store, one.stage.folder)
-    assert [row["row"] for row in rows] == list(range(len(one.plan)))
-    expected = [row["video_id"] for row in one.plan.rows(0, len(one.plan))]
-    assert [row["video_id"] for row in rows] == expected
-    per_step = len(one.plan) // one.stage.steps
-    assert [row["step"] for row in rows] == [1 + row // per_step for row in range(len(rows))]
-    assert [point["step"] for point in curve] == list(range(1, one.stage.steps + 1))
-    return rows, timing
+    history = read_history(one.store, one.stage.folder)
+    assert len(ranks(history)) == one.plan.blocks
+    assert [point["step"] for point in history.curve] == list(range(1, one.stage.steps + 1))
+    assert history.seconds["rows"] == len(one.plan) / len(set(ranks(history)))
+    return history
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +90,8 @@ def test_one_worker_dies_and_another_number_goes_on(whole, tmp_path):
     assert found[0][0].error
     assert checkpoint.committed_step(one.store, one.stage.folder) == 3
     assert launch(1, tmp_path, train, [one])[0][0].text == ""
-    rows, _ = check_history(one)
-    assert {row["rank"] for row in rows[: len(rows) // 2]} == {0, 1}
-    assert {row["rank"] for row in rows[len(rows) // 2 :]} == {0}
+    history = read_history(one.store, one.stage.folder)
+    assert ranks(history) == [0, 1, 0, 1, 0, 1, *[0] * 6]
     torch.testing.assert_close(losses(one), losses(whole), rtol=0, atol=1e-6)
 
 
@@ -138,7 +141,7 @@ def test_loss_that_is_not_finite(faults, world):
         assert "last committed step: 0" in outcome.text
         assert any(video in outcome.text for video in videos)
     assert checkpoint.committed_step(one.store, one.stage.folder) == 0
-    assert read_history(one.store, one.stage.folder) == ([], [], {})
+    assert read_history(one.store, one.stage.folder) == checkpoint.History([], [], [], {})
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -199,10 +202,13 @@ def test_undecodable_row_is_recorded(tmp_path):
     for rank in launch(2, tmp_path, train, [pair]):
         assert rank[0].text == ""
     for one in (bad, pair):
-        rows, timing = check_history(one)
-        assert {row["row"]: row["error"] for row in rows if row["error"]} == {7: f"{rows[7]['video_id']}: cut short"}
-        assert timing["rows"] > 0
-        assert {"setup", "wait", "transfer", "compute", "decode"} <= timing.keys()
+        history = check_history(one)
+        (row,) = one.plan.rows(7, 8)
+        (lost,) = history.rejected
+        assert (lost["row"], lost["video_id"], lost["error"]) == (7, row["video_id"], f"{row['video_id']}: cut short")
+        assert (lost["step"], lost["rank"]) == (1, 0 if one is bad else 1)
+        assert checkpoint.taken(one.store, one.stage.folder).rejected == 1
+        assert {"setup", "wait", "transfer", "compute", "decode"} <= history.seconds.keys()
     torch.testing.assert_close(losses(bad), losses(pair), rtol=0, atol=1e-6)
 
 

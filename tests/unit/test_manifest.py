@@ -1,11 +1,9 @@
 """The manifest joins annotations and probes: usable rows, or rejected ones with their reasons."""
 
-import json
-
 import pytest
+from clips import annotated, found
 
-from finepseudo.data.formats import Annotation
-from finepseudo.data.manifest import FOLDER, Manifest, Video, build_manifest
+from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest, build_manifest, load_clips
 from finepseudo.errors import ManifestError
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
@@ -13,26 +11,22 @@ from finepseudo.storage.store import Store
 NAMES = ("tuck", "pike")
 
 
-def good(frames=30):
-    return {"num_frames": frames, "fps": 25.0, "height": 48, "width": 64, "access": "scan", "bytes": 9, "sha256": "ab"}
+PROBES = {"a": {}, "b": "empty: the file has 0 bytes", "c": {"num_frames": 7}, "d": {"num_frames": 8}, "t": {}}
 
 
-PROBES = {"a": good(), "b": {"error": "empty: the file has 0 bytes"}, "c": good(7), "d": good(8), "t": good()}
-
-
-def build(probes=None, where="/v", labels=None, min_frames=8):
+def build(probes=None, labels=None, min_frames=8):
     probes = {**PROBES, **(probes or {})}
-    rows = [
-        Annotation(name, (labels or {}).get(name, 1), "test" if name == "t" else "train", "") for name in sorted(probes)
-    ]
-    paths = {name: f"{where}/{name}" for name in probes}
-    found = {paths[name]: probe for name, probe in probes.items()}
-    return build_manifest(rows[::-1], NAMES, found, paths, min_frames=min_frames)
+    rows = [(name, name, (labels or {}).get(name, 1), "test" if name == "t" else "train") for name in sorted(probes)]
+    return build_manifest(annotated(*rows[::-1]), NAMES, found(**probes), min_frames=min_frames)
+
+
+def one_by_one(*rows, **probes):
+    return build_manifest(annotated(*rows), NAMES, found(**(probes or PROBES)), min_frames=8)
 
 
 def test_rejected_rows_keep_their_place_and_their_reason():
     manifest = build()
-    reasons = {row["video_id"]: (row["status"], row["reason"]) for row in manifest.table.to_pylist()}
+    reasons = {row["video_id"]: (row["status"], row["reason"]) for row in manifest.clips.to_pylist()}
     assert reasons == {
         "t": ("ok", ""),
         "a": ("ok", ""),
@@ -49,45 +43,45 @@ def test_rejected_rows_keep_their_place_and_their_reason():
 
 def test_rows_are_sorted_and_indices_point_at_them():
     manifest = build()
-    rows = manifest.table.to_pylist()
+    rows = manifest.clips.to_pylist()
     assert [row["video_id"] for row in rows] == ["t", "a", "b", "c", "d"]
-    for split, ids in (("train", ["a", "d"]), ("test", ["t"])):
-        videos = manifest.videos(split)
-        assert [video.video_id for video in videos] == ids
-        assert [rows[video.index]["video_id"] for video in videos] == ids
+    for split, ids in (("train", ["a", "d"]), ("test", ["t"]), ("other", [])):
+        assert manifest.ids(manifest.rows(split)) == ids
+        assert [rows[row]["video_id"] for row in manifest.rows(split)] == ids
+    assert manifest.rows_of(["d", "t"]).tolist() == [4, 0]
 
 
-def test_unlabelled_views_have_no_label():
-    manifest = build(labels={"a": 0})
-    (first, _) = manifest.videos("train")
-    assert first == Video(1, "a", "/v/a", "ab", 30, 48, 64, "scan", 0, 30)
-    assert not [name for name in vars(first) if "label" in name]
-    assert manifest.truth("train") == {"a": 0, "d": 1}
-    assert [row["label_name"] for row in manifest.table.to_pylist()][1] == "tuck"
+def test_the_view_that_all_have_knows_no_label():
+    manifest = build(labels={"a": 0, "d": None})
+    assert not [name for name in manifest.clips.column_names if "label" in name]
+    assert manifest.truth(manifest.rows("train")).tolist() == [0, UNKNOWN]
+
+
+def test_rejections_are_told():
+    assert build().rejections() == ["b: empty: the file has 0 bytes", "c: too short: 7 frames, data.min_frames is 8"]
 
 
 def test_fingerprint_is_of_what_the_rows_say():
     manifest = build()
-    for other in (build({"a": good(31)}), build(labels={"a": 0}), build({"e": good()}), build(min_frames=7)):
+    assert build().fingerprint == manifest.fingerprint
+    others = {"a": {"num_frames": 31}}, {"e": {}}, {"d": {"num_frames": 8, "access": "seek"}}
+    for other in (*map(build, others), build(labels={"a": 0}), build(labels={"a": None}), build(min_frames=7)):
         assert other.fingerprint != manifest.fingerprint
 
 
 def test_a_split_without_usable_videos_is_refused_with_examples():
     with pytest.raises(ManifestError, match=r"no usable video in split 'test'; rejected: t: too short: 3 frames"):
-        build({"t": good(3)})
+        build({"t": {"num_frames": 3}})
     with pytest.raises(ManifestError, match=r"split 'train'; rejected: a: gone; b: empty.*; c: too short.*; d: gone"):
-        build({"a": {"error": "gone"}, "d": {"error": "gone"}})
+        build({"a": "gone", "d": "gone"})
     with pytest.raises(ManifestError, match=r"split 'train'; rejected: none annotated"):
-        build_manifest([Annotation("t", 0, "test", "")], NAMES, PROBES, {"t": "t"}, min_frames=8)
+        one_by_one(("t", "t", 0, "test"))
 
 
-def test_a_test_split_and_labels_may_be_missing():
-    rows = [Annotation("a", 0, "train", ""), Annotation("d", None, "train", "")]
-    manifest = build_manifest(rows, NAMES, PROBES, {"a": "a", "d": "d"}, min_frames=8)
-    assert [video.video_id for video in manifest.videos("train")] == ["a", "d"]
-    assert manifest.truth("train") == {"a": 0}
-    assert manifest.videos("test") == []
-    assert [row["label_name"] for row in manifest.table.to_pylist()] == ["tuck", None]
+def test_a_test_split_may_be_missing():
+    manifest = one_by_one(("a", "a", 0), ("d", "d", None))
+    assert manifest.ids(manifest.rows("train")) == ["a", "d"]
+    assert not len(manifest.rows("test"))
 
 
 @pytest.mark.parametrize(
@@ -106,35 +100,29 @@ def test_a_test_split_and_labels_may_be_missing():
     ],
 )
 def test_parts_of_a_file(start, end, seconds, expected):
-    row = Annotation("a", 0, "train", "", start=start, end=end, seconds=seconds)
-    rows = [row, Annotation("d", 0, "train", "")]
-    (found, _) = build_manifest(rows, NAMES, PROBES, {"a": "a", "d": "d"}, min_frames=8).table.to_pylist()
+    (row, _) = one_by_one(("a", "a", 0, "train", start, end, seconds), ("d", "d", 0)).clips.to_pylist()
     if isinstance(expected, str):
-        assert found["reason"].startswith(expected)
-        assert found["status"] == "rejected"
+        assert row["reason"].startswith(expected)
+        assert row["status"] == "rejected"
     else:
-        assert (found["start"], found["num_frames"], found["file_frames"], found["reason"]) == (*expected, 30, "")
+        assert (row["start"], row["num_frames"], row["file_frames"], row["reason"]) == (*expected, 30, "")
 
 
 def test_manifest_survives_the_store(tmp_path):
-    manifest, store = build(), Store(str(tmp_path))
-    parts = {
-        "manifest.parquet": artefacts.table_bytes(manifest.table),
-        "classes.json": json.dumps(manifest.class_names).encode(),
-    }
-    artefacts.commit(store, FOLDER, parts, {})
+    manifest, store = build(labels={"d": None}), Store(str(tmp_path))
+    artefacts.commit(store, FOLDER, manifest.parts(), {})
     again = Manifest.load(store)
     assert again.fingerprint == manifest.fingerprint
     assert again.num_classes == 2
-    assert again.videos("train") == manifest.videos("train")
+    assert again.clips.equals(manifest.clips)
+    assert load_clips(store).equals(manifest.clips)
 
 
 def test_equal_clips_in_two_splits_or_of_two_classes_are_named():
     ids = {"a": ("train", 0, "1"), "b": ("train", 1, "1"), "c": ("train", None, "1"), "t": ("test", 0, "1")}
     ids |= {"d": ("train", 0, "2"), "e": ("train", 0, "2"), "f": ("train", None, "2")}
-    rows = [Annotation(name, label, split, "") for name, (split, label, _) in ids.items()]
-    probes = {name: good() | {"sha256": sha} for name, (_, _, sha) in ids.items()}
-    manifest = build_manifest(rows, NAMES, probes, {name: name for name in ids}, min_frames=8)
-    assert manifest.twice() == {"in two splits": ["t", "a", "b", "c"], "under two labels": ["t", "a", "b", "c"]}
-    parts = [Annotation(name, n, "train", "", start=10 * n, end=10 * n + 10) for n, name in enumerate("xy")]
-    assert build_manifest(parts, NAMES, {"v": good()}, {"x": "v", "y": "v"}, min_frames=8).twice() == {}
+    rows = [(name, name, label, split) for name, (split, label, _) in ids.items()]
+    manifest = one_by_one(*rows, **{name: {"sha256": sha} for name, (_, _, sha) in ids.items()})
+    assert manifest.twice() == {"in two splits": ["a", "b", "c", "t"], "under two labels": ["a", "b", "c", "t"]}
+    parts = [(name, "v", number, "train", 10 * number, 10 * number + 10) for number, name in enumerate("xy")]
+    assert one_by_one(*parts, v={}).twice() == {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from training_helpers import KINDS, K, batch_of, case, columns, picture, plain_loop, recipe, still
@@ -136,17 +137,16 @@ def test_soft_targets_and_weights_are_those_of_the_plan(tmp_path):
     one = case(tmp_path, "classify", "soft")
     batch = batch_of(one.plan, 0)
     rows = one.plan.rows(0, one.plan.block_rows)
-    assert {row["target"] is not None for row in rows} == {True, False}
+    assert {row["top"] is not None for row in rows} == {True, False}
     objective = build_objective(one.stage).eval()
     with torch.inference_mode():
         loss, _ = objective(batch)
         logp_BK = objective.encoder(objective.clips(batch)).log_softmax(1)
     by_hand = 0.0
     for index, row in enumerate(rows):
-        if row["target"] is not None:
-            target_K = torch.from_numpy(one.plan.targets_MK[row["target"]])
-        else:
-            target_K = torch.nn.functional.one_hot(torch.tensor(row["label"]), K)
+        top = row["top"] or [row["label"]]
+        target_K = torch.zeros(K)
+        target_K[top] = torch.tensor(row["top_p"] or [1.0])
         by_hand -= row["weight"] * float((target_K * logp_BK[index]).sum())
     assert float(loss) == pytest.approx(by_hand / len(rows), rel=1e-5)
 
@@ -184,7 +184,7 @@ def long_gitdl(tmp_path_factory):
     how = replace(recipe(), gitdl=gitdl, optimiser=Optimiser(blocks_per_step=1))
     one = case(tmp_path_factory.mktemp("gitdl"), "gitdl_frame", "long", how=how, steps=50)
     rows = one.plan.rows(0, len(one.plan))
-    times = [torch.tensor([row[f"frames_{clip}"] for row in rows]) for clip in (0, 1)]
+    times = [torch.tensor(np.stack([row[f"frames_{clip}"] for row in rows])) for clip in (0, 1)]
     return one, gitdl_bounds(*times, gitdl.sigma2)
 
 

@@ -3,58 +3,60 @@
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from clips import classed, commit, manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finepseudo.data import sampling
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import SCHEMA, Plan, Sample, derive, plan_align, plan_classify, plan_gitdl, plan_score
+from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_gitdl, plan_score, samples
 from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
 from finepseudo.storage.store import Store
 
 HERE = Path(__file__).parent
+CLIPS = manifest(70)
 
 
-def videos(count, start=0):
-    return [
-        Video(index, f"v{index}", f"/v/{index}.mp4", f"{index:064x}", 30 + index, 48, 64, "scan", 0, 99)
-        for index in range(start, start + count)
-    ]
-
-
-def samples(count, classes, start=0, **more):
-    return [Sample(video, video.index % classes, **more) for video in videos(count, start)]
-
-
-def classify(real, pseudo, **more):
+def classify(real, pseudo=None, **more):
+    """Samples are ranges of rows with their classes: (first, stop, classes)."""
     arguments = {"frames": 8, "augment": Augment(), "steps": 6, "batch": 8, "label_share": 0.25}
-    return plan_classify(real, pseudo, **{**arguments, "blocks_per_step": 2, "seed": 1, **more})
+    return plan_classify(CLIPS, real, pseudo, **{**arguments, "blocks_per_step": 2, "seed": 1, **more})
 
 
-def align(real, pseudo, classes=4, clips=4, **more):
+def align(real, pseudo=None, classes=4, clips=4, **more):
     arguments = {"frames": 8, "augment": Augment(), "steps": 5, "label_share": 0.5, "blocks_per_step": 1, "seed": 1}
-    return plan_align(real, pseudo, Align(classes=classes, clips=clips), **{**arguments, **more})
+    return plan_align(CLIPS, real, pseudo, Align(classes=classes, clips=clips), **{**arguments, **more})
 
 
 def gitdl(count, **more):
     arguments = {"steps": 30, "blocks_per_step": 1, "seed": 0}
-    return plan_gitdl(videos(count), Gitdl(frames=8, videos=4), **{**arguments, **more})
+    return plan_gitdl(CLIPS, np.arange(count), Gitdl(frames=8, videos=4), **{**arguments, **more})
+
+
+def every(plan):
+    return plan.rows(0, len(plan))
 
 
 def draws(plan):
     """What chance decided, by video and use."""
     found, uses = {}, Counter()
-    for row in plan.table.to_pylist():
-        found[row["video_id"], uses[row["video_id"]]] = (row["frames_0"], row["frames_1"], row["aug_seed"])
+    for row in every(plan):
+        found[row["video_id"], uses[row["video_id"]]] = (
+            listed(row["frames_0"]),
+            listed(row["frames_1"]),
+            row["aug_seed"],
+        )
         uses[row["video_id"]] += 1
     return found
+
+
+def listed(frames):
+    return frames if frames is None else frames.tolist()
 
 
 def blocks(plan):
@@ -65,9 +67,9 @@ def blocks(plan):
 def some_plans():
     return [
         gitdl(20),
-        classify(samples(9, 3), samples(20, 3, 9)),
-        align(samples(12, 6), samples(30, 5, 12)),
-        plan_score(videos(5), align_frames=6, video_frames=4, clips=3, block_videos=2),
+        classify(classed(0, 9, 3), classed(9, 29, 3)),
+        align(classed(0, 12, 6), classed(12, 42, 5)),
+        plan_score(CLIPS, np.arange(5), align_frames=6, video_frames=4, clips=3, block_videos=2),
     ]
 
 
@@ -88,7 +90,7 @@ def test_seeds_come_from_what_the_row_is():
 
 
 @pytest.mark.parametrize(
-    "make", [gitdl, lambda count: classify(samples(count, 3), []), lambda n: align(samples(n, 5), [])]
+    "make", [gitdl, lambda count: classify(classed(0, count, 3)), lambda n: align(classed(0, n, 5))]
 )
 def test_one_more_video_changes_no_other_videos_draws(make):
     few, more = draws(make(20)), draws(make(21))
@@ -99,45 +101,55 @@ def test_one_more_video_changes_no_other_videos_draws(make):
 
 def test_another_seed_is_another_plan_and_no_draw_comes_twice():
     one, two = gitdl(20), gitdl(20, seed=1)
-    assert set(one.table.column("aug_seed").to_pylist()).isdisjoint(two.table.column("aug_seed").to_pylist())
-    seeds = one.table.column("aug_seed").to_pylist()
+    seeds = [row["aug_seed"] for row in every(one)]
+    assert set(seeds).isdisjoint(row["aug_seed"] for row in every(two))
     assert len(set(seeds)) == len(seeds)
 
 
 def test_a_longer_plan_begins_with_the_shorter_one():
-    assert gitdl(20, steps=10).table.equals(gitdl(20, steps=30).table.slice(0, 40))
+    assert repr(every(gitdl(20, steps=10))) == repr(gitdl(20, steps=30).rows(0, 40))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_row_needs_none_of_the_rows_before_it(number):
+    """Whatever is asked for first, and in whatever pieces."""
+    whole, again = every(some_plans()[number]), some_plans()[number]
+    for start in (len(whole) - 3, 7, 0):
+        assert repr(again.rows(start, start + 5)) == repr(whole[start : start + 5])
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 3), st.integers(1, 6))
 def test_pre_training_passes_over_all_videos_again_and_again(count, steps, per_step, per_block):
-    plan = plan_gitdl(videos(count), Gitdl(frames=4, videos=per_block), steps=steps, blocks_per_step=per_step, seed=3)
+    how = Gitdl(frames=4, videos=per_block)
+    plan = plan_gitdl(CLIPS, np.arange(count), how, steps=steps, blocks_per_step=per_step, seed=3)
     assert len(plan) == steps * per_step * per_block
-    assert plan.table.column("row").to_pylist() == list(range(len(plan)))
-    order = plan.table.column("video").to_pylist()
+    assert [row["row"] for row in every(plan)] == list(range(len(plan)))
+    order = [row["video"] for row in every(plan)]
     for epoch in range(0, len(order) - count + 1, count):
         assert sorted(order[epoch : epoch + count]) == list(range(count))
-    for row in plan.table.to_pylist():
+    for row in every(plan):
+        both = [*row["frames_0"], *row["frames_1"]]
         assert len(row["frames_0"]) == len(row["frames_1"]) == 4
-        assert 0 <= min(row["frames_0"] + row["frames_1"]) <= max(row["frames_0"] + row["frames_1"])
-        assert max(row["frames_0"] + row["frames_1"]) < row["num_frames"]
-        assert (row["label"], row["target"], row["weight"]) == (None, None, 1.0), "no label leaks into pre-training"
+        assert 0 <= min(both) <= max(both) < row["num_frames"]
+        assert (row["label"], row["top"], row["weight"]) == (None, None, 1.0), "no label leaks into pre-training"
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 20), st.integers(2, 12), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_label_share_is_exact_in_every_block(real, pseudo, batch, share):
-    plan = classify(samples(real, 3), samples(pseudo, 3, 9, weight=0.5), batch=batch, label_share=share)
+    extra = classed(9, 9 + pseudo, 3, weight_N=0.5)
+    plan = classify(classed(0, real, 3), extra, batch=batch, label_share=share)
     assert len(plan) == 6 * 2 * batch
     for rows in blocks(plan):
         assert sum(row["weight"] == 1 for row in rows) == (max(1, round(share * batch)) if share else 0)
 
 
 def test_without_pseudo_labels_every_row_is_labelled():
-    plan = classify(samples(9, 3), [])
-    assert {row["weight"] for row in plan.table.to_pylist()} == {1.0}
-    assert Counter(plan.table.column("video").to_pylist()).most_common()[-1][1] >= len(plan) // 9, "evenly"
-    assert all(row["label"] == row["video"] % 3 for row in plan.table.to_pylist())
+    plan = classify(classed(0, 9, 3))
+    assert {row["weight"] for row in every(plan)} == {1.0}
+    assert Counter(row["video"] for row in every(plan)).most_common()[-1][1] >= len(plan) // 9, "evenly"
+    assert all(row["label"] == row["video"] % 3 for row in every(plan))
 
 
 @settings(max_examples=25, deadline=None)
@@ -145,9 +157,8 @@ def test_without_pseudo_labels_every_row_is_labelled():
     st.integers(2, 6), st.integers(2, 5), st.integers(2, 6), st.integers(1, 3), st.integers(1, 2), st.integers(0, 99)
 )
 def test_blocks_are_of_classes_and_clips(there, wanted, clips, each, per_step, seed):
-    plan = align(
-        samples(there * each, there), [], classes=wanted, clips=clips, blocks_per_step=per_step, seed=seed, steps=9
-    )
+    real = classed(0, there * each, there)
+    plan = align(real, classes=wanted, clips=clips, blocks_per_step=per_step, seed=seed, steps=9)
     count = min(there, wanted)
     assert plan.block_rows == count * clips
     assert len(blocks(plan)) == 9 * per_step
@@ -157,11 +168,13 @@ def test_blocks_are_of_classes_and_clips(there, wanted, clips, each, per_step, s
         for label in set(labels):
             repeats = Counter(row["video_id"] for row in rows if row["label"] == label)
             assert max(repeats.values()) <= -(-clips // each) + 1, "few videos repeat evenly"
-    assert set(plan.table.column("label").to_pylist()) == set(range(there)), "every class has its turn"
+    turns = Counter(row["label"] for row in every(plan))
+    assert turns.keys() == set(range(there)), "every class has its turn"
+    assert max(turns.values()) - min(turns.values()) <= 2 * clips, "and as many as any other"
 
 
 def test_pseudo_labelled_clips_join_the_classes_that_have_some():
-    plan = align(samples(12, 6), samples(30, 5, 12, weight=0.5))
+    plan = align(classed(0, 12, 6), classed(12, 42, 5, weight_N=0.5))
     for rows in blocks(plan):
         for label in {row["label"] for row in rows}:
             real = sum(row["weight"] == 1 for row in rows if row["label"] == label)
@@ -169,75 +182,79 @@ def test_pseudo_labelled_clips_join_the_classes_that_have_some():
 
 
 def test_pseudo_labels_of_a_class_without_labelled_videos_stay_out():
-    plan = align(samples(12, 3), [*samples(6, 3, 12), Sample(videos(1, 40)[0], 7)])
-    assert set(plan.table.column("label").to_pylist()) == {0, 1, 2}
+    plan = align(classed(0, 12, 3), pa.concat_tables([classed(12, 18, 3), samples([40], [7])]))
+    assert {row["label"] for row in every(plan)} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("real", [[], samples(4, 1)])
-def test_alignment_needs_two_classes(real):
-    with pytest.raises(ManifestError, match=f"labelled videos of at least two classes, got {len(real) // 4}"):
-        align(real, [])
+@pytest.mark.parametrize("count", [0, 4])
+def test_alignment_needs_two_classes(count):
+    with pytest.raises(ManifestError, match=f"labelled videos of at least two classes, got {count // 4}"):
+        align(classed(0, count, 1))
 
 
 def test_nothing_to_plan_from_is_an_error():
     with pytest.raises(ManifestError, match="nothing to plan from: no gitdl videos"):
         gitdl(0)
     with pytest.raises(ManifestError, match="nothing to plan from: no labelled videos"):
-        classify([], samples(3, 3))
+        classify(classed(0, 0, 3), classed(0, 3, 3))
 
 
 def test_scoring_plan_keeps_the_views_of_a_video_together_and_draws_nothing():
-    plan = plan_score(videos(5), align_frames=6, video_frames=4, clips=3, block_videos=2)
-    rows = plan.table.to_pylist()
+    plan = plan_score(CLIPS, np.arange(5), align_frames=6, video_frames=4, clips=3, block_videos=2)
+    rows = every(plan)
     assert [row["video"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     assert plan.block_rows == 6
     assert len({tuple(row["frames_0"]) for row in rows[:3]}) == 3
     assert {row["aug_seed"] for row in rows} == {0}
-    (one,) = plan_score(videos(1), align_frames=6, video_frames=4, clips=1, block_videos=1).rows(0, 1)
-    assert one["frames_0"] == sampling.spread(30, 6).tolist(), "one view is the middle one"
-    assert one["frames_1"] == sampling.spread(30, 4).tolist()
+    (one,) = every(plan_score(CLIPS, np.arange(1), align_frames=6, video_frames=4, clips=1, block_videos=1))
+    assert listed(one["frames_0"]) == sampling.spread(30, 6).tolist(), "one view is the middle one"
+    assert listed(one["frames_1"]) == sampling.spread(30, 4).tolist()
+
+
+def soft(share=0.9, **more):
+    row_M = np.arange(9, 29)
+    top = {"top": [[row % 3, (row + 1) % 3] for row in row_M], "top_p": [[share, 0.05]] * 20}
+    return classify(classed(0, 9, 3), samples(row_M, row_M % 3, np.full(20, 0.1), **top), **more)
 
 
 def test_plan_survives_the_store(tmp_path):
     store = Store(str(tmp_path))
-    targets = np.random.default_rng(0).random((20, 3), np.float32)
-    pseudo = [replace(sample, target=index) for index, sample in enumerate(samples(20, 3, 9, weight=0.1))]
-    soft = classify(samples(9, 3), pseudo, targets_MK=targets)
-    for number, plan in enumerate([soft, *some_plans()]):
+    commit(store, CLIPS)
+    for number, plan in enumerate([soft(), *some_plans()]):
         plan.ensure(store, f"p{number}")
         again = Plan.load(store, f"p{number}")
-        assert again.fingerprint == plan.fingerprint
-        assert again.table.equals(plan.table)
-        assert again.block_rows == plan.block_rows
-    assert (Plan.load(store, "p0").targets_MK == targets).all()
-    rows = [row for row in Plan.load(store, "p0").table.to_pylist() if row["target"] is not None]
-    assert all(row["video_id"] == f"v{row['target'] + 9}" for row in rows)
+        assert (again.fingerprint, again.spec) == (plan.fingerprint, plan.spec)
+        assert repr(every(again)) == repr(every(plan))
+        assert sum(path.stat().st_size for path in (tmp_path / f"p{number}").iterdir()) < 6000, "not a row a step"
+    assert {tuple(row["top"]) for row in every(Plan.load(store, "p0")) if row["top"]} == {(0, 1), (1, 2), (2, 0)}
     with pytest.raises(ArtefactError, match="p9: not committed"):
         Plan.load(store, "p9")
 
 
-def changed_table(plan, column, position, value):
-    rows = plan.table.to_pylist()
-    rows[position][column] = value
-    return Plan(pa.Table.from_pylist(rows, schema=SCHEMA), plan.block_rows, plan.targets_MK)
-
-
-def test_fingerprint_covers_all_but_the_place():
-    plan = classify(samples(9, 3), [], targets_MK=np.zeros((1, 3), np.float32))
+def test_fingerprint_is_of_all_that_decides_a_row():
     others = [
-        changed_table(plan, "label", 0, 7),
-        changed_table(plan, "frames_0", 5, [0] * 8),
-        changed_table(plan, "aug_seed", 0, 1),
-        changed_table(plan, "weight", 0, 0.5),
-        changed_table(plan, "sha256", 0, "0"),
-        replace(plan, block_rows=4),
-        replace(plan, targets_MK=np.ones((1, 3), np.float32)),
-        replace(plan, targets_MK=None),
+        soft(0.8),
+        classify(classed(0, 9, 3), classed(9, 29, 3, weight_N=0.1)),
+        soft(seed=2),
+        soft(steps=7),
+        soft(batch=16),
+        soft(label_share=0.5),
+        soft(frames=9),
+        soft(augment=Augment(ends=0.2)),
+        plan_gitdl(
+            manifest(70, sha256="0"), np.arange(20), Gitdl(frames=8, videos=4), steps=3, blocks_per_step=1, seed=0
+        ),
+        gitdl(20, steps=3),
     ]
-    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
+    assert len({soft().fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
+    assert soft().fingerprint == soft().fingerprint
 
 
-def test_fingerprint_keeps_neighbours_apart():
-    plan = classify(samples(9, 3), [])
-    one, two = (changed_table(changed_table(plan, "label", 0, a), "label", 1, b) for a, b in ((1, 12), (11, 2)))
-    assert one.fingerprint != two.fingerprint
+@pytest.mark.parametrize("number", range(4))
+def test_reads_are_how_often_samples_are_drawn(number):
+    plan = some_plans()[number]
+    drawn = np.bincount([row["sample"] for row in every(plan)], minlength=len(plan.samples))
+    for part, reads in plan.reads():
+        if plan.spec.kind != "align":  # there classes share the turns, whatever the number of their clips
+            assert drawn[part].mean() == pytest.approx(reads)
+    assert sum(reads * (part.stop - part.start) for part, reads in plan.reads()) == pytest.approx(len(plan))

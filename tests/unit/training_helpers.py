@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data import plan as plans
+from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_gitdl
 from finepseudo.models import weights
@@ -41,6 +41,7 @@ from finepseudo.recipe import (
     Supervise,
     part_of,
 )
+from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 from finepseudo.train.loop import run_stage
@@ -72,7 +73,8 @@ def recipe(**scale: Any) -> Recipe:
 
 def clips(count: int = 12, frames: int = 34) -> Manifest:
     """Videos that exist in `picture` only."""
-    return clips_of.manifest(count, num_frames=[frames + index % 3 for index in range(count)])
+    ids, lengths = [f"v{index:02d}" for index in range(count)], [frames + index % 3 for index in range(count)]
+    return clips_of.manifest(count, video_id=ids, num_frames=lengths)
 
 
 def samples(count: int = 12, first: int = 0) -> pa.Table:
@@ -126,8 +128,7 @@ def make_plan(kind: str, how: Recipe, steps: int) -> Plan:
     if kind == "align":
         return plan_align(clips(), samples(), None, how.align, **common)
     target_MK = np.random.default_rng(5).dirichlet(np.ones(K), 8).astype(np.float32)
-    top = np.argsort(-target_MK, 1)[:, :3]
-    kept = {"top": top.tolist(), "top_p": np.take_along_axis(target_MK, top, 1).tolist()}
+    kept = {"top": [list(range(K))] * 8, "top_p": target_MK.tolist()}
     row_M = np.arange(8)
     pseudo = plans.samples(row_M, row_M % CLASSES, 0.3 + 0.05 * row_M, **kept)
     return plan_classify(clips(), samples(12, 8), pseudo, batch=how.supervise.batch, **common)
