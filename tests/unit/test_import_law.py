@@ -31,7 +31,7 @@ LIBRARIES = {
     "recipe": {"annotated_types"},
     "errors": set(),
     "recipes": set(),
-    "storage": {"fsspec", "s3fs", "pyarrow"},
+    "storage": {"fsspec", "s3fs", "pyarrow", "numpy"},
     "cli": {"tyro"},
 }
 # Reads the table of encoders; it and what it imports are light.

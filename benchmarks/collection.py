@@ -1,0 +1,220 @@
+"""What a collection costs before a pixel is read: annotations, manifest, split, plans, labels, and a decoding actor.
+
+    python benchmarks/collection.py                        # 246,534 clips of 400 classes, as Kinetics-400
+    python benchmarks/collection.py --clips 10000000
+
+A tenth of the clips is labelled, a quarter of the files is missing. What probing and scoring would find is made up;
+everything else is what a run does. Each part runs in a process of its own, whose peak memory is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors.numpy
+
+from finepseudo import run as places
+from finepseudo.data.formats import read_annotations
+from finepseudo.data.manifest import FOLDER, FOUND, Manifest, build_manifest
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
+from finepseudo.data.split import make_split
+from finepseudo.data.stream import BlockReader
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
+from finepseudo.recipe import METHODS, Recipe
+from finepseudo.recipe import Split as SplitOptions
+from finepseudo.recipes import find
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
+from finepseudo.train.predict import Scores, part_name
+from finepseudo.train.pseudo_labels import pseudo_samples
+
+CLASSES, EPOCHS, BATCH = 400, 30, 32
+LABELLED, MISSING = 0.1, 0.25
+SIGNAL = 2.0  # of the made-up scores for the right class, in standard deviations
+
+
+def recipe_of(root: Path) -> Recipe:
+    """Kinetics-like: annotations in a CSV, a tenth of them with a label."""
+    base = find("rehearsal")
+    data = dataclasses.replace(
+        base.data, root=str(root), rehearsal=None, train="train.csv", test="", vocab="vocab.json", videos="v/{video_id}"
+    )
+    return dataclasses.replace(base, data=data, split=SplitOptions(label_fraction=1.0), methods=("finepseudo",))
+
+
+def write_annotations(root: Path, clips: int) -> None:
+    """A CSV with a line a clip."""
+    (root / "vocab.json").write_text(json.dumps([f"class {label:03d}" for label in range(CLASSES)]))
+    with (root / "train.csv").open("w") as file:
+        file.write("path,label\n")
+        every = round(1 / LABELLED)
+        for number in range(clips):
+            label = f"class {number // every % CLASSES:03d}" if number % every == 0 else ""
+            file.write(f"train/{number % 997:03d}/{number:011x}_000010_000020.mp4,{label}\n")
+
+
+def prepare(root: Path, run: Store) -> str:
+    """From annotations to a committed manifest and split."""
+    recipe = recipe_of(root)
+    annotated, names = read_annotations(Store(str(root)), recipe.data)
+    read_s = time.monotonic()
+    files = annotated["file"]
+    gone_N = np.random.default_rng(0).random(len(files)) < MISSING
+    error = pa.array(np.where(gone_N, "missing: no such file", None), pa.string())
+    columns: dict[str, Any] = {
+        "num_frames": 300, "fps": 30.0, "height": 256, "width": 340, "access": "decord", "bytes": 1_500_000,
+        "sha256": [f"{number:064x}" for number in range(len(files))],
+    }
+    made = [files, *(columns[name] for name in FOUND.names[1:-1]), error]
+    arrays = [
+        value
+        if isinstance(value, pa.Array | pa.ChunkedArray)
+        else pa.array(value if isinstance(value, list) else np.full(len(files), value), item.type)
+        for item, value in zip(FOUND, made, strict=True)
+    ]
+    found = pa.table(arrays, schema=FOUND)
+    probed_s = time.monotonic()
+    manifest = build_manifest(annotated, names, found, min_frames=8)
+    artefacts.commit(run, FOLDER, manifest.parts(), {})
+    manifest, built_s = Manifest.load(run), time.monotonic()
+    split = make_split(manifest, label_fraction=1.0, seed=0)
+    artefacts.commit(run, "split", {"split.json": split.to_bytes()}, {})
+    ended_s = time.monotonic()
+    return (
+        f"manifest {built_s - probed_s:.1f} s, split {ended_s - built_s:.1f} s (making up probes: "
+        f"{probed_s - read_s:.1f} s); {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled"
+    )
+
+
+def _steps(root: Path, run: Store) -> Steps:
+    recipe, manifest = recipe_of(root), Manifest.load(run)
+    split = make_split(manifest, label_fraction=1.0, seed=0)
+    return Steps(recipe, run, run, manifest, split, InProcess(recipe))
+
+
+def _plans(steps: Steps) -> dict[str, Plan]:
+    """Of every kind, of so many epochs."""
+    recipe, split, manifest = steps.recipe, steps.split, steps.manifest
+    train = manifest.rows("train")
+    common = {"blocks_per_step": 1, "seed": 0}
+    gitdl = dataclasses.replace(recipe.gitdl, videos=BATCH)
+    whole, of_labelled = (EPOCHS * len(rows) // BATCH for rows in (train, split.labelled))
+    how = {"frames": 16, "augment": recipe.augment, **common}
+    pseudo = samples(split.unlabelled, split.unlabelled % CLASSES)
+    both = {"batch": BATCH, "label_share": 0.25}
+    return {
+        "pretrain": plan_gitdl(manifest, train, gitdl, steps=whole, **common),
+        "align": plan_align(manifest, steps.labelled(), None, recipe.align, steps=of_labelled, label_share=1.0, **how),
+        "supervise": plan_classify(manifest, steps.labelled(), steps=of_labelled, **both, **how),
+        "round": plan_classify(manifest, steps.labelled(), pseudo, steps=whole, **both, **how),
+    }
+
+
+def plan(root: Path, run: Store) -> str:
+    """Manifest and split looked up, and the plans of all stages committed."""
+    told: list[str] = []
+    for name, made in _plans(_steps(root, run)).items():
+        made.ensure(run, places.training_plan(name))
+        told.append(f"{name} {made.blocks:,} blocks")
+    return ", ".join(told)
+
+
+def score(root: Path, run: Store) -> str:
+    """Made up: what the pool would leave of D_u."""
+    steps, rng = _steps(root, run), np.random.default_rng(1)
+    row_N = steps.split.unlabelled
+    lengths = {"align_frames": 24, "video_frames": 16}
+    made = plan_score(steps.manifest, row_N, **lengths, clips=1, block_videos=BLOCK_VIDEOS)
+    made.ensure(run, places.pass_plan("label", made.fingerprint))
+    for number in range(made.blocks):
+        count = len(row_N[number * BLOCK_VIDEOS : (number + 1) * BLOCK_VIDEOS])
+        right_N = rng.integers(0, CLASSES, count)
+        both = rng.standard_normal((2, count, CLASSES), np.float32)
+        both[:, np.arange(count), right_N] += SIGNAL * 2
+        columns = {"sbar/f_A": both[0], "logits/f_E": both[1]}
+        columns |= {f"{kind}_s": np.ones(count, np.float32) for kind in ("decode", "predict")}
+        columns["errors"] = np.frombuffer(b"{}", np.uint8)
+        run.write(f"scores/made/{part_name(number)}", safetensors.numpy.save(columns))
+    return f"{made.blocks:,} parts"
+
+
+def label(root: Path, run: Store) -> str:
+    """The end of a pass over D_u, its labels, and the plan that trains on them."""
+    steps = _steps(root, run)
+    row_N = steps.split.unlabelled
+    lengths = {"align_frames": 24, "video_frames": 16}
+    made = plan_score(steps.manifest, row_N, **lengths, clips=1, block_videos=BLOCK_VIDEOS)
+    steps._finish("label", "scores/made", made, row_N, {"start": 0.0, "began": time.monotonic()})
+    scores = Scores(run, "scores/made", made.blocks, BLOCK_VIDEOS, row_N, {}, {})
+    table = steps.label("finepseudo/round-1", "finepseudo", Trained("", "a"), Trained("", "b"), lambda: scores, None)
+    pseudo, recipe = pseudo_samples(table, soft=True), steps.recipe
+    plan_classify(
+        steps.manifest, steps.labelled(), pseudo, frames=16, augment=recipe.augment, steps=1000, batch=BATCH,
+        label_share=0.25, blocks_per_step=1, seed=0,
+    ).ensure(run, places.training_plan("next"))  # fmt: skip
+    return f"{len(pseudo):,} accepted"
+
+
+def decoder(root: Path, run: Store) -> str:
+    """A decoding actor at its start: plan and manifest, and the rows of blocks anywhere in the plan."""
+    began = time.monotonic()
+    made = Plan.load(run, places.training_plan("round"))
+    BlockReader.of(recipe_of(root), Store(str(root)), made)
+    made.rows(0, BATCH)
+    first = time.monotonic()
+    count = 0
+    for block in np.random.default_rng(0).integers(0, made.blocks, 200).tolist():
+        count += len(made.rows(block * BATCH, (block + 1) * BATCH))
+    last = time.monotonic()
+    made.rows(len(made) - BATCH, len(made))
+    told = (
+        f"first block after {first - began:.2f} s, the last one of {made.blocks:,} in {time.monotonic() - last:.2f} s"
+    )
+    return f"{told}; {(last - first) / count * 1e6:.0f} us a row anywhere"
+
+
+def _child(task: Callable[[Path, Store], str], root: Path, run: Store, found: Any) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.monotonic()
+    told = task(root, run)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found.put((told, time.monotonic() - began, before, peak))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=246_534)
+    options = parser.parse_args()
+    assert METHODS["finepseudo"].labels
+    folder = Path(tempfile.mkdtemp(prefix="finepseudo-collection-"))
+    context = multiprocessing.get_context("spawn")
+    try:
+        write_annotations(folder, options.clips)
+        print(f"{options.clips:,} clips, {CLASSES} classes, {EPOCHS} epochs of each stage in blocks of {BATCH}")
+        print(f"{'part':10} {'seconds':>8} {'peak MiB':>9} {'(imports)':>10}")
+        for task in (prepare, plan, score, label, decoder):
+            found = context.Queue()
+            child = context.Process(target=_child, args=(task, folder, Store(str(folder / "run")), found))
+            child.start()
+            told, seconds, before, peak = found.get()
+            child.join()
+            print(f"{task.__name__:10} {seconds:8.1f} {peak:9.0f} {before:10.0f}   {told}", flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
