@@ -6,14 +6,14 @@ import functools
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
-from finepseudo.data.formats import read_annotations
+from finepseudo.data.formats import Annotation, read_annotations
 from finepseudo.data.manifest import FOLDER, Manifest, build_manifest
 from finepseudo.data.split import SplitLists, make_split
 from finepseudo.driver.executor import Executor
@@ -38,16 +38,18 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     data = data_store(recipe, run)
     if recipe.data.rehearsal is not None:
         generate(recipe.data.rehearsal, data, executor)
-    annotations, names = read_annotations(data, recipe.data)
+    clips, names = read_annotations(data, recipe.data)
+    columns = ["video_id", "label", "split", "where", "file", "start", "end", "seconds"]
+    annotations = [Annotation(**row) for row in clips.select(columns).to_pylist()]
     lineage = {
-        "annotations": fingerprint([asdict(replace(row, where="")) for row in annotations]),
+        "annotations": fingerprint(clips.drop_columns(["where"]).to_pylist()),
         "classes": fingerprint(names),
         "min_frames": recipe.data.min_frames,
         "videos": recipe.data.videos,
     }
 
     def make() -> dict[str, bytes]:
-        paths = {row.video_id: row.path(recipe.data.videos) for row in annotations}
+        paths = {row.video_id: row.file for row in annotations}
         uris = [(path, data.uri(path)) for path in dict.fromkeys(paths.values())]
         task = functools.partial(_probe, run, recipe.scale.probe_deadline_s)
         found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")

@@ -62,6 +62,8 @@ MAY = {
 # Imports what a table names; test_table.py looks at the names.
 BY_NAME = ("models/encoders.py",)
 UNTRUSTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# Reads pickles by an unpickler of its own, which admits no name that runs anything; may use these names alone.
+UNPICKLER = ("data/formats/finediving.py", {"pickle.Unpickler", "pickle.UnpicklingError"})
 CALLS = {"torch.load", "os.system", "os.popen", "torch.hub.load", "subprocess.getoutput"}
 
 
@@ -94,7 +96,7 @@ def breaches(path, source):
             continue
         if name.startswith((".", "?")):
             yield f"{name} hides what it imports"
-        if top in UNTRUSTED or name in CALLS:
+        if (top in UNTRUSTED and (path, name) != (UNPICKLER[0], "pickle")) or name in CALLS:
             yield f"{name} runs what it reads"
         if top in ONLY_IN and not path.startswith(ONLY_IN[top]):
             yield f"{name} belongs in {ONLY_IN[top]}"
@@ -104,6 +106,10 @@ def breaches(path, source):
         if allowed is not None and top not in allowed | {"finepseudo"} | sys.stdlib_module_names:
             yield f"{room} must not import {name}"
     yield from unsafe_calls(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+            if ast.unparse(node) not in UNPICKLER[1]:
+                yield f"{ast.unparse(node)} runs what it reads"
 
 
 def unsafe_calls(source):
@@ -203,6 +209,9 @@ def at_the_top(source):
         # nothing that runs what it reads
         ("storage/store.py", "import pickle"),
         ("models/weights.py", "from pickle import loads"),
+        ("data/formats/finediving.py", "from pickle import Unpickler"),
+        ("data/formats/finediving.py", "import pickle\npickle.load(file)"),
+        ("data/formats/own.py", "import pickle"),
         ("models/weights.py", "torch.load('x')"),
         ("models/weights.py", "from torch import load"),
         ("report/page.py", "import os\nos.system('ls')"),
