@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from finepseudo.data import formats
-from finepseudo.data.formats import read_collection
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Data
 from finepseudo.storage.store import Store

@@ -96,7 +96,7 @@ def breaches(path, source):
             continue
         if name.startswith((".", "?")):
             yield f"{name} hides what it imports"
-        if (top in UNTRUSTED and (path, name) != (UNPICKLER[0], "pickle")) or name in CALLS:
+        if untrusted(path, name):
             yield f"{name} runs what it reads"
         if top in ONLY_IN and not path.startswith(ONLY_IN[top]):
             yield f"{name} belongs in {ONLY_IN[top]}"
@@ -106,16 +106,17 @@ def breaches(path, source):
         if allowed is not None and top not in allowed | {"finepseudo"} | sys.stdlib_module_names:
             yield f"{room} must not import {name}"
     yield from unsafe_calls(source)
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
-            if ast.unparse(node) not in UNPICKLER[1]:
-                yield f"{ast.unparse(node)} runs what it reads"
+
+
+def untrusted(path, name):
+    return name in CALLS or (name.partition(".")[0] in UNTRUSTED and (path, name) != (UNPICKLER[0], "pickle"))
 
 
 def unsafe_calls(source):
     """Calls that could run what they read."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in CALLS:
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if name in CALLS or (name.startswith("pickle.") and name not in UNPICKLER[1]):
             yield f"{ast.unparse(node)} runs what it reads"
         if (
             isinstance(node, ast.keyword)

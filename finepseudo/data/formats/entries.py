@@ -162,11 +162,11 @@ def split_line(text: str) -> tuple[str, str]:
         path, rest = found.groups()
         frames, _, label = rest.rpartition(" ")
         return path, label if frames.strip().isdigit() and label.isdigit() else rest
-    parts = text.replace(",", " ").rsplit(maxsplit=2)
+    parts = text.rsplit(maxsplit=2)
     if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
         return parts[0], parts[2]
-    path, _, label = text.replace(",", " ").rpartition(" ")
-    return (path.rstrip(), label) if path else (text, "")
+    path, _, label = text.rpartition("," if text.rpartition(",")[2].strip().isdigit() else " ")
+    return (path.rstrip(), label.strip()) if path else (text, "")
 
 
 def _span(entry: Mapping[str, Any], where: int, source: Source) -> tuple[float | None, float | None, bool]:

@@ -14,6 +14,7 @@ from finepseudo.data.formats.own import json_entries
 
 KINDS = ("FineDiving_fine-grained_annotation.pkl", "FineDiving_coarse_annotation.pkl")
 _ARRAYS = {(f"numpy{part}.multiarray", name) for part in (".core", "._core") for name in ("_reconstruct", "scalar")}
+_ARRAYS |= {(f"numpy{part}.numeric", "_frombuffer") for part in (".core", "._core")}
 _ARRAYS |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,9 +50,14 @@ def _read(source: Source) -> Iterator[tuple[Annotation, re.Match[str]]]:
 
 
 def categories(lines: list[str]) -> list[Any] | None:
-    """Names of `Clabel:   0; set:  1; Glabel:   1; (VT) round-off, ...`, by Clabel; None where a line is not so."""
-    found = [re.fullmatch(r"Clabel:\s*(\d+);.*?; (?=[^;]*\()(.+)", line) for line in lines]
-    names = {int(match[1]): match[2] for match in found if match}
-    return (
-        [names[label] for label in range(len(names))] if len(names) == len(lines) and max(names) < len(names) else None
-    )
+    """Names of `Clabel:   0; set:  1; Glabel:   1; (VT) round-off, ...`, by Clabel; None where a line is not so.
+
+    Some names stand in two sets, such as the same salto in flight and as a dismount: those are told apart by their set.
+    """
+    found = [re.fullmatch(r"Clabel:\s*(\d+); set:\s*(\d+); (?:Glabel:\s*\d+; )?(.+)", line) for line in lines]
+    names = {int(match[1]): (match[3], match[2]) for match in found if match}
+    if names.keys() != {*range(len(lines))}:
+        return None
+    times = Counter(name for name, _ in names.values())
+    by_label = (names[label] for label in range(len(lines)))
+    return [name if times[name] == 1 else f"{name} (set {part})" for name, part in by_label]

@@ -1,7 +1,7 @@
 """Lists of the labelled or unlabelled clips of a split, ours and those found in the wild, against the clips there are.
 
-Forms: `path`, `path label` or `dir/name frames label` on each line, ids, JSON (a list, or ours, which has both lists and
-a digest), and numpy arrays of row numbers or names.
+Forms: ids, `path`, `path label` or `dir/name frames label` on each line; JSON (a list, or ours with both and their
+digests); numpy arrays of row numbers or names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from finepseudo.data.formats.entries import ENDINGS, IDS, Source, shown, shown_some, split_line
 from finepseudo.data.formats.match import Lookup, hashes, tail, take, texts_of
-from finepseudo.errors import ManifestError
 from finepseudo.storage.store import Store
 
 Entry = tuple[int, str, str]  # line or entry, name, label
@@ -75,15 +74,12 @@ def read_list(store: Store, file: str, clips: pa.Table, *, half: str = "labelled
     """
     folder, _, name = file.rpartition("/") if "://" in file or file.startswith("/") else ("", "", file)
     source = Source(Store(folder) if folder else store, name)
-    entries = list(_entries(source, half, len(clips)))
-    if not entries:
-        raise source.fault(None, ": expected a list of clips, got none")
-    found = _match(source, entries, clips)
+    entries, found = _found(source, half, clips)
     rows = np.unique(found[found >= 0])
     ids, labels = list(take(clips["video_id"], rows)), clips["label"]
-    pairs = [(int(text), row) for (_, _, text), row in zip(entries, found, strict=True) if row >= 0 and text.isdigit()]
-    theirs, ours = np.array([text for text, _ in pairs]), list(take(labels, np.array([row for _, row in pairs], int)))
-    above = [int(label) - own for label, own in zip(theirs, ours, strict=True) if own is not None]
+    theirs = [int(text) if text.isdigit() else None for _, _, text in entries]
+    both = zip(theirs, take(labels, found), strict=True)
+    above = [label - own for label, own in both if label is not None and own is not None]
     report = ListReport(
         place=source.place(None),
         entries=len(entries),
@@ -101,22 +97,25 @@ def read_list(store: Store, file: str, clips: pa.Table, *, half: str = "labelled
 def overlap(labelled: np.ndarray, unlabelled: np.ndarray) -> str:
     """A sentence about clips that are in both lists; empty if there is none."""
     count = len(np.intersect1d(labelled, unlabelled))
-    every = ", which are all labelled ones" if count == len(labelled) else ""
-    return (
-        f"{count} clips are in both the labelled and the unlabelled list{every}; they count as labelled"
-        if count
-        else ""
-    )
+    every = ", all labelled ones among them" if count == len(labelled) else ""
+    return f"{count} clips are in the labelled and in the unlabelled list{every}" if count else ""
 
 
-def _entries(source: Source, half: str, rows: int) -> Iterator[Entry]:
-    if source.file.lower().endswith(".npy"):
-        yield from _array(source, rows)
-    elif source.file.lower().endswith(".json"):
-        yield from _json(source, half)
+def _found(source: Source, half: str, clips: pa.Table) -> tuple[list[Entry], np.ndarray]:
+    """The entries of a list, and the row of each; -1 where no clip fits."""
+    ending = source.file.rpartition(".")[2].lower()
+    if ending == "npy":
+        values = _array(source, len(clips))
+        entries = [(where, str(value), "") for where, value in enumerate(values.tolist())]
+        if values.dtype.kind != "U" and entries:
+            return entries, values.astype(np.int64)
+    elif ending == "json":
+        entries = list(_json(source, half))
     else:
-        for where, text in source.texts():
-            yield where, *split_line(text)
+        entries = [(where, *split_line(text)) for where, text in source.texts()]
+    if not entries:
+        raise source.fault(None, ": expected a list of clips, got none")
+    return entries, _match(source, entries, clips)
 
 
 def _json(source: Source, half: str) -> Iterator[Entry]:
@@ -137,29 +136,27 @@ def _json(source: Source, half: str) -> Iterator[Entry]:
         yield where, name, ""
 
 
-def _array(source: Source, rows: int) -> Iterator[Entry]:
+def _array(source: Source, rows: int) -> np.ndarray:
     try:
         values = np.load(io.BytesIO(source.body()), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise source.fault(None, f": not a numpy array of plain values: {error}") from None
-    if values.ndim != 1 or values.dtype.kind not in "iuU":
-        raise source.fault(None, f": expected one row of numbers or names, got {values.dtype} of shape {values.shape}")
-    for where, value in enumerate(values.tolist()):
-        if not isinstance(value, str) and not 0 <= value < rows:
-            raise source.fault(where, f": expected a row number from 0 to {rows - 1}, got {value}")
-        yield where, f"#{value}" if values.dtype.kind != "U" else value, ""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuU":
+        raise source.fault(None, f": expected one row of row numbers or names, got {shown(values)}")
+    wrong = [] if values.dtype.kind == "U" else np.flatnonzero((values < 0) | (values >= rows))
+    for where in wrong[:1]:
+        raise source.fault(int(where), f": expected a row number from 0 to {rows - 1}, got {values[where]}")
+    return values
 
 
 def _match(source: Source, entries: list[Entry], clips: pa.Table) -> np.ndarray:
-    """The row of each entry, -1 where none fits: by id, by path, by its two last parts, by the last one."""
-    if source.file.lower().endswith(".npy") and entries[0][1].startswith("#"):
-        return np.array([int(name[1:]) for _, name, _ in entries], np.int64)
+    """By id, by path, by its two last parts, by the last one; endings do not count."""
     paths = clips["path" if "path" in clips.column_names else "file"]
     names = [_stem(name.replace("\\", "/").removeprefix("./")) for _, name, _ in entries]
     found = np.full(len(entries), -1, np.int64)
     ways: list[tuple[pa.ChunkedArray, Callable[[str], str]]] = [
         (clips["video_id"], str), (paths, _stem), (paths, lambda path: tail(_stem(path), 2)),
-        (paths, lambda path: tail(_stem(path), 1)), (clips["video_id"], lambda video_id: video_id.partition("@")[0]),
+        (paths, lambda path: tail(_stem(path), 1)),
     ]  # fmt: skip
     for column, way in ways:
         left = np.flatnonzero(found < 0)

@@ -66,7 +66,7 @@ class Lookup:
         rows[count > 0] = self._order[first[count > 0]]
         return rows, count
 
-    def all(self, key: int) -> np.ndarray:
+    def all(self, key: Any) -> np.ndarray:
         first = int(np.searchsorted(self._sorted, key))
         return self._order[first : int(np.searchsorted(self._sorted, key, side="right"))]
 
