@@ -25,7 +25,8 @@ ENDINGS = (
 """Of files that are taken for videos where no annotation names them, in lower or upper case."""
 IDS = ("video_id", "vid_name", "id", "youtube_id")
 FILES = ("file", "path")
-SPANS = (("start_frame", "end_frame"), ("start_s", "end_s"), ("start", "end"))  # the last two are seconds
+SPANS = {key: pair for pair in (("start_frame", "end_frame"), ("start_s", "end_s"), ("start", "end")) for key in pair}
+"""Fields that say a part, and the pair that each belongs to; all but the first are seconds."""
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]|\.\.")  # could leave a folder, break a line or not be written
 _OUTSIDE = re.compile(r"[\0\ud800-\udfff]|://|(?:^|/)\.\.(?:/|$)")
 _MOST = 200  # characters of an id
@@ -171,12 +172,13 @@ def split_line(text: str) -> tuple[str, str]:
 
 def _span(entry: Mapping[str, Any], where: int, source: Source) -> tuple[float | None, float | None, bool]:
     """Start and end of a part of a file, and whether these are seconds."""
-    given = [keys for keys in SPANS if any(entry.get(key) not in (None, "") for key in keys)]
+    given = [key for key in SPANS if entry.get(key) not in (None, "")]
     if not given:
         return None, None, False
-    if len(given) > 1:
+    keys = SPANS[given[0]]
+    if not {*given} <= {*keys}:
         raise source.fault(where, ": expected start and end in frames or in seconds, got both")
-    keys, seconds, values = given[0], given[0] != SPANS[0], list[float | None]()
+    seconds, values = keys[0] != "start_frame", list[float | None]()
     for key in keys:
         value = entry.get(key)
         values.append(None if value in (None, "") else number(value, where, key, source, whole=not seconds))

@@ -86,7 +86,7 @@ def read_list(store: Store, file: str, clips: pa.Table, *, half: str = "labelled
         matched=len(rows),
         unmatched=tuple(f"{name} ({where})" for (where, name, _), row in zip(entries, found, strict=True) if row < 0),
         repeated=int((found >= 0).sum()) - len(rows),
-        without=tuple(sorted({*texts_of(labels.unique())} - {*take(labels, rows)} - {None})),
+        without=_without(labels, rows),
         disagree=sum(difference != 0 for difference in above),
         offset=above[0] if len({*above}) == 1 else None,
         digest=digest(ids),
@@ -99,6 +99,11 @@ def overlap(labelled: np.ndarray, unlabelled: np.ndarray) -> str:
     count = len(np.intersect1d(labelled, unlabelled))
     every = ", all labelled ones among them" if count == len(labelled) else ""
     return f"{count} clips are in the labelled and in the unlabelled list{every}" if count else ""
+
+
+def _without(labels: pa.ChunkedArray, rows: np.ndarray) -> tuple[int, ...]:
+    classes: list[Any] = labels.unique().to_pylist()
+    return tuple(sorted({*classes} - {*take(labels, rows), None}))
 
 
 def _found(source: Source, half: str, clips: pa.Table) -> tuple[list[Entry], np.ndarray]:

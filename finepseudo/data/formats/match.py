@@ -48,7 +48,10 @@ def repeated(keys: np.ndarray) -> np.ndarray:
     """Positions, in order, of all keys that occur more than once."""
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
-    return np.sort(order[np.append(same, False) | np.append(False, same)])
+    found = np.zeros(len(keys), bool)
+    found[1:] |= same
+    found[:-1] |= same
+    return np.sort(order[found])
 
 
 class Lookup:
@@ -128,14 +131,14 @@ class Template:
 
 
 def expand(store: Store, pattern: str) -> Iterator[str]:
-    """Files below a folder, or those that a pattern names: `*` is any text in a name, `**/` any folders.
+    """Files below a folder, or those that a pattern names: `*` is any text in a name, `**` also across folders.
 
     Nothing else is special, since names may hold `[` and `?`; upper and lower case are one.
     """
     if "*" not in pattern:
         return store.walk(pattern.strip("/"))
-    special = {"**/": "(?:.*/)?", "*": "[^/]*"}
-    parts = (special.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*)", pattern))
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+    parts = (special.get(part, re.escape(part)) for part in re.split(r"(\*\*/?|\*)", pattern))
     fits = re.compile("".join(parts), re.IGNORECASE | re.DOTALL)
     return (file for file in store.walk(folder_of(pattern)) if fits.fullmatch(file))
 
