@@ -46,6 +46,8 @@ def test_a_table_with_parts_and_splits(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     for file in ("t.csv", "t.tsv", "t.parquet", "r.csv", "new.csv"):
         assert read(tmp_path, train=file)[:2] == (ROWS, ["pike", "tuck"]), file
+    surprise = "1 training clips are of files that have test clips too: b/long.MKV"
+    assert read(tmp_path, train="t.csv")[2].surprises == (surprise,)
     assert read(tmp_path, train="t.csv", test="t.csv")[0] == ROWS, "a file that holds both splits is read once"
     columns["label"] = [1.0, 0.0, 1.0, None]
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
@@ -62,20 +64,32 @@ def test_a_table_with_parts_and_splits(tmp_path):
         ("path\n../a.mp4\n", r"line 2, field file: expected a path below the data's folder, got '\.\./a.mp4'"),
         ("path\ns3://b/a.mp4\n", "line 2, field file: expected a path below"),
         ('path,label\n"a.mp4,x\n' + "y" * 200_000, "t.csv, line .*: not CSV: field larger"),
-        ("path,label\na.mp4,x\nb.mp4,y\nc.mp4,2\n", "NOTHING"),
         ("", r"line 1: expected a header with one of .* got \[\]"),
     ],
 )
 def test_wrong_tables(tmp_path, body, message):
     (tmp_path / "t.csv").write_text(body)
-    if message == "NOTHING":
-        assert read(tmp_path, train="t.csv")[1] == ["2", "x", "y"]
-        return
     with pytest.raises(ManifestError, match=message):
         read(tmp_path, train="t.csv")
     (tmp_path / "t.parquet").write_text(body)
     with pytest.raises(ManifestError, match="t.parquet: not Parquet"):
         read(tmp_path, train="t.parquet")
+
+
+def test_numbers_may_be_names(tmp_path):
+    for labels, names in ((("10", "9", "2"), ["2", "9", "10"]), (("10", "9", "x"), ["10", "9", "x"])):
+        (tmp_path / "t.csv").write_text("id,label\n" + "".join(f"v{label},{label}\n" for label in labels))
+        rows, found, _ = read(tmp_path, train="t.csv")
+        assert (found, [found[row[2]] for row in rows]) == (names, list(labels))
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(self, path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Store, "open", refuse)
+    with pytest.raises(ManifestError, match=r"t.csv: may not be read by this user"):
+        read(tmp_path, train="t.csv")
 
 
 def test_splits_of_three_names(tmp_path):
@@ -108,10 +122,15 @@ def test_folders_of_classes_and_files_that_nobody_names(tmp_path):
     ]
     (tmp_path / "names.txt").write_text("pike\ntuck\n")
     every = ["l~loose", "l~pike~c", "l~tuck~a", "l~tuck~x.y~deep~b"]
+    assert [row[1] for row in read(tmp_path, train="./l")[0]] == [row[1] for row in rows[:4]]
+    (tmp_path / "other.txt").write_text("pike\nrun\n")
+    with pytest.raises(ManifestError, match=r"l/tuck/a.mp4, field label: .* got 'tuck' for 'l~tuck~a'"):
+        read(tmp_path, train="l/", vocab="other.txt")
     for pattern, found in (("u/*", ["d"]), ("u/**/*.MP4", ["v1.2~e"]), ("l/**", [name[2:] for name in every]),
                            ("**/b.*", every[3:]), ("**/?.mp4", []), ("nowhere", [])):  # fmt: skip
-        rows, _, _ = read(tmp_path, train="t/", unlabelled=pattern, vocab="names.txt")
+        rows, _, understood = read(tmp_path, train="t/", unlabelled=pattern, vocab="names.txt")
         assert [row[0] for row in rows[1:]] == found, pattern
+        assert (f"data.unlabelled = {pattern!r}: no video that is not named" in understood.surprises) == (not found)
 
 
 def test_numbers_and_folders_that_disagree(tmp_path):
@@ -180,7 +199,7 @@ def test_what_surprises_is_said(tmp_path, caplog):
             r"a.zip: expected annotations in a file ending in .json, .*, got '.zip'; or set data.form",
         ),
         ({"train": "none.csv"}, "none.csv: no such annotation file; set --data.root"),
-        ({"train": "nowhere/"}, r"data.vocab is empty, so labels .* got \[\]"),
+        ({"train": "nowhere/"}, "nowhere/: expected folders of classes with videos in them, found no video"),
     ],
 )
 def test_wrong_recipes(tmp_path, data, message):

@@ -101,7 +101,10 @@ def read_collection(store: Store, data: Data) -> Collection:
     if template.open:
         clips, missing = rows.with_files(clips, store)
     if data.unlabelled:
-        clips = pa.concat_tables([clips, _unnamed(store, data.unlabelled, clips)])
+        unnamed = _unnamed(store, data.unlabelled, clips)
+        clips = pa.concat_tables([clips, unnamed])
+        if not len(unnamed):
+            rows.notes[f"data.unlabelled = {data.unlabelled!r}: no video that is not named"] = 1
     return Collection(clips, names, _understood(clips, names, missing, rows.notes))
 
 
@@ -177,7 +180,7 @@ def _understood(clips: pa.Table, names: list[str], missing: int | None, notes: C
     labels = _numbers(clips["label"], np.int32)
     each = np.bincount(labels[(labels >= 0) & ~test], minlength=len(names))
     splits = {"train": ~test, "test": test}
-    surprises = [text.format(count) for text, count in notes.items()]
+    surprises = [text.replace("{}", str(count)) for text, count in notes.items()]
 
     def some(column: str, rows: np.ndarray) -> str:
         return shown_some(list(take(clips[column], rows[:6])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
@@ -108,8 +109,12 @@ def lines(source: Source) -> Iterator[Annotation]:
 
 def folders(source: Source) -> Iterator[Annotation]:
     """A folder per class: the class is the first folder below, the videos lie at any depth in it."""
-    root = source.file.strip("/")
-    for file in source.store.walk(root):
+    root, count = posixpath.normpath(source.file).strip("/"), 0
+    root = "" if root == "." else f"{root}/"
+    for file in source.store.walk(root.rstrip("/")):
         if file.lower().endswith(ENDINGS):
-            label, _, rest = file.removeprefix(f"{root}/" if root else "").partition("/")
+            label, _, rest = file.removeprefix(root).partition("/")
             yield Annotation(id_of(file), label if rest else None, "", None, file)
+            count += 1
+    if not count:
+        raise source.fault(None, ": expected folders of classes with videos in them, found no video")

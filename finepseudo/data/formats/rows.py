@@ -59,7 +59,8 @@ class Rows:
                 self.notes["{} clips of split 'unlabelled' have a label, which is not used"] += 1
         known = (_key(label), file.rsplit("/", 2)[-2] if "/" in file else "")
         if known not in self._labels:
-            self._labels[known] = (len(self._labels), label, source.place(clip.where), clip.video_id)
+            place = source.store.uri(file) if clip.where is None else source.place(clip.where)
+            self._labels[known] = (len(self._labels), label, place, clip.video_id)
         look = self._template.open and (not file or self._template.anywhere)
         if look or not file:
             file = self._template.path(clip.name or without_ending(file) or clip.video_id)
