@@ -143,6 +143,12 @@ def test_numbers_and_folders_that_disagree(tmp_path):
         read(tmp_path, train="t.txt", vocab="names.txt")
 
 
+def test_blanks_of_class_names_may_be_underscores_in_folders(tmp_path):
+    touch(tmp_path, "l/jump_high/a.mp4", "l/run/b.mp4", "l/jump high/c.mp4")
+    (tmp_path / "names.txt").write_text("run\njump high\n")
+    assert [row[2] for row in read(tmp_path, train="l/", vocab="names.txt")[0]] == [1, 1, 0]
+
+
 HARD = [
     "-a b.mp4",
     "#%[x]?{}.mp4",

@@ -195,7 +195,7 @@ using segway,cdefghijklm,0,10,train,0
 def test_kinetics_in_all_its_folders(tmp_path, videos, files):
     ids = ["-abcdefghij_000005_000015", "_bcdefghijk_000000_000010", "_bcdefghijk_000000_000010"]
     there = [file.format(video_id) for file, video_id in zip(files, ids, strict=False)]
-    write(tmp_path, {"train.csv": KINETICS, "t/notes.txt": ""} | dict.fromkeys(there, ""))
+    write(tmp_path, {"train.csv": KINETICS, "t/_bcdefghijk_000000_000010.json": ""} | dict.fromkeys(there, ""))
     rows, names, understood = read(tmp_path, train="train.csv", videos=videos)
     assert [row["file"] for row in rows][:2] == [there[0], there[-1]]
     assert names == ["massaging person's head (a, b)", "using segway"]
