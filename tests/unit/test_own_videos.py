@@ -49,6 +49,9 @@ def test_a_table_with_parts_and_splits(tmp_path):
     surprise = "1 training clips are of files that have test clips too: b/long.MKV"
     assert read(tmp_path, train="t.csv")[2].surprises == (surprise,)
     assert read(tmp_path, train="t.csv", test="t.csv")[0] == ROWS, "a file that holds both splits is read once"
+    for file, places in (("t.csv", [2, 3, 4, 5]), ("t.parquet", [0, 1, 2, 3])):
+        found = read_collection(Store(str(tmp_path)), Data(train=file, test="", vocab=""))
+        assert found.clips["where"].to_pylist() == places
     columns["label"] = [1.0, 0.0, 1.0, None]
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     assert [row[2] for row in read(tmp_path, train="t.parquet")[0]] == [1, 0, 1, None]
@@ -205,6 +208,7 @@ def test_what_surprises_is_said(tmp_path, caplog):
             r"a.zip: expected annotations in a file ending in .json, .*, got '.zip'; or set data.form",
         ),
         ({"train": "none.csv"}, "none.csv: no such annotation file; set --data.root"),
+        ({"train": ".", "format": "json"}, "/.: no such annotation file; set --data.root"),
         ({"train": "nowhere/"}, "nowhere/: expected folders of classes with videos in them, found no video"),
     ],
 )
