@@ -19,7 +19,7 @@ import pyarrow as pa
 from finepseudo.data.formats import finediving, finegym, own, something, ucf_hmdb
 from finepseudo.data.formats.entries import ENDINGS, Annotation, Source, id_of, shown, shown_some
 from finepseudo.data.formats.match import Template, expand, folder_of, hashes, repeated, take, texts, texts_of
-from finepseudo.data.formats.rows import SCHEMA, Rows
+from finepseudo.data.formats.rows import CLIPS, Rows
 from finepseudo.errors import ManifestError
 from finepseudo.fields import nearest
 from finepseudo.recipe import Data
@@ -70,13 +70,13 @@ class Understood:
 class Collection:
     """All clips of a data set, its class names by label, and what was understood."""
 
-    clips: pa.Table  # as SCHEMA
+    clips: pa.Table  # as CLIPS
     class_names: list[str]
     understood: Understood
 
 
 def read_annotations(store: Store, data: Data) -> tuple[pa.Table, list[str]]:
-    """All clips of a data set as SCHEMA has them, and its class names, by label; says what was understood.
+    """All clips of a data set as CLIPS has them, and its class names, by label; says what was understood.
 
     Raises ManifestError where a file is missing or not of its form, an id is unsafe or occurs twice, or a label is not
     in the vocabulary.
@@ -163,9 +163,9 @@ def _unnamed(store: Store, pattern: str, clips: pa.Table) -> pa.Table:
     for row in np.flatnonzero(_clash(ids, taken))[:1]:
         (file,), (video_id,) = take(files, row[None]), take(ids, row[None])
         raise ManifestError(f"{store.uri(file)}: another clip has the id {video_id!r}; rename the file")
-    columns: dict[str, Any] = {name: pa.nulls(len(files), SCHEMA.field(name).type) for name in SCHEMA.names}
+    columns: dict[str, Any] = {name: pa.nulls(len(files), CLIPS.field(name).type) for name in CLIPS.names}
     columns |= {"video_id": ids, "file": files, "seconds": np.zeros(len(files), bool)}
-    return pa.Table.from_pydict(columns | {"split": texts("train" for _ in range(len(files)))}, SCHEMA)
+    return pa.Table.from_pydict(columns | {"split": texts("train" for _ in range(len(files)))}, CLIPS)
 
 
 def _clash(ids: pa.ChunkedArray, taken: np.ndarray) -> np.ndarray:

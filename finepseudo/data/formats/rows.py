@@ -22,7 +22,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "val", "valid", "validate", "validation", "dev"), "test"),
 }
 """What a column `split` may say. There are two splits: clips for validation are measured on, as those for tests are."""
-SCHEMA = pa.schema(
+CLIPS = pa.schema(
     {"video_id": pa.string(), "file": pa.string(), "label": pa.int32(), "split": pa.string()}
     | {"start": pa.float64(), "end": pa.float64(), "seconds": pa.bool_(), "where": pa.int32()}
 )
@@ -83,7 +83,7 @@ class Rows:
 
     def _flush(self) -> None:
         if self._buffer:
-            columns = zip(SCHEMA, zip(*self._buffer, strict=True), strict=True)
+            columns = zip(CLIPS, zip(*self._buffer, strict=True), strict=True)
             self._chunks.append({item.name: pa.array(column, item.type) for item, column in columns})
             self._buffer.clear()
 
@@ -98,7 +98,7 @@ class Rows:
         return sorted(names, key=int if all(name.isdecimal() for name in names) else None)
 
     def table(self, names: list[str], *, vocabulary: bool) -> pa.Table:
-        """All rows, with labels as SCHEMA has them and ids of their own.
+        """All rows, with labels as CLIPS has them and ids of their own.
 
         Args:
             vocabulary: whether the class names are a vocabulary, whose numbers are labels too.
@@ -111,8 +111,8 @@ class Rows:
         for columns in self._chunks:
             labels = classes[columns["label"].to_numpy()]
             columns["label"] = pa.array(labels, mask=labels < 0)
-        batches = [pa.RecordBatch.from_pydict(columns, schema=SCHEMA) for columns in self._chunks]
-        return self._with_own_ids(pa.Table.from_batches(batches, SCHEMA))
+        batches = [pa.RecordBatch.from_pydict(columns, schema=CLIPS) for columns in self._chunks]
+        return self._with_own_ids(pa.Table.from_batches(batches, CLIPS))
 
     def _class(self, known: tuple[str, str], index: Mapping[str, int], names: list[str], *, vocabulary: bool) -> int:
         """The class of a label, by number or by name, in which `_` is a blank; -1 where nothing is known."""
