@@ -148,6 +148,22 @@ def test_pickles_of_plain_values_are_read(tmp_path, protocol):
     ]
 
 
+def test_dives_as_events(tmp_path):
+    entries = [{"video": f"Men__3m__{n}", "_source_info": {"action_type": kind}} for n, kind in ((1, "1b"), (2, "2b"))]
+    data = {"format": "finediving", "train": "t.json", "videos": "{video_id}"}
+    rows, _, _ = read(write(tmp_path, {"t.json": json.dumps(entries)}), **data)
+    assert [(row["video_id"], row["file"]) for row in rows] == [
+        ("Men__3m__1", "Men__3m/1"),
+        ("Men__3m__2", "Men__3m/2"),
+    ]
+    for wrong, problem in (
+        ({"_source_info": None}, "field _source_info: .* got None"),
+        ({"video": "../x"}, "field video"),
+    ):
+        with pytest.raises(ManifestError, match=f"t.json, entry 1, {problem}"):
+            read(write(tmp_path, {"t.json": json.dumps([entries[0], entries[1] | wrong])}), **data)
+
+
 class Runs:
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -32,7 +32,7 @@ def hmdb51(source: Source) -> Iterator[Annotation]:
         file, _, use = text.rpartition(" ")
         if use not in HMDB:
             raise source.fault(where, f": expected a file and 0, 1 or 2, got {shown(text)}")
-        video_id = without_ending(file.strip())
+        video_id = without_ending(file)
         check_id(video_id, where, "file", source)
         if HMDB[use]:
             yield Annotation(video_id, found[1], HMDB[use], where, name=f"{found[1]}/{video_id}")
