@@ -215,6 +215,7 @@ def test_kinetics_in_all_its_folders(tmp_path, videos, files):
     rows, names, understood = read(tmp_path, train="train.csv", videos=videos)
     assert [row["file"] for row in rows][:2] == [there[0], there[-1]]
     assert names == ["massaging person's head (a, b)", "using segway"]
+    assert understood.surprises == ()
     assert understood.missing == 1, "a file that is not there is counted, and the manifest's to reject"
     assert str(understood).startswith(
         "3 train clips (3 labelled), 0 test clips (0 labelled); 1 of their files are miss"
@@ -243,6 +244,8 @@ def test_something_something(tmp_path):
     assert [(row["file"], row["label"], row["split"]) for row in rows] == [
         ("78687.webm", 0, "train"), ("2.webm", 1, "train"), ("9.webm", None, "test"),
     ]  # fmt: skip
+    write(tmp_path, {"many.json": json.dumps({name: str(at) for at, name in reversed([*enumerate("ihgfedcbaTS")])})})
+    assert read(tmp_path, **data | {"train": "test.json"}, vocab="many.json")[1] == [*"ihgfedcbaTS"]
     write(tmp_path, {"t.json": json.dumps([{"id": "1", "template": "Eating [something]"}])})
     with pytest.raises(ManifestError, match=r"t.json, entry 0, field label: .* got 'Eating something' for '1'"):
         read(tmp_path, **data, vocab="v.json")

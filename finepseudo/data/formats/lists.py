@@ -157,7 +157,7 @@ def _array(source: Source, rows: int) -> np.ndarray:
 def _match(source: Source, entries: list[Entry], clips: pa.Table) -> np.ndarray:
     """By id, by path, by its two last parts, by the last one; endings do not count."""
     paths = clips["path" if "path" in clips.column_names else "file"]
-    names = [_stem(name.replace("\\", "/").removeprefix("./")) for _, name, _ in entries]
+    names = [_stem(name.replace("\\", "/")) for _, name, _ in entries]
     found = np.full(len(entries), -1, np.int64)
     ways: list[tuple[pa.ChunkedArray, Callable[[str], str]]] = [
         (clips["video_id"], str), (paths, _stem), (paths, lambda path: tail(_stem(path), 2)),
