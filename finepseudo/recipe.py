@@ -74,11 +74,14 @@ class Data:
     """Where videos and annotations are, and which videos are admitted."""
 
     root: str = ""  # folder or URI that holds the annotations and the videos; empty: <run>/data
-    videos: str = "videos/{video_id}.mp4"  # path of a video below the root; the ending may be `.*`
-    train: str = "train.json"  # annotations; data/formats.py has the forms, by the file's ending
-    test: str = "test.json"  # empty: no test videos, and no accuracies
+    format: str = ""  # of the annotations: a name of READERS in data/formats; empty: by the ending of their files
+    videos: str = "videos/{video_id}.mp4"
+    """Path of a video below the root; `videos/{video_id}.*`: of any ending, `videos/**/{video_id}.*`: at any depth."""
+    train: str = "train.json"  # annotations: a file, several by a `*`, or a folder that has one for each class
+    test: str = "test.json"  # empty: those of `train` say it, or there are no test videos and no accuracies
     vocab: str = "vocab.json"  # a list of classes; the index is the label. Empty: the classes that labels name
-    unlabelled: str = ""  # folder below the root; its videos that no annotation names are clips without a label
+    unlabelled: str = ""
+    """Folder below the root, or paths with `*`; its videos that no annotation names are clips without a label."""
     rehearsal: Rehearsal | None = None  # set: the data set is generated under the root where it is missing
     min_frames: Count = 8  # videos with fewer frames are rejected; fewer than a clip asks for is fine, frames repeat
     max_rejected: Share = 0.02

@@ -43,7 +43,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         generate(recipe.data.rehearsal, data, executor)
     annotated, names = read_annotations(data, recipe.data)
     lineage = {
-        "annotations": tables.digest(annotated.drop_columns(["entry"])),
+        "annotations": tables.digest(annotated.drop_columns(["where"])),
         "classes": fingerprint(names),
         "min_frames": recipe.data.min_frames,
     }

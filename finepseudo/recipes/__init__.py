@@ -10,12 +10,30 @@ from pathlib import Path
 from finepseudo.errors import RecipeError
 from finepseudo.fields import nearest
 from finepseudo.recipe import Recipe
+from finepseudo.recipes.public import (
+    diving48,
+    finediving,
+    finegym99,
+    finegym288,
+    hmdb51,
+    kinetics400,
+    something_v2,
+    ucf101,
+)
 from finepseudo.recipes.rehearsal import rehearsal, rehearsal_long, rehearsal_smoke
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "rehearsal": rehearsal,
     "rehearsal_long": rehearsal_long,
     "rehearsal_smoke": rehearsal_smoke,
+    "diving48": diving48,
+    "finediving": finediving,
+    "finegym99": finegym99,
+    "finegym288": finegym288,
+    "hmdb51": hmdb51,
+    "kinetics400": kinetics400,
+    "something_v2": something_v2,
+    "ucf101": ucf101,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from typing import Any
 import fsspec
 
 from finepseudo.errors import ArtefactError
+
+log = logging.getLogger("finepseudo")
 
 # A dead endpoint fails in bounded time; short outages are ridden out by the client's own retries.
 _S3 = {
@@ -122,6 +125,29 @@ class Store:
         found = {name.rstrip("/").rpartition("/")[2] for name in names}
         return sorted(name for name in found if name and not name.startswith("."))
 
+    def walk(self, path: str = "") -> Iterator[str]:
+        """Paths of all files below a folder, sorted in each folder; hidden files and folders are left out.
+
+        Names are taken as they are; links to folders are followed, but never in a circle. Zero-byte objects that stand
+        for a folder are no files. Names that are not UTF-8 are left out with a warning. Nothing, if it is not there.
+        """
+        top = self.uri(path)
+        for name in _files_below(top) if self._local else self._keys_below(top):
+            if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+                log.warning("%s: left out, its name is not UTF-8", ascii(f"{top}/{name}"))
+            elif not f"/{name}".count("/."):
+                yield f"{path}/{name}" if path else name
+
+    def _keys_below(self, top: str) -> Iterator[str]:
+        try:
+            found = self._fs.find(top, detail=True)
+        except FileNotFoundError:
+            return
+        inside = self._fs._strip_protocol(top) + "/"
+        for name, info in found.items():
+            if info["type"] == "file" and name.startswith(inside) and not name.endswith("/"):
+                yield name.removeprefix(inside)
+
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; nothing happens if it is not there."""
         try:
@@ -133,6 +159,19 @@ class Store:
 def _absolute(path: str) -> str:
     """Of the working directory; `~` is the user's own, also where no shell has made it so."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _files_below(top: str, inside: str = "", seen: tuple[str, ...] = ()) -> Iterator[str]:
+    real = os.path.realpath(os.path.join(top, inside))
+    if real in seen or not os.path.isdir(real):
+        return
+    with os.scandir(real) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in found:
+        if is_folder:
+            yield from _files_below(top, f"{inside}{name}/", (*seen, real))
+        else:
+            yield f"{inside}{name}"
 
 
 def default_cache_dir() -> str:

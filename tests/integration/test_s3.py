@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -59,8 +60,9 @@ def bucket(s3, monkeypatch):
 
 @pytest.fixture
 def bucket_store(s3, monkeypatch):
-    make_bucket("verbs-bucket", s3, monkeypatch)
-    return Store("s3://verbs-bucket/deep/folder")
+    name = f"verbs-{uuid.uuid4()}"
+    make_bucket(name, s3, monkeypatch)
+    return Store(f"s3://{name}/deep/folder")
 
 
 @pytest.mark.long
@@ -86,3 +88,18 @@ def test_store_verbs_on_s3(bucket_store):
     assert bucket_store.list("x") == []
     with pytest.raises(FileNotFoundError, match="s3://"):
         bucket_store.read("x/one")
+
+
+def test_walk_on_s3_takes_names_as_they_are_and_no_markers_of_folders(bucket_store):
+    import s3fs
+
+    names = ["a [1]*?.mp4", "d.x/#%/f.mp4", "z"]
+    for name in (*names, ".hidden", "d.x/.h/i"):
+        bucket_store.write(f"w/{name}", b"1")
+    bucket_store.write("w[1]/x", b"1")
+    for marker in ("w/", "w/d.x/", "w/empty/"):
+        where = {"Bucket": bucket_store.root.split("/")[2], "Key": f"deep/folder/{marker}"}
+        s3fs.S3FileSystem(skip_instance_cache=True).call_s3("put_object", **where)
+    assert list(bucket_store.walk("w")) == [f"w/{name}" for name in names]
+    assert list(bucket_store.walk("w[1]")) == ["w[1]/x"]
+    assert list(bucket_store.walk("nowhere")) == list(bucket_store.walk("w/z")) == []

@@ -1,13 +1,21 @@
 """Annotation files are read whole or refused with file, entry and field."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from finepseudo.data.formats import Annotation, read_annotations
+from finepseudo.data import formats
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Data
 from finepseudo.storage.store import Store
+
+
+def read_annotations(store, data):
+    """Rows with fields, and the class names."""
+    clips, names = formats.read_annotations(store, data)
+    return [SimpleNamespace(**row) for row in clips.to_pylist()], names
+
 
 GOOD = {"vid_name": "t", "label": 0}
 
@@ -21,12 +29,11 @@ def read(tmp_path, train=(GOOD,), test=({"vid_name": "u", "label": 1},), vocab=(
 def test_rows_come_in_the_order_of_the_files(tmp_path):
     train = [{"vid_name": name, "label": 1, "start_frame": 0, "end_frame": 9} for name in ("b", "a b.c_ü-1")]
     rows, names = read(tmp_path, train, vocab=[["15som", "FREE"], "dive"])
-    known = [("b", 1, "train"), ("a b.c_ü-1", 1, "train"), ("u", 1, "test")]
-    spans = [(0, 9), (0, 9), (None, None)]
-    assert rows == [
-        Annotation(*one, "anywhere", start=span[0], end=span[1]) for one, span in zip(known, spans, strict=True)
+    assert [tuple(vars(row).values()) for row in rows] == [
+        ("b", "videos/b.mp4", 1, "train", 0, 9, False, 0),
+        ("a b.c_ü-1", "videos/a b.c_ü-1.mp4", 1, "train", 0, 9, False, 1),
+        ("u", "videos/u.mp4", 1, "test", None, None, False, 0),
     ]
-    assert rows[1].where == f"{tmp_path}/train.json, entry 1"
     assert names == ["15som-FREE", "dive"]
 
 
@@ -88,7 +95,7 @@ def test_long_rubbish_is_shown_in_short(tmp_path):
     [
         ([], r"vocab.json: expected a JSON list of at least two classes, got \[\]"),
         (["only"], "at least two classes"),
-        ({"a": 0, "b": 1}, "at least two classes"),
+        ({"a": 0, "b": 2}, "at least two classes"),
         (["a", "b", "a"], "vocab.json: class names occur twice: a"),
         ([["a", "b"], "a-b"], "class names occur twice: a-b"),
     ],
@@ -120,7 +127,7 @@ def test_ids_of_well_known_data_sets_are_admitted(tmp_path):
 
 def test_a_form_that_nobody_reads_is_refused(tmp_path):
     with pytest.raises(
-        ManifestError, match=r"train\.pkl: expected annotations in .* \.json, \.csv, \.txt, got '\.pkl'"
+        ManifestError, match=r"train\.pkl: expected annotations in .* \.json, .*\.txt, got '\.pkl'; or set data.format"
     ):
         read(tmp_path, data=Data(train="train.pkl"))
 
@@ -158,7 +165,7 @@ def test_several_parts_of_a_file_have_ids_of_their_own(tmp_path):
     spans = [{"start_frame": 0, "end_frame": 40}, {"start_frame": 40, "end_frame": 90}, {"start_frame": 90}]
     rows, _ = read(tmp_path, [{"vid_name": "a", "label": 0, **span} for span in spans])
     assert [row.video_id for row in rows[:3]] == ["a@0-40", "a@40-90", "a@90-"]
-    assert {row.name for row in rows[:3]} == {"a"}
+    assert {row.file for row in rows[:3]} == {"videos/a.mp4"}
     with pytest.raises(ManifestError, match="entry 1: video id 'a@0-40' occurs twice"):
         read(tmp_path, [{"vid_name": "a", "label": 0, **spans[0]}] * 2)
 
@@ -224,7 +231,7 @@ def test_files_that_nobody_names_are_unlabelled(tmp_path):
     )  # fmt: skip
     rows, _ = read_annotations(store, Data(test="", unlabelled="videos/"))
     assert [(row.video_id, row.label, row.file) for row in rows] == [
-        ("a", 0, ""), ("b", None, "videos/b.MP4"), ("sub~c", None, "videos/sub/c.webm"),
+        ("a", 0, "videos/a.mp4"), ("b", None, "videos/b.MP4"), ("sub~c", None, "videos/sub/c.webm"),
     ]  # fmt: skip
 
 

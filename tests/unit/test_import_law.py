@@ -62,6 +62,8 @@ MAY = {
 # Imports what a table names; test_table.py looks at the names.
 BY_NAME = ("models/encoders.py",)
 UNTRUSTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# Reads pickles by an unpickler of its own, which admits no name that runs anything; may use these names alone.
+UNPICKLER = ("data/formats/finediving.py", {"pickle.Unpickler", "pickle.UnpicklingError"})
 CALLS = {"torch.load", "os.system", "os.popen", "torch.hub.load", "subprocess.getoutput"}
 
 
@@ -94,7 +96,7 @@ def breaches(path, source):
             continue
         if name.startswith((".", "?")):
             yield f"{name} hides what it imports"
-        if top in UNTRUSTED or name in CALLS:
+        if untrusted(path, name):
             yield f"{name} runs what it reads"
         if top in ONLY_IN and not path.startswith(ONLY_IN[top]):
             yield f"{name} belongs in {ONLY_IN[top]}"
@@ -106,10 +108,15 @@ def breaches(path, source):
     yield from unsafe_calls(source)
 
 
+def untrusted(path, name):
+    return name in CALLS or (name.partition(".")[0] in UNTRUSTED and (path, name) != (UNPICKLER[0], "pickle"))
+
+
 def unsafe_calls(source):
     """Calls that could run what they read."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in CALLS:
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if name in CALLS or (name.startswith("pickle.") and name not in UNPICKLER[1]):
             yield f"{ast.unparse(node)} runs what it reads"
         if (
             isinstance(node, ast.keyword)
@@ -203,6 +210,9 @@ def at_the_top(source):
         # nothing that runs what it reads
         ("storage/store.py", "import pickle"),
         ("models/weights.py", "from pickle import loads"),
+        ("data/formats/finediving.py", "from pickle import Unpickler"),
+        ("data/formats/finediving.py", "import pickle\npickle.load(file)"),
+        ("data/formats/own.py", "import pickle"),
         ("models/weights.py", "torch.load('x')"),
         ("models/weights.py", "from torch import load"),
         ("report/page.py", "import os\nos.system('ls')"),

@@ -117,6 +117,21 @@ def test_list_shows_names_once_and_hides_what_is_unfinished(store):
     assert store.child("d").list("sub") == ["deep"]
 
 
+def test_walk_finds_files_at_any_depth_whatever_their_names(store, caplog):
+    names = ["a [1]*?.mp4", "d.x/e.y/f.mp4", "d.x/g", "z\n.mp4"]
+    for name in (*names, ".hidden", "d.x/.h/i", "other"):
+        store.write(name if name == "other" else f"w/{name}", b"")
+    os.mkdir(f"{store.root}/w/empty.mp4")
+    os.symlink("..", f"{store.root}/w/d.x/circle")
+    os.symlink("../../other", f"{store.root}/w/d.x/link")
+    open(os.fsencode(store.root) + b"/w/\xff", "w").close()
+    assert list(store.walk("w")) == [f"w/{name}" for name in (names[0], names[1], names[2], "d.x/link", names[3])]
+    assert "left out, its name is not UTF-8" in caplog.text
+    assert list(store.child("w").walk("d.x/e.y")) == ["d.x/e.y/f.mp4"]
+    assert "w/d.x/g" in list(store.walk())
+    assert list(store.walk("nowhere")) == list(store.walk("other")) == []
+
+
 def test_delete_takes_a_file_or_a_folder_and_forgives_absence(store):
     store.write("a/b", b"1")
     store.write("a/c/d", b"1")
