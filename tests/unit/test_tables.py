@@ -100,6 +100,14 @@ def test_a_digest_is_of_names_types_and_the_order_of_columns():
     assert len({tables.digest(table) for table in found}) == len(found)
 
 
+def test_a_digest_is_of_the_number_of_rows():
+    """Without it these would be the same bytes: lengths of one are values of the other."""
+    kind = pa.list_(pa.int8())
+    one = pa.table({"a": pa.array([[0, 0, 0, 0]], kind), "b": pa.array([[0] * 7], kind)})
+    two = pa.table({"a": pa.array([[0, 7, 0, 0], []], kind), "b": pa.array([[], []], kind)})
+    assert tables.digest(one) != tables.digest(two)
+
+
 @pytest.mark.parametrize("lengths", [[10], [3, 4, 3], [0, 3, 0, 0, 7, 0], [1] * 10])
 def test_rows_are_found_in_whatever_batch_they_lie(lengths):
     rows = [row(name=f"{index}", count=None if index % 3 else index, top=[index] * (index % 4)) for index in range(10)]
