@@ -268,7 +268,7 @@ class Model:
         work = {"train": rows * row_frames(plan) * costs.train_frame_s[kind], "decode": decode_s}
         workers = {"train": scale.train_workers, "decode": min(scale.decode_workers, len(layout))}
         start = math.ceil(steps / scale.segment_steps) * costs.launch_s
-        return StageCost(name, rows, start, 0.0, work, workers)
+        return StageCost(name, rows, start, work=work, workers=workers)
 
     def scoring(
         self, name: str, sets: Mapping[str, int], *, frames: int, galleries: int = 0, videos: int = 0, clips: int = 1
@@ -285,7 +285,7 @@ class Model:
         decode_s = self.decoding(plan, sets)
         workers = {"decode": min(scale.decode_workers, blocks), "score": min(scale.score_workers, blocks)}
         work = {"decode": decode_s, "score": rows * row_s}
-        return StageCost(name, rows, costs.pool_s, 0.0, work, workers)
+        return StageCost(name, rows, costs.pool_s, work=work, workers=workers)
 
     def decoding(self, plan: Plan, sets: Mapping[str, int]) -> float:
         """Worker-seconds of making and decoding the rows of a plan, of so many videos of each set."""
