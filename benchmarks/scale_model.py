@@ -153,7 +153,7 @@ class Model:
         self.labelled, self.others = self.every[:split], self.every[split:]
         self.cached = dict.fromkeys(self.sets, 0.0)  # share of each set that the cache holds
         self.alignment = 0.0  # worker-seconds of scoring that are alignment
-        self.pseudo = [method for method in recipe.methods if METHODS[method].labels]
+        self.pseudo: list[Method] = [method for method in recipe.methods if METHODS[method].labels]
         self.phases = {"stage 2": self.stage_2()}  # chains of stages that run side by side
         for number in range(1, recipe.rounds.count + 1):
             self.phases[f"label {number}"] = [[*self.galleries(number - 1), *self.label(number)]]

@@ -137,6 +137,8 @@ def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
     assert (first["agree"], second["agree"]) == (True, False)
     assert (second["label_A"], second["label_E"]) == (0, 5)
     assert (first["confidence_A"], first["confidence_E"]) == (pytest.approx(0.3), pytest.approx(0.4))
+    nothing = collaborate.decide(p_A_NK[:0], p_E_NK[:0], [], threshold=0.35)
+    assert label_table(nothing, np.zeros(0, int), p_A_NK[:0], p_E_NK[:0]).schema == table.schema, "one file takes both"
 
 
 def test_accepted_videos_become_samples_that_weigh_their_confidence():
