@@ -1,5 +1,6 @@
 """Inference with committed snapshots equals the trained module in eval mode; passes come in parts; named weights."""
 
+import functools
 import hashlib
 from dataclasses import replace
 
@@ -147,7 +148,9 @@ def numbered(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, 8), (20, 8), (8, 8), (3, 3), (1, 1)])
-def test_many_scores_are_sampled_where_so_many_are_not_asked_for(numbered, most, expected):
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_many_scores_are_sampled_where_so_many_are_not_asked_for(numbered, most, expected, size, monkeypatch):
+    monkeypatch.setattr(Scores, "batches", functools.partialmethod(Scores.batches, size))
     found = numbered.columns(most, 5)
     assert len(found["clip"]) == expected
     assert np.all(np.diff(found["clip"]) > 0), "in the order of the plan, each once"
@@ -156,9 +159,11 @@ def test_many_scores_are_sampled_where_so_many_are_not_asked_for(numbered, most,
     np.testing.assert_array_equal(sbar(found, "f_A")[:, 0], -found["clip"])
 
 
-def test_a_sample_follows_from_its_seed_and_reaches_every_video(numbered):
+def test_a_sample_follows_from_its_seed_and_reaches_every_video(numbered, monkeypatch):
     drawn = [numbered.columns(3, seed)["clip"].tolist() for seed in range(30)]
     assert drawn == [numbered.columns(3, seed)["clip"].tolist() for seed in range(30)]
+    monkeypatch.setattr(Scores, "batches", functools.partialmethod(Scores.batches, 1))
+    assert drawn == [numbered.columns(3, seed)["clip"].tolist() for seed in range(30)], "however it is read"
     assert len(set(map(tuple, drawn))) > 10
     assert len({clip for sample in drawn for clip in sample}) == 8
 
