@@ -62,7 +62,7 @@ class Scores:
     rejected: Mapping[int, str]  # reasons, by the row of the manifest, of what could not be decoded
 
     def batches(self, size: int = 1 << 14) -> Iterator[Columns]:
-        """Column `clip`, the row of the manifest, and those of `Predictor`, of about `size` decoded videos at a time."""
+        """Column `clip`, the row of the manifest, and those of Predictor, of about `size` decoded videos at a time."""
         held: list[Columns] = []
         for number in range(self.parts):
             held.append(self._part(number))
