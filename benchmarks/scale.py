@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import tyro
@@ -38,9 +39,10 @@ from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import class_scores
 from finepseudo.data.batch import make_batch
+from finepseudo.data.cache import Kept
 from finepseudo.data.child import answer
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import Plan, Sample, plan_score
+from finepseudo.data.manifest import CLIPS, Manifest
+from finepseudo.data.plan import Plan, plan_score, samples
 from finepseudo.data.stream import BlockReader
 from finepseudo.data.transforms import centre
 from finepseudo.driver.steps import BLOCK_VIDEOS
@@ -53,7 +55,7 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
 from finepseudo.train.initial import random_encoder
-from finepseudo.train.pseudo_labels import temperatures
+from finepseudo.train.pseudo_labels import label_table, temperatures
 from finepseudo.train.session import Session, join_alone
 from finepseudo.train.stage import build_objective, stage_of
 
@@ -92,26 +94,30 @@ class Bench:
     def costs(self) -> UnitCosts:
         """All unit costs."""
         recipe, T = self.recipe, self.recipe.frames.align
-        videos = [self.file(index) for index in range(8)]
-        samples = [Sample(video, video.index % self.classes) for video in videos]
-        view = plan_score(videos, align_frames=T, video_frames=recipe.frames.video, clips=1, block_videos=len(videos))
+        rows = [self.file(index) for index in range(8)]
+        manifest = Manifest(pa.Table.from_pylist(rows, CLIPS), pa.chunked_array([pa.nulls(len(rows), pa.int32())]), ())
+        row_N, lengths = np.arange(len(rows)), {"align_frames": T, "video_frames": recipe.frames.video}
+        labelled = samples(row_N, row_N % self.classes)
+        view = plan_score(manifest, row_N, **lengths, clips=1, block_videos=len(rows))
         off = changed(recipe, scale={"cache_gib": 0.0})
-        # The first pass brings decoder and files into memory.
+        # The first pass brings decoder and files into memory; the first row of each starts a process.
         clips = [self.decoded(view, how) for how in (off, off, recipe, recipe)]
-        _, once_s, kept_s, hit_s = (float(found["decode_s"].mean()) for found in clips)
+        _, once_s, kept_s, hit_s = (float(found["decode_s"][1:].mean()) for found in clips)
         kinds = ["gitdl/frame", "align/frame", "classify/video"] + ["gitdl/video"] * bool(recipe.gitdl.video_steps)
-        plan_s = typical(lambda: make_plan(recipe, "classify/video", samples, [], steps=20).parts())
+        plan = make_plan(recipe, "classify/video", manifest, labelled, None, steps=20)
+        size, heat_s, label_s = plan.block_rows, *self.labels()
+        rows_s = typical(lambda: [plan.rows(row, row + size) for row in range(0, len(plan), size)])
         return UnitCosts(
             machine=f"{self.device.type} of {platform.machine()} with {os.cpu_count()} cores",
-            video_frames=statistics.mean(video.num_frames for video in videos),
+            video_frames=statistics.mean(row["num_frames"] for row in rows),
             decode_once_s=once_s, decode_kept_s=kept_s, decode_hit_s=hit_s,
             embed_frame_s={part: self.embed(part, clips[-1]) for part in ("frame", "video")},
-            train_frame_s={kind: self.step(kind, samples) for kind in kinds}, cell_s=self.pair(T) / T**2,
-            plan_row_s=plan_s / (20 * recipe.supervise.batch), label_class_s=self.labels(),
+            train_frame_s={kind: self.step(kind, manifest, labelled) for kind in kinds}, cell_s=self.pair(T) / T**2,
+            plan_row_s=rows_s / len(plan), heat_class_s=heat_s, label_class_s=label_s,
         )  # fmt: skip
 
-    def file(self, index: int) -> Video:
-        """A generated file; as long as others are where the recipe does not generate its own."""
+    def file(self, index: int) -> dict[str, Any]:
+        """The manifest's row of a generated file; as long as others are where the recipe does not generate its own."""
         spec, path = self.recipe.data.rehearsal or Rehearsal(size=FILE_SIZE), f"{index}.mp4"
         video_id, _ = rehearsal.video_ids(spec, "train")[index]
         frames_FHWC = rehearsal.clip(spec, "train", video_id).frames
@@ -119,19 +125,20 @@ class Bench:
             frames_FHWC = np.resize(frames_FHWC, (FILE_FRAMES, *frames_FHWC.shape[1:]))
         self.store.write(path, rehearsal.encode_mp4(frames_FHWC, spec.fps))
         found = answer({"uri": self.store.uri(path)})[0]
-        facts = (found[name] for name in ("sha256", "num_frames", "height", "width", "access"))
-        return Video(index, video_id, path, *facts, start=0, file_frames=found["num_frames"])
+        return {"video_id": video_id, "path": path, "start": 0, "file_frames": found["num_frames"], **found}
 
     def decoded(self, plan: Plan, recipe: Recipe) -> dict[str, Any]:
-        """The first block of a plan."""
-        found = BlockReader.of(recipe, self.store, plan).read([0])
+        """The first block of a plan, in a cache that keeps what it is given."""
+        reader = BlockReader.of(recipe, self.store, plan)
+        reader.kept = Kept(0, (1.0, 1.0), 0.0)
+        found = reader.read([0])
         assert not any(found["error"]), found["error"]
         return found
 
-    def step(self, kind: str, samples: list[Sample]) -> float:
+    def step(self, kind: str, manifest: Manifest, labelled: pa.Table) -> float:
         """Seconds of a frame in one optimiser step of one block."""
         objective, part = kind.split("/")
-        plan = make_plan(self.recipe, kind, samples, [], steps=8)
+        plan = make_plan(self.recipe, kind, manifest, labelled, None, steps=8)
         columns, common = self.decoded(plan, self.recipe), {"steps": 8, "lr": 1e-4}
         recipe = self.recipe
         losses = {"gitdl": part_of(GitdlLoss, recipe.gitdl), "align": recipe.align.chosen(), "classify": CrossEntropy()}
@@ -178,17 +185,17 @@ class Bench:
         gallery = gallery.to(self.device)
         return typical(lambda: class_scores(emb_NTD, gallery, head, **how).cpu()) / (N * G)
 
-    def labels(self, N: int = 2000) -> float:
-        """Seconds of a video and class: from scores to labels."""
+    def labels(self, N: int = 2000) -> tuple[float, float]:
+        """Seconds of a video and class: of temperatures; from scores to a table of labels."""
         sbar_NK, logits_NK = torch.randn(2, N, self.classes)
-        ids = [str(index) for index in range(N)]
+        ids, heat = [str(index) for index in range(N)], temperatures(sbar_NK, logits_NK, 0.9)
 
         def decide() -> None:
-            heat = temperatures(sbar_NK, logits_NK, 0.9)
             p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            collaborate.decide(p_A_NK, p_E_NK, ids, threshold=0.5)
+            label_table(collaborate.decide(p_A_NK, p_E_NK, ids, threshold=0.5), np.arange(N), p_A_NK, p_E_NK)
 
-        return typical(decide) / (N * self.classes)
+        both = typical(lambda: temperatures(sbar_NK, logits_NK, 0.9)), typical(decide)
+        return both[0] / (N * self.classes), both[1] / (N * self.classes)
 
 
 def typical(work: Callable[[], Any]) -> float:

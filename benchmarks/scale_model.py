@@ -1,10 +1,10 @@
 """What a run of any size costs on any cluster, by arithmetic over unit costs; benchmarks/scale.py measures and prints.
 
 A group of workers (decode, train, score) takes rows x unit cost / workers; a stage takes as long as its slowest group,
-after its start and what the driver does alone; the chains of a phase run side by side. Rows are counted by the
-functions that plan a run. Left out: preparing the videos, starting Ray, the network, exchange of gradients,
-checkpoints, first and last blocks of a stream, failures, memory, caches of several nodes (one is assumed), and that
-the alignment in L_AV grows with T x T.
+after its start and what the driver does alone; the chains of a phase run side by side. Rows, and the videos that the
+cache keeps, are counted by the functions that plan a run. Left out: preparing the videos, starting Ray, the network,
+exchange of gradients, checkpoints, first and last blocks of a stream, failures, memory, caches of several nodes (one is
+assumed), what a stage pushes out of the cache that a later one wants, and that the alignment in L_AV grows with T x T.
 
 Axes: N videos, G gallery, K classes, T frames of a clip. All times are seconds.
 """
@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import Plan, Sample, plan_align, plan_classify, plan_gitdl, plan_score
+import numpy as np
+import pyarrow as pa
+
+from finepseudo.data.cache import Kept
+from finepseudo.data.manifest import CLIPS, Manifest
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
 from finepseudo.driver.evaluate import CALIBRATION
 from finepseudo.driver.steps import BLOCK_VIDEOS
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.runtime.ingest import Layout
-from finepseudo.train.pseudo_labels import COMPARED
+from finepseudo.train.pseudo_labels import COMPARED, SAMPLED
 
 GROUPS = ("decode", "train", "score")
 
@@ -41,8 +46,11 @@ class UnitCosts:
     embed_frame_s: Mapping[str, float]  # by part, `frame` (f_A) or `video` (f_E): forward, a frame of a clip
     cell_s: float  # score a video with a gallery member: a cell of the T x T cost matrix
     train_frame_s: Mapping[str, float]  # by kind: batch, forward, backward, optimiser, a frame of a clip
-    plan_row_s: float  # the driver's, a row of a plan
-    label_class_s: float  # the driver's, a video and class: temperatures, probabilities, decision
+    plan_row_s: float
+    """Make a row of a plan when it is asked for. Decoding actors pay it beside decoding, and training workers as a part
+    of their batch: it is in `train_frame_s`."""
+    heat_class_s: float  # the driver's, a video and class: temperatures, of a sample at most
+    label_class_s: float  # the driver's, a video and class: probabilities, decision, table
     launch_s: float = 26.0  # start a training's workers, set them up, end them; not measured, typical of two cores
     pool_s: float = 7.0  # start a pass of the pool; the same
 
@@ -139,14 +147,13 @@ class Model:
         most = recipe.label.per_class_max or sizes.labelled
         self.gallery = sum(min(most, count) for count in members.values())
         self.pair_s = recipe.frames.align**2 * costs.cell_s
-        cache_bytes = recipe.scale.cache_gib * (1 << 30)
-        video_bytes = costs.video_frames * recipe.frames.height * recipe.frames.width * 3
-        # A video of more than a tenth of the cache is not kept: see ClipCache.put.
-        kept = min(1.0, cache_bytes / (sum(self.sets.values()) * video_bytes))
-        self.kept = kept if video_bytes <= cache_bytes / 10 else 0.0
-        self.seen = dict.fromkeys(self.sets, 0.0)  # share of each set that has been decoded before
+        self.manifest = stand_in(sizes.videos + sizes.tests, round(costs.video_frames))
+        row_N = np.arange(sizes.videos)
+        self.every, split = samples(row_N, row_N % sizes.classes), sizes.labelled
+        self.labelled, self.others = self.every[:split], self.every[split:]
+        self.cached = dict.fromkeys(self.sets, 0.0)  # share of each set that the cache holds
         self.alignment = 0.0  # worker-seconds of scoring that are alignment
-        self.pseudo = [method for method in recipe.methods if METHODS[method].labels]
+        self.pseudo: list[Method] = [method for method in recipe.methods if METHODS[method].labels]
         self.phases = {"stage 2": self.stage_2()}  # chains of stages that run side by side
         for number in range(1, recipe.rounds.count + 1):
             self.phases[f"label {number}"] = [[*self.galleries(number - 1), *self.label(number)]]
@@ -207,7 +214,8 @@ class Model:
         N, clips = self.sets["other"], self.recipe.label.clips
         names = [f"labels/{method}/round-{number}" for method in self.pseudo[: 1 if number == 1 else None]]
         found = [self.scoring(name, {"other": N}, frames=1, galleries=1, videos=1, clips=clips) for name in names]
-        deciding = N * self.sizes.classes * self.costs.label_class_s
+        costs = self.costs
+        deciding = self.sizes.classes * (min(N, SAMPLED) * costs.heat_class_s + N * costs.label_class_s)
         return [replace(stage, driver=stage.driver + deciding) for stage in found]
 
     def train(self, number: int) -> list[list[StageCost]]:
@@ -248,22 +256,19 @@ class Model:
         Raises:
             RecipeError: the unit costs have none of this kind.
         """
-        recipe, scale, costs, K = self.recipe, self.recipe.scale, self.costs, self.sizes.classes
+        recipe, scale, costs = self.recipe, self.recipe.scale, self.costs
         if kind not in costs.train_frame_s:
             raise RecipeError(f"{name}: the unit costs have no {kind}; measure them with a recipe that trains it")
-        samples = [Sample(_stand_in(index), index % K) for index in range(2 * K)]
-        plan = make_plan(recipe, kind, samples[:K], samples[K:] if pseudo else [], steps=1)
-        mine = sum(index < K for index in plan.table.column("video").to_pylist())
-        if kind.startswith("gitdl"):  # over all training videos, whatever their labels
-            mine = len(plan) * self.sets["labelled"] / self.sizes.videos
         steps, per_step = round(steps * self.sizes.steps), recipe.optimiser.blocks_per_step
-        rows = steps * len(plan)
-        decode_s = self.decoding({"labelled": steps * mine, "other": steps * (len(plan) - mine)})
+        labelled = self.every if kind.startswith("gitdl") else self.labelled
+        plan = make_plan(recipe, kind, self.manifest, labelled, self.others if pseudo else None, steps)
+        rows = len(plan)
+        decode_s = self.decoding(plan, {name: self.sets[name] for name in ("labelled", "other")})
         layout = Layout.of(0, min(steps, scale.segment_steps), scale.train_workers, per_step, scale.steps_per_block)
         work = {"train": rows * row_frames(plan) * costs.train_frame_s[kind], "decode": decode_s}
         workers = {"train": scale.train_workers, "decode": min(scale.decode_workers, len(layout))}
         start = math.ceil(steps / scale.segment_steps) * costs.launch_s
-        return StageCost(name, rows, start, rows * costs.plan_row_s, work, workers)
+        return StageCost(name, rows, start, work=work, workers=workers)
 
     def scoring(
         self, name: str, sets: Mapping[str, int], *, frames: int, galleries: int = 0, videos: int = 0, clips: int = 1
@@ -271,25 +276,32 @@ class Model:
         """One pass of the pool through so many f_A, galleries and f_E."""
         scale, costs, T = self.recipe.scale, self.costs, self.recipe.frames
         count = sum(sets.values())
-        rows = count * len(plan_score([_stand_in(0)], align_frames=1, video_frames=1, clips=clips, block_videos=1))
+        lengths = {"align_frames": T.align, "video_frames": T.video}
+        plan = plan_score(self.manifest, np.arange(count), **lengths, clips=clips, block_videos=BLOCK_VIDEOS)
+        rows, blocks = len(plan), plan.blocks
         row_s = frames * T.align * costs.embed_frame_s["frame"] + videos * T.video * costs.embed_frame_s["video"]
         row_s += (align_s := galleries * self.gallery * self.pair_s)
         self.alignment += rows * align_s
-        decode_s = self.decoding({key: value * clips for key, value in sets.items()})
-        blocks = math.ceil(count / BLOCK_VIDEOS)
+        decode_s = self.decoding(plan, sets)
         workers = {"decode": min(scale.decode_workers, blocks), "score": min(scale.score_workers, blocks)}
         work = {"decode": decode_s, "score": rows * row_s}
-        return StageCost(name, rows, costs.pool_s, rows * costs.plan_row_s, work, workers)
+        return StageCost(name, rows, costs.pool_s, work=work, workers=workers)
 
-    def decoding(self, rows: Mapping[str, float]) -> float:
-        """Worker-seconds of decoding so many rows of each set; the sets count as seen from then on."""
-        total, costs = 0.0, self.costs
-        miss_s = costs.decode_kept_s if self.recipe.scale.cache_gib else costs.decode_once_s
-        for name, count in rows.items():
-            fresh = min(count, self.sets[name]) * (1 - self.seen[name])
-            hits = self.kept * (count - fresh)
-            total += (count - hits) * miss_s + hits * costs.decode_hit_s
-            self.seen[name] += fresh / max(1, self.sets[name])
+    def decoding(self, plan: Plan, sets: Mapping[str, int]) -> float:
+        """Worker-seconds of making and decoding the rows of a plan, of so many videos of each set."""
+        total, costs, frames = len(plan) * self.costs.plan_row_s, self.costs, self.recipe.frames
+        frame_bytes, limit = frames.height * frames.width * 3, int(self.recipe.scale.cache_gib * (1 << 30))
+        # A video of more than a tenth of the cache is not kept: see ClipCache.keeps.
+        kept = Kept.of(plan, frame_bytes, limit if costs.video_frames * frame_bytes <= limit / 10 else 0)
+        reads = {part.start > 0: each for part, each in plan.reads()}
+        for name, count in sets.items():
+            behind = plan.spec.labelled > 0 and name != "labelled"
+            rows, there = count * reads.get(behind, 0.0), self.cached[name]
+            new = max(0.0, kept.shares[behind] - there)
+            missed, first = rows * (1 - there - new), count * new
+            total += missed * costs.decode_once_s + first * costs.decode_kept_s
+            total += (rows - missed - first) * costs.decode_hit_s
+            self.cached[name] += first / max(1, self.sets[name])
         return total
 
 
@@ -309,23 +321,25 @@ def growth(recipe: Recipe, sizes: Sizes, costs: UnitCosts, cluster: Cluster) -> 
     return found
 
 
-def make_plan(recipe: Recipe, kind: str, labelled: Sequence[Sample], pseudo: Sequence[Sample], steps: int) -> Plan:
+def make_plan(
+    recipe: Recipe, kind: str, manifest: Manifest, labelled: pa.Table, pseudo: pa.Table | None, steps: int
+) -> Plan:
     """The plan of a training, by the functions that the run uses."""
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": recipe.optimiser.blocks_per_step, "seed": 0}
     if kind.startswith("gitdl"):
-        return plan_gitdl([sample.video for sample in labelled], recipe.gitdl, **common)
-    common["augment"], rounds = recipe.augment, recipe.rounds
+        return plan_gitdl(manifest, labelled["clip"].to_numpy(), recipe.gitdl, **common)
+    common["augment"], rounds, frames = recipe.augment, recipe.rounds, recipe.frames
     if kind.startswith("align"):
-        share = rounds.frame_label_share if pseudo else 1.0
-        return plan_align(labelled, pseudo, recipe.align, frames=recipe.frames.align, label_share=share, **common)
-    share, batch = rounds.video_label_share, recipe.supervise.batch
-    return plan_classify(labelled, pseudo, frames=recipe.frames.video, batch=batch, label_share=share, **common)
+        common |= {"frames": frames.align, "label_share": 1.0 if pseudo is None else rounds.frame_label_share}
+        return plan_align(manifest, labelled, pseudo, recipe.align, **common)
+    common |= {"frames": frames.video, "label_share": rounds.video_label_share}
+    return plan_classify(manifest, labelled, pseudo, batch=recipe.supervise.batch, **common)
 
 
 def row_frames(plan: Plan) -> int:
     """Frames that one row of a plan brings to the encoder."""
     row = plan.rows(0, 1)[0]
-    return len(row["frames_0"]) + len(row["frames_1"] or ())
+    return sum(len(row[column]) for column in plan.columns)
 
 
 def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
@@ -333,5 +347,10 @@ def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
     return replace(recipe, **{part: replace(getattr(recipe, part), **values) for part, values in parts.items()})
 
 
-def _stand_in(index: int) -> Video:
-    return Video(index, f"{index}", "", "", 64, 64, 64, "scan", 0, 99)
+@lru_cache
+def stand_in(count: int, frames: int = 64) -> Manifest:
+    """Clips 0, 1, ... of so many frames that are nowhere: for plans that are counted, not read."""
+    columns = {item.name: pa.nulls(count, item.type) for item in CLIPS}
+    columns["video_id"] = pa.array([f"{index}" for index in range(count)])
+    columns["num_frames"] = pa.array(np.full(count, frames, np.int32))
+    return Manifest(pa.table(columns, schema=CLIPS), pa.chunked_array([pa.nulls(count, pa.int32())]), ())

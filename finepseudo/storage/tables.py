@@ -56,7 +56,7 @@ def rows_at(table: pa.Table, index_N: np.ndarray) -> list[dict[str, Any]]:
 
 def digest(table: pa.Table) -> str:
     """Of what the rows say, however they are chunked: 64 hexadecimal digits."""
-    state = hashlib.sha256(str(table.schema.remove_metadata()).encode())
+    state = hashlib.sha256(f"{len(table)} {table.schema.remove_metadata()}".encode())
     for start in range(0, len(table), BATCH):
         for column in table.slice(start, BATCH).columns:
             _feed(state, column.combine_chunks())

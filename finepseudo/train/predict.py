@@ -163,7 +163,8 @@ class Predictor:
             clips = self._clips(clip_1)
             for name, encoder in self.video.items():
                 found[_LOGITS + name] = encoder(clips).float().unflatten(0, (-1, self.views)).mean(1)
-        return {name: value.cpu().numpy() for name, value in found.items()}
+        # safetensors writes the memory of an array, whatever its strides.
+        return {name: value.cpu().contiguous().numpy() for name, value in found.items()}
 
     @torch.inference_mode()
     def embed(self, name: str, clip_BTHWC: np.ndarray) -> Tensor:

@@ -104,7 +104,7 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
     """About 200 bytes a video; `clip_N` are their rows of the manifest."""
     top = np.argsort(-made.p_NK, axis=1, kind="stable")[:, :TOP]
     columns: dict[str, Any] = {
-        "video_id": made.video_ids,
+        "video_id": pa.array(made.video_ids, pa.string()),
         "clip": clip_N.astype(np.int32),
         "label": made.label.astype(np.int32),
         "confidence": made.confidence,
@@ -114,8 +114,8 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
         "confidence_A": p_A_NK.max(1).values.numpy(),
         "confidence_E": p_E_NK.max(1).values.numpy(),
         "agree": made.label_A == made.label_E,
-        "top": list(top.astype(np.int32)),
-        "top_p": list(np.take_along_axis(made.p_NK, top, 1)),
+        "top": pa.array(list(top), pa.list_(pa.int32())),
+        "top_p": pa.array(list(np.take_along_axis(made.p_NK, top, 1)), pa.list_(pa.float32())),
     }
     return pa.table(columns)
 

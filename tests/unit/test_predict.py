@@ -1,12 +1,15 @@
-"""Inference with committed snapshots equals the trained module in eval mode; named weights load strictly."""
+"""Inference with committed snapshots equals the trained module in eval mode; passes come in parts; named weights."""
 
+import functools
 import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
-from training_helpers import CPU, K, case, largest_difference, picture, plain_loop, recipe, videos
+from training_helpers import CPU, K, case, largest_difference, picture, plain_loop, recipe
+from training_helpers import clips as manifest
 
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import class_scores
@@ -18,7 +21,7 @@ from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial, random_encoder
-from finepseudo.train.predict import Pass, Predictor, Scores
+from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar
 from finepseudo.train.stage import build_objective
 
 VIEWS = 3
@@ -41,7 +44,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clips():
     """Views of some videos, one after the other, as the scoring stream gives them."""
-    plan = plan_score(videos(4), align_frames=6, video_frames=6, clips=VIEWS, block_videos=4)
+    plan = plan_score(manifest(4), np.arange(4), align_frames=6, video_frames=6, clips=VIEWS, block_videos=4)
     rows = plan.rows(0, len(plan))
     return [
         np.stack([np.stack([picture(row["video"], frame) for frame in row[f"frames_{clip}"]]) for row in rows])
@@ -95,23 +98,74 @@ def test_views_of_one_video_do_not_reach_another(trained, clips):
         np.testing.assert_allclose(one[name], value[1:2], atol=1e-5)
 
 
-def test_scores_are_in_the_order_of_the_plan_whatever_order_the_blocks_come_in(trained, clips):
-    """Two blocks of two videos, the second first; one video that could not be decoded."""
-    rows, ids = len(clips[0]), np.array([f"v{row // VIEWS}" for row in range(len(clips[0]))])
+def part(trained, clips, run, number, places, bad=()):
+    """The results of some of the videos of `clips`, committed; views of `bad` ones could not be decoded."""
+    row_B = np.concatenate([np.arange(place * VIEWS, (place + 1) * VIEWS) for place in places])
     columns = {
-        "row": np.arange(rows), "clip_0": clips[0], "clip_1": clips[1], "decode_s": np.full(rows, 0.5),
-        "error": np.array(["cut short" if row // VIEWS == 1 else "" for row in range(rows)], dtype=object),
+        "clip_0": clips[0][row_B], "clip_1": clips[1][row_B], "decode_s": np.full(len(row_B), 0.5),
+        "error": np.array(["cut short" if row in bad else "" for row in row_B], dtype=object),
     }  # fmt: skip
-    halves = [{key: value[part] for key, value in columns.items()} for part in (slice(6, None), slice(0, 6))]
-    scores = Scores.of([predictor(trained).block(half) for half in halves], ids, {"total": 9.0})
-    assert scores.video_ids == ("v0", "v2", "v3")
-    assert scores.rejected == {"v1": "cut short"}
-    assert scores.seconds["decode"] == pytest.approx(0.5 * rows)
-    assert scores.seconds["total"] == 9.0
-    whole = predictor(trained)(*clips)
-    np.testing.assert_allclose(scores.logits("f_E"), whole["logits/f_E"][[0, 2, 3]], atol=1e-5)
-    assert scores.embeddings("f_A").video_ids == scores.video_ids
-    np.testing.assert_allclose(scores.embeddings("f_A").emb_NTD, whole["embeddings/f_A"][[0, 2, 3]], atol=1e-5)
+    assert predictor(trained).write(columns, run, "scores/x", number) == len(places)
+
+
+def test_scores_are_in_the_order_of_the_plan_whatever_order_the_parts_are_written_in(trained, clips, tmp_path):
+    """Two parts of two videos, the second first; one view of one video could not be decoded."""
+    run = Store(str(tmp_path))
+    part(trained, clips, run, 1, [2, 3])
+    part(trained, clips, run, 0, [0, 1], bad=[VIEWS + 1])
+    assert run.list("scores/x") == [part_name(0), part_name(1)]
+    columns, errors = read_part(run, "scores/x", 0)
+    assert errors == {1: "cut short"}
+    assert columns["decode_s"].sum() == pytest.approx(0.5 * 2 * VIEWS)
+    assert columns["predict_s"].sum() > 0
+    scores = Scores(run, "scores/x", 2, 2, np.array([7, 1, 5, 3]), {}, {1: "cut short"})
+    whole, found = predictor(trained)(*clips), scores.columns()
+    assert found["clip"].tolist() == [7, 5, 3]
+    np.testing.assert_allclose(logits(found, "f_E"), whole["logits/f_E"][[0, 2, 3]], atol=1e-5)
+    np.testing.assert_allclose(embeddings(found, "f_A"), whole["embeddings/f_A"][[0, 2, 3]], atol=1e-5)
+    assert [batch["clip"].tolist() for batch in scores.batches(1)] == [[7], [5, 3]]
+    assert [batch["clip"].tolist() for batch in scores.batches(2)] == [[7, 5, 3]]
+
+
+def test_a_last_part_of_which_nothing_decodes_is_no_end_of_the_others(trained, clips, tmp_path):
+    run = Store(str(tmp_path))
+    part(trained, clips, run, 0, [0, 1])
+    part(trained, clips, run, 1, [2], bad=range(2 * VIEWS, 3 * VIEWS))
+    scores = Scores(run, "scores/x", 2, 2, np.arange(3), {}, {2: "cut short"})
+    assert scores.columns()["clip"].tolist() == [0, 1]
+    assert [len(batch["clip"]) for batch in scores.batches(2)] == [2, 0]
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Nine videos in parts of three, of which the fifth did not decode; logits are numbers of their clips."""
+    run, clip_N = Store(str(tmp_path_factory.mktemp("numbered"))), np.arange(100, 109)
+    for number, part_N in enumerate(clip_N.reshape(3, 3)):
+        errors = np.frombuffer(b'{"1": "cut short"}' if number == 1 else b"{}", np.uint8)
+        body = {"logits/f_E": np.float32(part_N)[:, None], "sbar/f_A": -np.float32(part_N)[:, None], "errors": errors}
+        run.write(f"scores/x/{part_name(number)}", safetensors.numpy.save(body))
+    return Scores(run, "scores/x", 3, 3, clip_N, {}, {104: "cut short"})
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, 8), (20, 8), (8, 8), (3, 3), (1, 1)])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_many_scores_are_sampled_where_so_many_are_not_asked_for(numbered, most, expected, size, monkeypatch):
+    monkeypatch.setattr(Scores, "batches", functools.partialmethod(Scores.batches, size))
+    found = numbered.columns(most, 5)
+    assert len(found["clip"]) == expected
+    assert np.all(np.diff(found["clip"]) > 0), "in the order of the plan, each once"
+    assert set(found["clip"]) <= {100, 101, 102, 103, 105, 106, 107, 108}
+    np.testing.assert_array_equal(logits(found, "f_E")[:, 0], found["clip"])
+    np.testing.assert_array_equal(sbar(found, "f_A")[:, 0], -found["clip"])
+
+
+def test_a_sample_follows_from_its_seed_and_reaches_every_video(numbered, monkeypatch):
+    drawn = [numbered.columns(3, seed)["clip"].tolist() for seed in range(30)]
+    assert drawn == [numbered.columns(3, seed)["clip"].tolist() for seed in range(30)]
+    monkeypatch.setattr(Scores, "batches", functools.partialmethod(Scores.batches, 1))
+    assert drawn == [numbered.columns(3, seed)["clip"].tolist() for seed in range(30)], "however it is read"
+    assert len(set(map(tuple, drawn))) > 10
+    assert len({clip for sample in drawn for clip in sample}) == 8
 
 
 def test_score_head_of_a_snapshot(trained):

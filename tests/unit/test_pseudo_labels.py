@@ -6,16 +6,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from clips import manifest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
-from finepseudo.data.manifest import Video
+from finepseudo.data.batch import make_batch
+from finepseudo.data.plan import plan_score, samples
 from finepseudo.errors import TrainingError
 from finepseudo.recipes import find
-from finepseudo.train.pseudo_labels import COMPARED, compare_labelled, guard, pseudo_samples, soft_targets, temperatures
+from finepseudo.train.pseudo_labels import COMPARED, compare_labelled, guard, label_table, pseudo_samples, temperatures
 
 NAMES = ("tuck", "pike", "twist")
 
@@ -91,49 +93,71 @@ def test_guard_keeps_to_the_recipes_bounds():
         guard(GOOD, strict, "round", NAMES)
 
 
+def target(top, top_p, num_classes):
+    """What `make_batch` makes of one pseudo-label, before a video with a real one of class 1."""
+    chosen = samples([0, 1], [top[0], 1], top=[top, None], top_p=[top_p, None])
+    lengths = {"align_frames": 1, "video_frames": 1}
+    plan = replace(plan_score(manifest(2), np.arange(2), **lengths, clips=1, block_videos=2), samples=chosen)
+    zeros = np.zeros((2, 1, 1, 1, 3), np.uint8)
+    columns = {"row": [0, 1], "clip_0": zeros, "clip_1": zeros, "error": ["", ""], "decode_s": [0.0], "cache_hit": [0]}
+    soft_K, hard_K = make_batch(plan, num_classes, columns).target_BK.numpy()
+    np.testing.assert_array_equal(hard_K, np.eye(num_classes)[1])
+    return soft_K
+
+
 def test_soft_targets_spread_what_was_not_kept():
-    rows = [{"top": [3, 0], "top_p": [0.6, 0.2]}, {"top": [1, 2], "top_p": [0.75, 0.25]}]
-    targets_MK = soft_targets(rows, 4)
-    np.testing.assert_allclose(targets_MK, [[0.2, 0.1, 0.1, 0.6], [0, 0.75, 0.25, 0]], atol=1e-6)
-    np.testing.assert_allclose(soft_targets([{"top": [1, 0], "top_p": [0.9, 0.1]}], 2), [[0.1, 0.9]], atol=1e-6)
-    assert soft_targets([], 4).shape == (0, 4)
+    np.testing.assert_allclose(target([3, 0], [0.6, 0.2], 4), [0.2, 0.1, 0.1, 0.6], atol=1e-6)
+    np.testing.assert_allclose(target([1, 2], [0.75, 0.25], 4), [0, 0.75, 0.25, 0], atol=1e-6)
+    np.testing.assert_allclose(target([1, 0], [0.9, 0.1], 2), [0.1, 0.9], atol=1e-6)
 
 
-def video_of(video_id, index):
-    return Video(index, video_id, f"{video_id}.mp4", "", 30, 48, 48, "scan", 0, 99)
-
-
-def test_accepted_videos_become_samples_that_weigh_their_confidence():
-    rows = [("a", 2, 0.5, True), ("b", 0, 0.9, False), ("c", 1, 0.75, True)]
-    table = pa.table(
-        {
-            "video_id": [row[0] for row in rows],
-            "label": [row[1] for row in rows],
-            "confidence": [row[2] for row in rows],
-            "accepted": [row[3] for row in rows],
-            "top": [[2, 0], [0, 1], [1, 2]],
-            "top_p": [[0.5, 0.3], [0.9, 0.1], [0.75, 0.25]],
-        }
-    )
-    videos = {video_id: video_of(video_id, index) for index, video_id in enumerate("abcd")}
-    samples, targets_MK = pseudo_samples(table, videos, 3, soft=True)
-    assert [(s.video.video_id, s.label, s.weight, s.target) for s in samples] == [("a", 2, 0.5, 0), ("c", 1, 0.75, 1)]
-    np.testing.assert_allclose(targets_MK, [[0.3, 0.2, 0.5], [0, 0.75, 0.25]], atol=1e-6)
-    hard, no_targets = pseudo_samples(table, videos, 3, soft=False)
-    assert [(s.label, s.weight, s.target) for s in hard] == [(2, 0.5, None), (1, 0.75, None)]
-    assert no_targets is None
-
-
+@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 10_000), st.floats(0.01, 30))
 def test_soft_targets_sum_to_one_and_keep_the_winner(num_classes, seed, sharpness):
     logits_K = sharpness * np.random.default_rng(seed).normal(size=num_classes)
     p_K = (np.exp(logits_K - logits_K.max()) / np.exp(logits_K - logits_K.max()).sum()).astype(np.float32)
     top = np.argsort(-p_K, kind="stable")[:5]
-    (target_K,) = soft_targets([{"top": top.tolist(), "top_p": p_K[top].tolist()}], num_classes)
+    target_K = target(top.tolist(), p_K[top].tolist(), num_classes)
     assert target_K.sum() == pytest.approx(1, abs=1e-5)
     assert target_K.min() >= 0
     np.testing.assert_array_equal(target_K[top], p_K[top])
     assert target_K.max() == p_K[top[0]]
+
+
+def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
+    p_A_NK = torch.tensor([[0.1, 0.2, 0.05, 0.3, 0.15, 0.2], [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]])
+    p_E_NK = torch.tensor([[0.1, 0.1, 0.05, 0.4, 0.15, 0.2], [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]])
+    made = collaborate.decide(p_A_NK, p_E_NK, ["a", "b"], threshold=0.35)
+    table = label_table(made, np.array([7, 4]), p_A_NK, p_E_NK)
+    first, second = table.to_pylist()
+    assert (first["video_id"], first["clip"], first["label"], first["top"]) == ("a", 7, 3, [3, 5, 1, 4, 0])
+    assert first["confidence"] == first["top_p"][0] == pytest.approx(float(made.p_NK[0, 3]))
+    assert first["top_p"] == sorted(first["top_p"], reverse=True)
+    assert sum(first["top_p"]) == pytest.approx(1 - float(made.p_NK[0, 2]), abs=1e-6)
+    assert [first["accepted"], second["accepted"]] == made.accepted.tolist() == [True, False]
+    assert (first["agree"], second["agree"]) == (True, False)
+    assert (second["label_A"], second["label_E"]) == (0, 5)
+    assert (first["confidence_A"], first["confidence_E"]) == (pytest.approx(0.3), pytest.approx(0.4))
+    nothing = collaborate.decide(p_A_NK[:0], p_E_NK[:0], [], threshold=0.35)
+    assert label_table(nothing, np.zeros(0, int), p_A_NK[:0], p_E_NK[:0]).schema == table.schema, "one file takes both"
+
+
+def test_accepted_videos_become_samples_that_weigh_their_confidence():
+    table = pa.table(
+        {
+            "clip": [8, 3, 5],
+            "label": [2, 0, 1],
+            "confidence": [0.5, 0.9, 0.75],
+            "accepted": [True, False, True],
+            "top": [[2, 0], [0, 1], [1, 2]],
+            "top_p": [[0.5, 0.25], [0.9, 0.1], [0.75, 0.25]],
+        }
+    )
+    soft, hard = (pseudo_samples(pa.concat_tables([table[:1], table[1:]]), soft=soft) for soft in (True, False))
+    bare = [{"clip": 8, "label": 2, "weight": 0.5}, {"clip": 5, "label": 1, "weight": 0.75}]
+    assert hard.to_pylist() == [{**row, "top": None, "top_p": None} for row in bare]
+    kept = [{"top": [2, 0], "top_p": [0.5, 0.25]}, {"top": [1, 2], "top_p": [0.75, 0.25]}]
+    assert soft.to_pylist() == [{**row, **target} for row, target in zip(bare, kept, strict=True)]
 
 
 def gallery(count, seed=0, equal=False):

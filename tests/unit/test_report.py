@@ -7,18 +7,21 @@ import math
 import re
 from dataclasses import replace
 
+import clips
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
 from finepseudo import rehearsal
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
-from finepseudo.data.formats import Annotation
-from finepseudo.data.manifest import FOLDER, build_manifest
+from finepseudo.data.child import Child, answer
 from finepseudo.models import weights
 from finepseudo.recipe import METHODS, Rehearsal
 from finepseudo.recipes import find
+from finepseudo.report.examples import SHOWN, _chosen, choose_examples
 from finepseudo.report.page import figure, summary, write_report
 from finepseudo.results import (
     Accuracy,
@@ -37,6 +40,7 @@ from finepseudo.results import (
 from finepseudo.run import Run, claim
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
+from finepseudo.train.checkpoint import REJECTED, Taken
 from finepseudo.train.initial import random_encoder
 
 HOSTILE = "<script>alert('x')</script>"
@@ -202,7 +206,11 @@ def test_missing_pieces_leave_a_whole_page(tmp_path, body):
 def test_page_of_figures_alone(tmp_path):
     run = a_run(tmp_path)
     curve = pa.table({"step": list(range(1, 101)), "loss": [math.exp(-step / 30) for step in range(100)]})
-    parts = {"curve.parquet": artefacts.table_bytes(curve), "timing.json": b"{}"}
+    parts = {
+        "curve.parquet": artefacts.table_bytes(curve),
+        "rejected.parquet": artefacts.table_bytes(REJECTED.empty_table()),
+        "taken.json": json.dumps(vars(Taken())).encode(),
+    }
     base = Store(str(tmp_path / "base"))
     artefacts.commit(base, "train/align/frame/history/00000000-00000100", parts, {})
     page = page_of(run, results(), base)
@@ -229,35 +237,34 @@ def labelled_run(tmp_path):
     """A run with four real videos whose names are hostile: two labelled, two with a pseudo-label."""
     recipe, spec = find("rehearsal_smoke"), Rehearsal(words=("TW-U", "TP-F"), train_per_class=2, test_per_class=1)
     run, ids = a_run(tmp_path), rehearsal.video_ids(spec, "train") + rehearsal.video_ids(spec, "test")
-    names, annotations, probes, paths = (f"{HOSTILE} tuck", "pike"), [], {}, {}
-    for number, (video_id, label) in enumerate(ids):
-        split, name = "train" if number < 4 else "test", f"{HOSTILE}{number}"
-        data = rehearsal.video(spec, split, video_id)[0]
+    files = [rehearsal.video(spec, "train" if number < 4 else "test", ids[number][0])[0] for number in range(len(ids))]
+    for number, data in enumerate(files):
         run.write(f"data/{number}.mp4", data)
-        paths[name] = f"{number}.mp4"
-        probes[name] = {
-            "num_frames": len(rehearsal.truth(spec, split, video_id).phase_F), "fps": 25.0, "height": spec.size,
-            "width": spec.size, "access": "scan", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
-        }  # fmt: skip
-        annotations.append(Annotation(name, label, split, ""))
-    manifest = build_manifest(
-        annotations, names, {paths[key]: probe for key, probe in probes.items()}, paths, min_frames=8
+    lengths = [answer({"uri": run.uri(f"data/{number}.mp4")})[0]["num_frames"] for number in range(len(ids))]
+    made = clips.manifest(
+        len(ids),
+        [label for _, label in ids],
+        (f"{HOSTILE} tuck", "pike"),
+        video_id=[f"{HOSTILE}{number}" for number in range(len(ids))],
+        path=[f"{number}.mp4" for number in range(len(ids))],
+        sha256=[hashlib.sha256(data).hexdigest() for data in files],
+        split=["train"] * 4 + ["test"] * (len(ids) - 4),
+        num_frames=lengths,
+        file_frames=lengths,
+        height=spec.size,
+        width=spec.size,
     )
-    classes = json.dumps(names).encode()
-    parts = {"manifest.parquet": artefacts.table_bytes(manifest.table), "classes.json": classes}
-    artefacts.commit(run, FOLDER, parts, {})
+    clips.commit(run, made)
     encoder = random_encoder(recipe.models.encoder("frame"), num_classes=2, size=recipe.frames.crop, seed=0)
     state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     artefacts.commit(run, "train/align/frame/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})
-    train = manifest.videos("train")
-    labelled, unlabelled = [train[0], train[2]], [train[1], train[3]]
-    emb_NTD = torch.nn.functional.normalize(torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    embedded = Embeddings(emb_NTD, tuple(video.video_id for video in labelled))
+    emb_NTD = torch.nn.functional.normalize(torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    embedded = Embeddings(emb_NTD, tuple(made.ids(np.array([0, 2, 4]))))  # the last one is of the pair test
     artefacts.commit(run, "embeddings/aligned", {"embeddings.safetensors": embedded.to_bytes()}, {})
     rows = [
-        {"video_id": video.video_id, "label": 0, "confidence": 0.9 - 0.3 * n, "accepted": n == 0, "label_A": 0,
-         "label_E": 1, "confidence_A": 0.9, "confidence_E": 0.5}
-        for n, video in enumerate(unlabelled)
+        {"video_id": made.ids(np.array([clip]))[0], "clip": clip, "label": 0, "confidence": 0.9 - 0.3 * n,
+         "accepted": n == 0, "label_A": 0, "label_E": 1, "confidence_A": 0.9, "confidence_E": 0.5}
+        for n, clip in enumerate((1, 3))
     ]  # fmt: skip
     table = artefacts.table_bytes(pa.Table.from_pylist(rows))
     artefacts.commit(run, "labels/finepseudo/round-1", {"labels.parquet": table}, {})
@@ -272,6 +279,53 @@ def test_examples_show_frames_and_escape_their_names(labelled_run):
     assert page.count('<img src="data:image/jpeg;base64,') == 2
     assert "<h3>rejected</h3>" in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; tuck" in page
+
+
+def test_examples_stand_beside_the_right_clips(labelled_run):
+    """Clips are known by their rows; labels of the nearest member come from the truth, and no test video is one."""
+    body = results(rounds=1)
+    labelled_run.write("results.json", body.to_json())
+    first, second = choose_examples(Run.at(labelled_run), body)
+    assert [first.kind, second.kind] == ["accepted, wrong", "rejected"]
+    assert [first.video_id, second.video_id] == [f"{HOSTILE}1", f"{HOSTILE}3"]
+    assert (first.truth, second.truth) == ("pike", f"{HOSTILE} tuck")
+    classes = {f"{HOSTILE}0": "pike", f"{HOSTILE}2": f"{HOSTILE} tuck"}
+    for example in (first, second):
+        assert example.neighbour == classes[example.neighbour_id]
+        for name, shown_THWC in (
+            (example.video_id, example.frames_THWC), (example.neighbour_id, example.aligned_THWC),
+        ):  # fmt: skip
+            assert shown_THWC.shape == (SHOWN, 32, 32, 3)
+            assert {frame.tobytes() for frame in shown_THWC} <= every_frame(labelled_run, name)
+
+
+def every_frame(run, video_id):
+    """All frames of the file of a clip, each as bytes."""
+    row = Run.at(run).manifest().clips.filter(pc.field("video_id") == video_id).to_pylist()[0]
+    child = Child(60)
+    frames_FHWC = child.frames(run.uri(f"data/{row['path']}"), row, list(range(row["num_frames"])), 32, 32)
+    child.close()
+    return {frame.tobytes() for frame in frames_FHWC}
+
+
+def test_examples_are_of_each_kind_the_surest_and_the_least_sure():
+    accepted = [True] * 6 + [False] * 6
+    table = pa.table(
+        {
+            "clip": np.arange(12)[::-1],
+            "label": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            "confidence": [0.9, 0.8, 0.8, 0.7, 0.6, 0.99, 0.4, 0.3, 0.2, 0.2, 0.1, 0.45],
+            "accepted": accepted,
+        }
+    )
+    truth_N = np.array([0, 1, 1, -1, 0, 0, 0, 0, 0, -1, 1, 1])
+    found = {kind: places.tolist() for kind, places in _chosen(table, truth_N).items()}
+    assert found == {
+        "accepted, right": [5, 0, 4],
+        "accepted, wrong": [2, 1],
+        "accepted, truth not known": [3],
+        "rejected": [10, 8, 9, 7],
+    }
 
 
 def test_examples_leave_out_what_no_longer_decodes(labelled_run):

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 
+import clips
+import pyarrow as pa
 import pytest
 
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import Recipe, digest
+from finepseudo.recipe import Evaluate, Recipe, digest
 from finepseudo.recipes import RECIPES, find
-from finepseudo.run import Run, claim
+from finepseudo.run import Run, claim, pair_videos
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
+from finepseudo.train.checkpoint import Taken
 
 
 @pytest.fixture
@@ -80,3 +83,32 @@ def test_passes_are_those_that_are_committed(store):
     run = Run.at(store, store.child("base"))
     assert run.passes() == [(store, "labels/finepseudo/round-1")]
     assert run.trainings() == [(store, "train/align/frame")]
+
+
+def test_videos_of_the_pair_test_are_known_test_videos_drawn_by_their_ids():
+    recipe = dataclasses.replace(find("rehearsal"), evaluate=Evaluate(pair_videos=4))
+    split, labels = ["test"] * 8 + ["train"] * 4, [0, None, 1, 2, 0, None, 1, 2, 0, 1, 2, 0]
+    made = clips.manifest(12, labels, split=split)
+    chosen = pair_videos(recipe, made)
+    assert len(chosen) == 4
+    assert set(chosen) < {0, 2, 3, 4, 6, 7}
+    other = clips.manifest(12, labels[::-1], split=split[::-1], video_id=made.clips["video_id"].to_pylist()[::-1])
+    assert other.ids(pair_videos(recipe, other)) == made.ids(chosen), "whatever their rows"
+    another = dataclasses.replace(recipe, seed=recipe.seed + 1)
+    assert pair_videos(another, made).tolist() != chosen.tolist()
+    assert len(pair_videos(recipe, clips.manifest(3, split="test"))) == 0
+
+
+def test_labels_and_seconds_are_read_back(store):
+    table = pa.table({"clip": [3, 1], "accepted": [True, False]})
+    parts = {"labels.parquet": artefacts.table_bytes(table), "seconds.json": b'{"total": 2.0}'}
+    artefacts.commit(store, "labels/finepseudo/round-1", parts, {})
+    taken = json.dumps(vars(Taken(1, {"compute": 3.0}, [[0, 0, 4, 1]]))).encode()
+    artefacts.commit(store, "train/align/frame/history/00000000-00000004", {"taken.json": taken}, {})
+    artefacts.commit(store, "train/align/frame/timing/0", {}, {"launch_s": 1.5})
+    run = Run.at(store)
+    assert run.labels("finepseudo/round-1").equals(table)
+    assert run.timing() == {
+        "labels/finepseudo/round-1": {"total": 2.0},
+        "train/align/frame": {"compute": 3.0, "launch": 1.5},
+    }

@@ -7,31 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from clips import classed, manifest
 
-from finepseudo.data.manifest import Video
-from finepseudo.data.plan import Sample
 from finepseudo.data.split import make_split
 from finepseudo.errors import RecipeError
 from finepseudo.recipes import find
 from finepseudo.runtime.cluster import needed
-from finepseudo.train.pseudo_labels import COMPARED
+from finepseudo.train.pseudo_labels import COMPARED, SAMPLED
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 scale, scale_model = importlib.import_module("scale"), importlib.import_module("scale_model")
 del sys.path[0]
-Cluster, Model, Sizes = scale_model.Cluster, scale_model.Model, scale_model.Sizes
+Cluster, Model, Sizes, changed = scale_model.Cluster, scale_model.Model, scale_model.Sizes, scale_model.changed
 
 COSTS = scale_model.UnitCosts(
     machine="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,
     embed_frame_s={"frame": 1e-4, "video": 1e-4}, cell_s=1e-8,
     train_frame_s={"gitdl/frame": 4e-4, "gitdl/video": 3e-4, "align/frame": 2e-4, "classify/video": 3e-4},
-    plan_row_s=1e-4, label_class_s=1e-6,
+    plan_row_s=0.0, heat_class_s=2e-6, label_class_s=1e-6,
 )  # fmt: skip
 ONE = Cluster()
 
 
 def recipe(**parts):
-    return scale_model.changed(find("rehearsal"), **parts)
+    return changed(find("rehearsal"), **parts)
 
 
 def predict(how=None, sizes=None, costs=COSTS, cluster=ONE):
@@ -72,8 +71,8 @@ def test_rounds_and_methods_add_their_stages():
 @pytest.mark.parametrize("pseudo", [False, True])
 def test_rows_are_those_of_a_real_plan(kind, pseudo):
     how = recipe(optimiser={"blocks_per_step": 2})
-    samples = [Sample(Video(i, f"{i}", "", "", 64, 64, 64, "scan", 0, 99), i % 14) for i in range(56)]
-    plan = scale_model.make_plan(how, kind, samples[:28], samples[28:] if pseudo else [], steps=3)
+    labelled, others = classed(0, 28, 14), classed(28, 56, 14) if pseudo else None
+    plan = scale_model.make_plan(how, kind, scale_model.stand_in(56), labelled, others, steps=3)
     found = predict(how).training("x", kind, 3, pseudo=pseudo)
     assert found.rows == len(plan)
     frames = {"gitdl": 2 * how.gitdl.frames, "align": how.frames.align, "classify": how.frames.video}
@@ -83,7 +82,8 @@ def test_rows_are_those_of_a_real_plan(kind, pseudo):
 
 @pytest.mark.parametrize(("videos", "classes", "share"), [(1120, 14, 0.025), (1000, 7, 0.1), (50, 20, 0.01)])
 def test_labelled_videos_are_those_of_a_real_split(videos, classes, share):
-    made = make_split({f"{i}": i % classes for i in range(videos)}, label_fraction=share, seed=0)
+    every = manifest(videos, [index % classes for index in range(videos)], [f"{index}" for index in range(classes)])
+    made = make_split(every, label_fraction=share, seed=0)
     found = predict(recipe(split={"label_fraction": share}), Sizes(videos=videos, classes=classes))
     assert found.sets == {"labelled": len(made.labelled), "other": len(made.unlabelled), "test": found.sizes.tests}
     assert found.gallery == len(made.labelled)
@@ -156,8 +156,39 @@ def test_a_cache_that_holds_all_decodes_each_video_once():
     assert stage(found, "labels/finepseudo/round-2").work["decode"] == pytest.approx(1092 * 0.0003)
     off = predict(recipe(scale={"cache_gib": 0.0}))
     assert stage(off, "train/align/frame").work["decode"] == pytest.approx(4800 * 0.01)
-    small = stage(predict(recipe(scale={"cache_gib": 0.3})), "train/align/frame").work["decode"]
-    assert 4800 * 0.0003 < small < 4800 * 0.012
+    small = predict(recipe(scale={"cache_gib": 0.3}))
+    share = 0.3 * 2**30 / (1120 * 70 * 48 * 48 * 3)
+    assert 0.5 < share < 0.7
+    first = 28 * (1 - share)  # labelled videos that pre-training did not leave there
+    assert stage(small, "train/align/frame").work["decode"] == pytest.approx(first * 0.012 + (4800 - first) * 0.0003)
+    assert stage(small, "train/supervise/video").work["decode"] == pytest.approx(500 * 32 * 0.0003)
+
+
+def test_what_is_read_once_or_twice_is_not_kept():
+    """Of the videos that pre-training reads once each the cache keeps none; the few labelled ones are read often."""
+    once = recipe(gitdl={"frame_steps": 70, "video_steps": 70})
+    found = predict(once)
+    assert stage(found, "train/pretrain/frame").rows == 1120
+    assert stage(found, "train/pretrain/frame").work["decode"] == pytest.approx(1120 * 0.01)
+    assert stage(found, "train/align/frame").work["decode"] == pytest.approx(28 * 0.012 + (4800 - 28) * 0.0003)
+    assert stage(found, "train/supervise/video").work["decode"] == pytest.approx(500 * 32 * 0.0003)
+    assert label(how=once).work["decode"] == pytest.approx(1092 * 0.01)
+    assert label(how=once).work["decode"] == label(how=changed(once, scale={"cache_gib": 0.0})).work["decode"]
+
+
+def test_who_decodes_makes_the_rows():
+    """A training worker makes them too, within its batch; the driver makes none."""
+    free, paid = predict(), predict(costs=replace(COSTS, plan_row_s=1e-3))
+    for before, after in zip(free.stages, paid.stages, strict=True):
+        assert after.driver == before.driver
+        assert after.work.get("train") == before.work.get("train")
+        assert after.work.get("decode", 0) - before.work.get("decode", 0) == pytest.approx(after.rows * 1e-3)
+
+
+def test_the_driver_fits_temperatures_to_a_bounded_sample():
+    small, large = (label(sizes=Sizes(videos, labelled=28)).driver for videos in (1028, 100_028))
+    assert small == pytest.approx(1000 * 14 * (2e-6 + 1e-6))
+    assert large == pytest.approx(14 * (SAMPLED * 2e-6 + 100_000 * 1e-6))
 
 
 def test_given_weights_are_not_trained_again():
