@@ -75,7 +75,12 @@ def prepare(root: Path, run: Store) -> str:
     gone_N = np.random.default_rng(0).random(len(files)) < MISSING
     error = pa.array(np.where(gone_N, "missing: no such file", None), pa.string())
     columns: dict[str, Any] = {
-        "num_frames": 300, "fps": 30.0, "height": 256, "width": 340, "access": "decord", "bytes": 1_500_000,
+        "num_frames": 300,
+        "fps": 30.0,
+        "height": 256,
+        "width": 340,
+        "access": "decord",
+        "bytes": 1_500_000,
         "sha256": [f"{number:064x}" for number in range(len(files))],
     }
     made = [files, *(columns[name] for name in FOUND.names[1:-1]), error]

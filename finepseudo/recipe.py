@@ -94,6 +94,12 @@ class Split:
 
     label_fraction: Share = 0.05  # share of labelled videos of each class, at least one video a class
     seed: Seed = 0
+    labelled: str = ""
+    """List of the clips that keep their label, below data.root or a URI: ids, paths, or the split file of another run.
+    Empty: label_fraction of those that have one."""
+    unlabelled: str = ""  # list of the clips to be labelled; empty: all other training clips
+    held_out: Share = 0.0
+    """Share of the labelled clips of each class, at least one, that are test clips; the same ones for every seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from finepseudo.train import checkpoint
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
 EMBEDDINGS = "embeddings.safetensors"
+SPLIT = "split"  # folder
 SCORES = "scores"  # folder of all passes; needed until the results are committed
 LAUNCHES = "timing"  # folder, below a training, of the seconds that each launch took
 
@@ -85,10 +86,9 @@ def data_store(recipe: Recipe, base: Store) -> Store:
     return Store(recipe.data.root) if recipe.data.root else base.child("data")
 
 
-def pair_videos(recipe: Recipe, manifest: Manifest) -> np.ndarray:
-    """Held-out videos of the pair test, the same for every f_A, by their rows of the manifest."""
-    row_N = manifest.rows("test")
-    known_N = row_N[manifest.truth(row_N) != UNKNOWN]
+def pair_videos(recipe: Recipe, manifest: Manifest, test: np.ndarray) -> np.ndarray:
+    """Those of the test clips that the pair test compares, the same for every f_A, by their rows of the manifest."""
+    known_N = test[manifest.truth(test) != UNKNOWN]
     keys = [derive("pairs", recipe.seed, video_id) for video_id in manifest.ids(known_N)]
     return known_N[np.argsort(np.array(keys, np.int64), kind="stable")[: recipe.evaluate.pair_videos]]
 
@@ -153,6 +153,11 @@ class Run:
     def manifest(self) -> Manifest:
         """Every annotated clip."""
         return Manifest.load(self.store)
+
+    def labelled_ids(self) -> list[str]:
+        """Of D_l."""
+        (name,) = [name for name in self.store.list(SPLIT) if name != artefacts.MARKER]
+        return json.loads(artefacts.read_part(self.store, SPLIT, name))["labelled"]
 
     def labels(self, name: str) -> pa.Table:
         """Pseudo-labels of a round, one row a video."""

@@ -14,13 +14,13 @@ def job(argv: Sequence[str]) -> None:
     options = parse(Options, argv, program="jobs/prepare.py", description=__doc__ or "")
     run, base = Store(options.run), Store(options.base or options.run)
     from finepseudo.driver.prepare import ensure_manifest, ensure_split
-    from finepseudo.run import claim
+    from finepseudo.run import claim, data_store
     from finepseudo.runtime.executor import on_ray
 
     with logged_to(run), on_ray(options.recipe) as executor:
         claim(run, options.recipe)
         manifest = ensure_manifest(options.recipe, base, executor)
-        split = ensure_split(options.recipe, run, manifest)
+        split = ensure_split(options.recipe, run, data_store(options.recipe, base), manifest)
     for line in manifest.rejections():
         print(f"rejected {line}")
     print(json.dumps({"manifest": manifest.fingerprint, **manifest.summary()}))

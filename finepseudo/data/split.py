@@ -1,75 +1,128 @@
-"""Labelled and unlabelled halves of the training clips: seeded, class by class, written down.
+"""Labelled, unlabelled and held-out clips: seeded, class by class, or from lists; and written down.
 
 Axes: N clips.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from finepseudo import recipe
+from finepseudo.data.formats import lists
 from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import derive
 from finepseudo.errors import ManifestError
+from finepseudo.storage.lineage import fingerprint
+from finepseudo.storage.store import Store
+
+log = logging.getLogger("finepseudo")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows of D_l, class by class, and of D_u, ascending; and the seed and share that made them."""
+    """Clips by their rows of the manifest; what is in one of these is in no other."""
 
     seed: int
     label_fraction: float
-    labelled: np.ndarray
-    unlabelled: np.ndarray
+    labelled: np.ndarray  # D_l, class by class
+    unlabelled: np.ndarray  # D_u, ascending
+    test: np.ndarray  # the test split, and what was held out of the labelled clips
     labelled_ids: tuple[str, ...]
-    fingerprint: str
-    """Twelve digits of the ids of both, that results repeat: two people who have the same have the same split."""
+    digests: dict[str, str]
+    """Of the ids of each: two people who have the same have the same clips."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve digits that results repeat, so that a split can be recognised."""
+        return fingerprint(self.digests)
 
     def to_bytes(self) -> bytes:
-        """For people and other programs: D_u is what the manifest has besides."""
+        """For people, and for `split.labelled` of another run; D_u is what the manifest has besides."""
         body = {
             "seed": self.seed,
             "label_fraction": self.label_fraction,
             "fingerprint": self.fingerprint,
-            "unlabelled": len(self.unlabelled),
+            "digests": self.digests,
             "labelled": self.labelled_ids,
         }
         return json.dumps(body, indent=1).encode()
 
 
-def make_split(manifest: Manifest, *, label_fraction: float, seed: int) -> Split:
-    """Keep the label of `label_fraction` of each class's training clips, of at least one; D_u is all others.
+def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
+    """Keep the labels that the recipe leaves; D_u is all other training clips, or those of a list.
 
-    The order within a class is by a hash of seed and id, so adding a clip moves no other between the halves beyond
-    the changed count. Raises ManifestError where no class would have a labelled clip.
+    Without lists, `label_fraction` of each class's training clips keep theirs, of at least one. The order within a
+    class is by a hash of seed and id, so adding a clip moves no other between the halves beyond the changed count.
+    Raises ManifestError where no class would have a labelled clip, or a list is not of its form.
     """
-    row_N = manifest.rows("train")
-    truth_N = manifest.truth(row_N)
-    known = int((truth_N != UNKNOWN).sum())
-    if not known or label_fraction <= 0:
+    test, train = manifest.rows("test"), manifest.rows("train")
+    if options.held_out:
+        held_out = np.concatenate(list(_shares(manifest, train, options.held_out, "held out")))
+        test, train = np.concatenate([test, held_out]), np.setdiff1d(train, held_out)
+    if options.labelled:
+        labelled = _by_class(manifest, _listed(manifest, options.labelled, "labelled", train, data))
+    else:
+        labelled = np.concatenate(list(_shares(manifest, train, options.label_fraction, "split", options.seed)))
+    if not len(labelled):
+        known = int((manifest.truth(train) != UNKNOWN).sum())
+        how = f"split.labelled = {options.labelled}" if options.labelled else ""
+        how = how or f"split.label_fraction = {options.label_fraction:g}"
         raise ManifestError(
-            f"no class has a labelled video: {known} usable training videos with a label, split.label_fraction "
-            f"= {label_fraction:g}; check the annotations, or raise split.label_fraction"
+            f"no class has a labelled video: {known} usable training videos with a label, {how}; check the "
+            "annotations, or change that"
         )
-    labelled = [np.zeros(0, np.int64)]
-    for label in range(manifest.num_classes):
+    others = train
+    if options.unlabelled:
+        others = _listed(manifest, options.unlabelled, "unlabelled", train, data)
+        if said := lists.overlap(labelled, others):
+            log.warning("split: %s; they count as labelled", said)
+    others = np.setdiff1d(others, labelled)
+    ids = tuple(manifest.ids(labelled))
+    digests = {"labelled": lists.digest(ids), "unlabelled": lists.digest(_ids(manifest, others), in_order=True)}
+    digests["test"] = lists.digest(_ids(manifest, test))
+    return Split(options.seed, options.label_fraction, labelled, others, test, ids, digests)
+
+
+def _shares(manifest: Manifest, row_N: np.ndarray, share: float, *key: object) -> Iterator[np.ndarray]:
+    """A share of the clips of each class, of at least one unless it is 0, by a hash; ascending in each class."""
+    truth_N = manifest.truth(row_N)
+    yield np.zeros(0, np.int64)
+    for label in range(manifest.num_classes) if share else ():
         members = row_N[truth_N == label]
         if len(members):
-            keys = [derive("split", seed, video_id) for video_id in manifest.ids(members)]
-            keep = max(1, round(label_fraction * len(members)))
-            labelled.append(np.sort(members[np.argsort(keys, kind="stable")[:keep]]))
-    chosen = np.concatenate(labelled)
-    others = np.setdiff1d(row_N, chosen)
-    ids = tuple(manifest.ids(chosen))
-    return Split(seed, label_fraction, chosen, others, ids, _fingerprint(ids, manifest, others))
+            keys = [derive(*key, video_id) for video_id in manifest.ids(members)]
+            yield np.sort(members[np.argsort(keys, kind="stable")[: max(1, round(share * len(members)))]])
 
 
-def _fingerprint(labelled: Sequence[str], manifest: Manifest, unlabelled: np.ndarray) -> str:
-    state = hashlib.sha256(json.dumps(labelled).encode())
-    for start in range(0, len(unlabelled), 1 << 16):
-        state.update(json.dumps(manifest.ids(unlabelled[start : start + (1 << 16)])).encode())
-    return state.hexdigest()[:12]
+def _by_class(manifest: Manifest, row_N: np.ndarray) -> np.ndarray:
+    """Those with a label, in the order that `_shares` has."""
+    truth_N = manifest.truth(row_N)
+    if without := int((truth_N == UNKNOWN).sum()):
+        log.warning("split.labelled: %d of its clips have no label in the annotations, and stay unlabelled", without)
+    return np.concatenate([np.sort(row_N[truth_N == label]) for label in range(manifest.num_classes)])
+
+
+def _listed(manifest: Manifest, file: str, half: str, train: np.ndarray, data: Store) -> np.ndarray:
+    """Usable training clips that a list names."""
+    label = manifest.label if half == "labelled" else pa.nulls(len(manifest.clips), pa.int32())
+    table = manifest.clips.select(["video_id", "path"]).append_column("label", label)
+    row_N, report = lists.read_list(data, file, table, half=half)
+    first, *surprises = report.lines(list(manifest.class_names))
+    log.info("split.%s: %s", half, first)
+    for surprise in surprises:
+        log.warning("split.%s: %s", half, surprise)
+    usable = np.intersect1d(row_N, train)
+    if len(usable) < len(row_N):
+        log.warning("split.%s: %d of its clips are no usable training clips", half, len(row_N) - len(usable))
+    return usable
+
+
+def _ids(manifest: Manifest, row_N: np.ndarray) -> Iterator[str]:
+    for start in range(0, len(row_N), 1 << 16):
+        yield from manifest.ids(row_N[start : start + (1 << 16)])

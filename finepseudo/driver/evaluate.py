@@ -93,7 +93,7 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     # An f_A that several methods share runs once, under the digest of its weights.
     once = {frame.digest: (frame, gallery) for frame, gallery in frames.values()}
     manifest, unlabelled = steps.manifest, steps.split.unlabelled
-    test = manifest.rows("test")
+    test = steps.split.test
     test = test[manifest.truth(test) != UNKNOWN]
     if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
@@ -148,7 +148,7 @@ def _round(steps: Steps, name: str) -> RoundResult:
 
 def _pairs(steps: Steps, start: Start) -> results.PairTest:
     """The pair test on the held-out videos that were embedded beside D_l."""
-    row_N = pair_videos(steps.recipe, steps.manifest)
+    row_N = pair_videos(steps.recipe, steps.manifest, steps.split.test)
     truth = dict(zip(steps.manifest.ids(row_N), steps.manifest.truth(row_N).tolist(), strict=True))
     if not truth:
         return results.PairTest(videos=0, pairs=0, same=0, scores={})

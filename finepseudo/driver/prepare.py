@@ -19,7 +19,7 @@ from finepseudo.data.split import Split, make_split
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import METHODS, Recipe, Rehearsal
-from finepseudo.run import data_store
+from finepseudo.run import SPLIT, data_store
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
@@ -64,18 +64,19 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     return manifest
 
 
-def ensure_split(recipe: Recipe, run: Store, manifest: Manifest) -> Split:
-    """D_l and D_u, committed with their seed in the name."""
-    made = make_split(manifest, label_fraction=recipe.split.label_fraction, seed=recipe.split.seed)
+def ensure_split(recipe: Recipe, run: Store, data: Store, manifest: Manifest) -> Split:
+    """D_l, D_u and the test clips, committed with their seed in the name."""
+    made = make_split(manifest, recipe.split, data)
     labelling = [method for method in recipe.methods if METHODS[method].labels]
     if labelling and not len(made.unlabelled):
         raise ManifestError(
             f"no unlabelled video is left for {', '.join(labelling)}: {len(made.labelled)} training videos, all "
             f"labelled; lower split.label_fraction (now {recipe.split.label_fraction:g}), or ask for methods supervised"
         )
-    lineage = {"fingerprint": made.fingerprint, "seed": recipe.split.seed, "fraction": recipe.split.label_fraction}
-    artefacts.ensure(run, "split", lineage, lambda: {f"split-seed{recipe.split.seed}.json": made.to_bytes()})
-    log.info("split %s: %d labelled, %d unlabelled", made.fingerprint, len(made.labelled), len(made.unlabelled))
+    lineage = {"fingerprint": made.fingerprint, "seed": recipe.split.seed}
+    artefacts.ensure(run, SPLIT, lineage, lambda: {f"split-seed{recipe.split.seed}.json": made.to_bytes()})
+    counts = [len(half) for half in (made.labelled, made.unlabelled, made.test)]
+    log.info("split %s: %d labelled, %d unlabelled, %d to test on", made.fingerprint, *counts)
     return made
 
 

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from finepseudo.align.gallery import Embeddings, Gallery
@@ -22,7 +23,7 @@ from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
 from finepseudo.models.table import Part
 from finepseudo.recipe import METHODS, CrossEntropy, GitdlLoss, Method, Recipe, part_of
-from finepseudo.run import claim, labels, pair_videos, round_name
+from finepseudo.run import claim, data_store, labels, pair_videos, round_name
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial
@@ -82,7 +83,7 @@ def run_rounds(
     manifest = ensure_manifest(recipe, base, executor)
     if base != run:
         artefacts.copy(base, run, FOLDER)  # a plan lies beside the manifest of its clips
-    split = ensure_split(recipe, run, manifest)
+    split = ensure_split(recipe, run, data_store(recipe, base), manifest)
     shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
     steps = Steps(recipe, run, base, manifest, split, executor, may_train=train)
     start = stage_2(steps, shared)
@@ -91,7 +92,7 @@ def run_rounds(
 
 def stage_2(steps: Steps, shared: Steps) -> Start:
     """Both encoders, pre-trained without labels and then trained on D_l, side by side."""
-    recipe, held_out = steps.recipe, pair_videos(steps.recipe, steps.manifest)
+    recipe, held_out = steps.recipe, pair_videos(steps.recipe, steps.manifest, steps.split.test)
 
     def frame_side() -> tuple[Trained, Embeddings, Embeddings, float | None]:
         pretrained = pretrain(shared, "frame", recipe.gitdl.frame_steps)
@@ -121,7 +122,7 @@ def pretrain(steps: Steps, part: Part, count: int) -> Trained:
             log.warning("gitdl.%s_steps is 0: the %s encoder is not pre-trained here", part, part)
         return Trained(*ensure_initial(recipe, part, steps.manifest.num_classes, steps.run))
     manifest, k = steps.manifest, recipe.optimiser.blocks_per_step
-    train = manifest.rows("train")
+    train = np.setdiff1d(manifest.rows("train"), steps.split.test)
     plan = plan_gitdl(manifest, train, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
     loss = part_of(GitdlLoss, recipe.gitdl)
     return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr)

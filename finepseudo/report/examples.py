@@ -57,11 +57,9 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
     manifest, names = run.manifest(), run.manifest().class_names
     table = run.labels(rounds[-1].name)
     truth_N = manifest.truth(table["clip"].to_numpy())
-    embedded = run.embeddings("aligned")
-    member_N = manifest.rows_of(embedded.video_ids)
-    member_N = member_N[np.isin(member_N, manifest.rows("train"))]  # not those of the pair test
-    labels = dict(zip(manifest.ids(member_N), manifest.truth(member_N).tolist(), strict=True))
-    look = _Look(run, manifest, embedded.gallery(labels, manifest.num_classes))
+    ids = run.labelled_ids()
+    labels = dict(zip(ids, manifest.truth(manifest.rows_of(ids)).tolist(), strict=True))
+    look = _Look(run, manifest, run.embeddings("aligned").gallery(labels, manifest.num_classes))
     examples: list[Example] = []
     for kind, places in _chosen(table, truth_N).items():
         for place, row in zip(places, tables.rows_at(table, places), strict=True):

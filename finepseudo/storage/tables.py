@@ -30,13 +30,18 @@ def mapped(store: Store, folder: str, name: str) -> pa.Table:
     """
     marker = artefacts.committed(store, folder)
     known = (marker or {"parts": {}})["parts"].get(name)
-    path = _folder() / f"{known['sha256']}.arrow" if known else None
-    if path is None or not path.exists():
-        data = artefacts.read_part(store, folder, name)  # says what is wrong where there is no such part
-        assert path is not None
-        _convert(data, path)
-    with contextlib.suppress(OSError):
+    if known is None:
+        artefacts.read_part(store, folder, name)  # says what is wrong
+        raise AssertionError(folder)
+    path = _folder() / f"{known['sha256']}.arrow"
+    with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):  # not there (any more), or cut short by a crash
         os.utime(path)
+        return _open(path)
+    _convert(artefacts.read_part(store, folder, name), path)
+    return _open(path)
+
+
+def _open(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 

@@ -125,7 +125,7 @@ def test_two_workers_take_the_same_steps_as_one(base, ground, undisturbed, zero_
 def scored(recipe, ground, name, clips):
     """One pass of the pool over the training videos."""
     run, manifest, board = ground
-    split = ensure_split(recipe, run, manifest)
+    split = ensure_split(recipe, run, data_store(recipe, run), manifest)
     steps = Steps(recipe, run, run, manifest, split, RayExecutor(recipe, board))
     frame = ensure_initial(recipe, "frame", manifest.num_classes, run)[0]
     return steps.score(name, manifest.rows("train"), Pass(frame={"f_A": frame}, clips=clips))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import annotated, found
 
 from finepseudo import rehearsal
 from finepseudo.data.child import READ, Child, answer
-from finepseudo.data.formats import Annotation
 from finepseudo.data.manifest import build_manifest
 from finepseudo.errors import DecodeError, StorageError
 
@@ -93,9 +93,9 @@ def test_too_short_is_the_manifests_word(file, movie, prober):
     probes = {"s": prober.probe(file("s.mp4", rehearsal.encode_mp4(frames, 25)))}
     probes |= {name: prober.probe(file(f"{name}.mp4", movie)) for name in ("a", "t")}
     assert probes["s"]["num_frames"] == 3
-    rows = [Annotation(name, 0, "test" if name == "t" else "train", "") for name in probes]
-    manifest = build_manifest(rows, ["x", "y"], probes, {name: name for name in probes}, min_frames=8)
-    reasons = {row["video_id"]: row["reason"] for row in manifest.table.to_pylist()}
+    rows = [(name, name, 0, "test" if name == "t" else "train") for name in probes]
+    manifest = build_manifest(annotated(*rows), ["x", "y"], found(**probes), min_frames=8)
+    reasons = {row["video_id"]: row["reason"] for row in manifest.clips.to_pylist()}
     assert reasons == {"a": "", "t": "", "s": "too short: 3 frames, data.min_frames is 8"}
 
 

@@ -217,9 +217,9 @@ def test_methods_that_label_need_something_to_label(tmp_path):
     clips = manifest(6, labels=[number % 2 for number in range(6)])
     all_labelled = replace(recipe, split=replace(recipe.split, label_fraction=1.0))
     with pytest.raises(ManifestError, match=r"no unlabelled video is left for finepseudo: 6 training videos"):
-        ensure_split(all_labelled, store, clips)
+        ensure_split(all_labelled, store, store, clips)
     assert store.list() == []
-    assert not len(ensure_split(replace(all_labelled, methods=("supervised",)), store, clips).unlabelled)
+    assert not len(ensure_split(replace(all_labelled, methods=("supervised",)), store, store, clips).unlabelled)
 
 
 def test_side_by_side_waits_for_all_before_it_fails():

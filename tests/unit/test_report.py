@@ -260,6 +260,8 @@ def labelled_run(tmp_path):
     artefacts.commit(run, "train/align/frame/snapshot", {"weights.safetensors": weights.to_bytes(state, {})}, {})
     emb_NTD = torch.nn.functional.normalize(torch.randn(3, 12, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
     embedded = Embeddings(emb_NTD, tuple(made.ids(np.array([0, 2, 4]))))  # the last one is of the pair test
+    labelled = json.dumps({"labelled": made.ids(np.array([0, 2]))}).encode()
+    artefacts.commit(run, "split", {"split-seed0.json": labelled}, {})
     artefacts.commit(run, "embeddings/aligned", {"embeddings.safetensors": embedded.to_bytes()}, {})
     rows = [
         {"video_id": made.ids(np.array([clip]))[0], "clip": clip, "label": 0, "confidence": 0.9 - 0.3 * n,

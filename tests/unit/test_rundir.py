@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import clips
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -89,14 +90,14 @@ def test_videos_of_the_pair_test_are_known_test_videos_drawn_by_their_ids():
     recipe = dataclasses.replace(find("rehearsal"), evaluate=Evaluate(pair_videos=4))
     split, labels = ["test"] * 8 + ["train"] * 4, [0, None, 1, 2, 0, None, 1, 2, 0, 1, 2, 0]
     made = clips.manifest(12, labels, split=split)
-    chosen = pair_videos(recipe, made)
+    chosen = pair_videos(recipe, made, made.rows("test"))
     assert len(chosen) == 4
     assert set(chosen) < {0, 2, 3, 4, 6, 7}
     other = clips.manifest(12, labels[::-1], split=split[::-1], video_id=made.clips["video_id"].to_pylist()[::-1])
-    assert other.ids(pair_videos(recipe, other)) == made.ids(chosen), "whatever their rows"
+    assert other.ids(pair_videos(recipe, other, other.rows("test"))) == made.ids(chosen), "whatever their rows"
     another = dataclasses.replace(recipe, seed=recipe.seed + 1)
-    assert pair_videos(another, made).tolist() != chosen.tolist()
-    assert len(pair_videos(recipe, clips.manifest(3, split="test"))) == 0
+    assert pair_videos(another, made, made.rows("test")).tolist() != chosen.tolist()
+    assert len(pair_videos(recipe, clips.manifest(3, split="test"), np.arange(3))) == 0
 
 
 def test_labels_and_seconds_are_read_back(store):

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from clips import classed, manifest
 
+from finepseudo.data.cache import ROOM
 from finepseudo.data.split import make_split
 from finepseudo.errors import RecipeError
+from finepseudo.recipe import Split
 from finepseudo.recipes import find
 from finepseudo.runtime.cluster import needed
+from finepseudo.storage.store import Store
 from finepseudo.train.pseudo_labels import COMPARED, SAMPLED
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -83,7 +86,7 @@ def test_rows_are_those_of_a_real_plan(kind, pseudo):
 @pytest.mark.parametrize(("videos", "classes", "share"), [(1120, 14, 0.025), (1000, 7, 0.1), (50, 20, 0.01)])
 def test_labelled_videos_are_those_of_a_real_split(videos, classes, share):
     every = manifest(videos, [index % classes for index in range(videos)], [f"{index}" for index in range(classes)])
-    made = make_split(every, label_fraction=share, seed=0)
+    made = make_split(every, Split(label_fraction=share), Store("/nowhere"))
     found = predict(recipe(split={"label_fraction": share}), Sizes(videos=videos, classes=classes))
     assert found.sets == {"labelled": len(made.labelled), "other": len(made.unlabelled), "test": found.sizes.tests}
     assert found.gallery == len(made.labelled)
@@ -157,7 +160,7 @@ def test_a_cache_that_holds_all_decodes_each_video_once():
     off = predict(recipe(scale={"cache_gib": 0.0}))
     assert stage(off, "train/align/frame").work["decode"] == pytest.approx(4800 * 0.01)
     small = predict(recipe(scale={"cache_gib": 0.3}))
-    share = 0.3 * 2**30 / (1120 * 70 * 48 * 48 * 3)
+    share = ROOM * 0.3 * 2**30 / (1120 * 70 * 48 * 48 * 3)
     assert 0.5 < share < 0.7
     first = 28 * (1 - share)  # labelled videos that pre-training did not leave there
     assert stage(small, "train/align/frame").work["decode"] == pytest.approx(first * 0.012 + (4800 - first) * 0.0003)

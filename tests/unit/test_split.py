@@ -13,16 +13,20 @@ from hypothesis import strategies as st
 
 from finepseudo.data.split import make_split
 from finepseudo.errors import ManifestError
+from finepseudo.recipe import Split
+from finepseudo.storage.store import Store
 
 HERE = Path(__file__).parent
 TRUTH = {f"{label}-{number:02d}": label for label in range(3) for number in range(10 * label + 1)}
 
 
-def split_of(truth, label_fraction=0.2, seed=3):
+def split_of(truth, label_fraction=0.2, seed=3, folder="", **options):
     """Of clips by their ids, sorted as a manifest has them."""
     ids = sorted(truth)
-    of = manifest(len(ids), labels=[truth[name] for name in ids], names=range(5), video_id=ids)
-    return make_split(of, label_fraction=label_fraction, seed=seed), of
+    paths = [f"v/{name}.mp4" for name in ids]
+    of = manifest(len(ids), labels=[truth[name] for name in ids], names=map(str, range(5)), video_id=ids, path=paths)
+    chosen = Split(label_fraction=label_fraction, seed=seed, **options)
+    return make_split(of, chosen, Store(str(folder) or "/nowhere")), of
 
 
 @given(
@@ -86,3 +90,38 @@ def test_no_class_with_a_label_is_refused(truth, share):
     known = sum(label is not None for label in truth.values())
     with pytest.raises(ManifestError, match=rf"no class has a labelled video: {known} usable training videos"):
         split_of(truth, share)
+
+
+def test_a_split_goes_out_and_comes_in_again(tmp_path):
+    split, _ = split_of(TRUTH)
+    (tmp_path / "theirs.json").write_bytes(split.to_bytes())
+    again, _ = split_of(TRUTH, seed=9, folder=tmp_path, labelled="theirs.json")
+    assert again.fingerprint == split.fingerprint
+    assert again.labelled.tolist() == split.labelled.tolist(), "in the same order, so that plans are the same"
+    (tmp_path / "theirs.json").write_bytes(split.to_bytes().replace(split.labelled_ids[0].encode(), b"2-00", 1))
+    with pytest.raises(ManifestError, match=r"theirs.json: its labelled list has the digest \w+, it says"):
+        split_of(TRUTH, folder=tmp_path, labelled="theirs.json")
+
+
+def test_lists_say_which_clips_are_labelled_and_which_are_to_be(tmp_path, caplog):
+    (tmp_path / "mine.txt").write_text("v/1-03.mp4 1\nv/0-00.mp4 0\nv/gone.mp4 0\nv/none.mp4\n")
+    (tmp_path / "others.txt").write_text("1-04\n1-03\n2-07\n")
+    caplog.set_level("INFO")
+    split, of = split_of({**TRUTH, "none": None}, folder=tmp_path, labelled="mine.txt", unlabelled="others.txt")
+    assert split.labelled_ids == ("0-00", "1-03")
+    assert of.ids(split.unlabelled) == ["1-04", "2-07"]
+    for said in (
+        "4 entries, 3 clips", "1 entries match no clip: v/gone.mp4 (3)", "1 classes are not in it: 2",
+        "1 of its clips have no label", "1 clips are in the labelled and in the unlabelled list",
+    ):  # fmt: skip
+        assert said in caplog.text
+
+
+def test_held_out_clips_are_test_clips_whatever_the_seed():
+    split, of = split_of(TRUTH, held_out=0.1)
+    assert [sum(TRUTH[name] == label for name in of.ids(split.test)) for label in range(3)] == [1, 1, 2]
+    assert len(np.unique(np.concatenate([split.test, split.labelled, split.unlabelled]))) == len(TRUTH)
+    assert split_of(TRUTH, seed=4, held_out=0.1)[0].test.tolist() == split.test.tolist()
+    assert not len(split_of(TRUTH)[0].test)
+    with pytest.raises(ManifestError, match="no class has a labelled video"):
+        split_of(TRUTH, 1.0, held_out=1.0)
