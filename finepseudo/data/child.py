@@ -1,8 +1,8 @@
 """A process that opens video files for others: a decoder may hang or crash on one, and must take down nobody else.
 
-It is asked in lines of JSON and answers in lines of JSON, after which pixels may follow, so nothing is unpickled. What
-is wrong with a file is an answer about it (`error`). What is wrong with its store is not (`fault`): it is asked again
-for a while, and then whatever is being done ends.
+It is asked in lines of JSON and answers in lines of JSON, after which `data` bytes may follow, so nothing is unpickled.
+What is wrong with a file is an answer about it (`error`). What is wrong with its store is not (`fault`): it is asked
+again for a while, and then whatever is being done ends.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finepseudo.errors import DecodeError, StorageError
 from finepseudo.storage.store import Store
+
+if TYPE_CHECKING:
+    from finepseudo.data.pack import How
 
 START_S = 300.0  # longest wait for the process to be ready
 READ_S = 240.0  # longest wait for the bytes of a file: more than a store's client takes to give up
@@ -34,6 +37,7 @@ WHOLE = 64 << 20  # bytes up to which a file is read at once; of a larger one on
 READ = b"read\n"  # said when the bytes are there: from here on the deadline is the decoder's
 PARENT_S = 2.0  # between two looks at whether the process that asks is still there
 SAMPLE = 1 << 20  # bytes of each of three places by which a larger file is known again
+SHOWN = ("height", "width", "access")  # what a row says of its file by the same names
 
 
 class Child:
@@ -57,13 +61,16 @@ class Child:
 
         Raises DecodeError, with the reason; StorageError as `probe`.
         """
-        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in ("height", "width", "access")}}
+        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in SHOWN}}
         request = {"uri": uri, "sha256": row["sha256"], "shown": shown, "index": index_F, "size": [height, width]}
-        with self._one_at_a_time:
-            found, data = self._ask(request)
-        if "error" in found:
-            raise DecodeError(f"{uri}: {found['error']}")
+        data = self._data(request)[1]
         return np.frombuffer(data, np.uint8).reshape(len(index_F), height, width, 3)
+
+    def pack(self, uri: str, row: Mapping[str, Any], how: How) -> tuple[dict[str, Any], bytes]:
+        """What `pack.pack` makes of the file of a manifest row. Raises as `frames`."""
+        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in (*SHOWN, "fps")}}
+        found, data = self._data({"uri": uri, "sha256": row["sha256"], "shown": shown, "pack": vars(how)})
+        return found, bytes(data)
 
     def __del__(self) -> None:
         self.close()
@@ -73,6 +80,14 @@ class Child:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+    def _data(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        with self._one_at_a_time:
+            found, data = self._ask(request)
+        if "error" in found:
+            raise DecodeError(f"{request['uri']}: {found['error']}")
+        del found["data"]
+        return found, data
 
     def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
         found, data = self._ask_once(request)
@@ -100,7 +115,7 @@ class Child:
             if line is None:
                 return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}, bytearray()
             found = json.loads(line) if line.endswith(b"\n") else None
-            data = bytearray(found.get("pixels", 0)) if found else bytearray()
+            data = bytearray(found.get("data", 0)) if found else bytearray()
             if found and _filled(process.stdout, data):
                 return found, data
         code = process.wait(timeout=10)
@@ -156,21 +171,33 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
                 return {"error": "empty: the file has 0 bytes"}, b""
             sha256 = identity(source, size)
             read()
-            if "index" in request and sha256 != request["sha256"]:
+            if request.get("sha256", sha256) != sha256:
                 expected = f"expected sha256 {request['sha256'][:12]}, got {sha256[:12]} ({size} bytes)"
                 return {"error": f"not the file that was probed: {expected}"}, b""
             try:
-                if "index" not in request:
+                if "shown" not in request:
                     return {**dataclasses.asdict(video.examine(source)), "bytes": size, "sha256": sha256}, b""
-                pixels = video.frames(source, video.Shown(**request["shown"]), request["index"], *request["size"])
-                return {"pixels": pixels.nbytes}, pixels.tobytes()
+                found, data = _made(source, request)
+                return {**found, "data": len(data)}, data
             except Exception as error:
                 if source is file and not isinstance(error, (DecodeError, *video.FAILURES)):
                     raise  # in the middle of reading
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    raise  # the disk on which a packed file is made is full
                 text = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 return {"error": f"undecodable: {' '.join(text.split())[:200]}"}, b""
     except Exception as error:  # noqa: BLE001  clients of stores raise errors of many libraries
         return _told_apart(error), b""
+
+
+def _made(source: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What is asked for of a file that was probed."""
+    from finepseudo.data import pack, video
+
+    shown = video.Shown(**request["shown"])
+    if "pack" in request:
+        return pack.pack(source, shown, pack.How(**request["pack"]))
+    return {}, video.frames(source, shown, request["index"], *request["size"]).tobytes()
 
 
 def _told_apart(error: Exception) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,7 @@ _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
 DECORD, SCAN, PACKETS, SEEK = "decord", "scan", "packets", "seek"
 
 Packets = list[tuple[int | None, bool, bool]]
+Presented = tuple[Fraction | None, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,15 @@ def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width
     return np.stack([found[number] for number in index_F])
 
 
+def presented(source: Any, height: int, width: int) -> Iterator[Presented]:
+    """Every frame from the start: its time in seconds, if it has one, and its pixels_HWC as `frames` gives them."""
+    with _Video(source) as video:
+        base = video.stream.time_base or Fraction(1)
+        for frame in video.walk():
+            time_s = None if frame.pts is None else frame.pts * base
+            yield time_s, _fitted(frame, video.sides(frame), height, width)
+
+
 def _scan(video: _Video, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
     wanted = set(order)
     for number, frame in enumerate(video.walk()):
@@ -272,7 +283,7 @@ class _Even:
 
 
 def _by_decord(source: Any, shown: Shown, order: Sequence[int], height: int, width: int) -> dict[int, np.ndarray]:
-    scaled_height, scaled_width = _covering(shown.height, shown.width, height, width)
+    scaled_height, scaled_width = covering(shown.height, shown.width, height, width)
     scaled_width += 2 * (scaled_width in _BROKEN_WIDTHS)
     size = {"width": scaled_width, "height": scaled_height}
     try:
@@ -289,7 +300,7 @@ def _by_decord(source: Any, shown: Shown, order: Sequence[int], height: int, wid
 def _fitted(frame: Any, sides: tuple[int, int], height: int, width: int) -> np.ndarray:
     """Upright, scaled to cover, cut at the centre."""
     turns = round(frame.rotation / 90) % 4
-    scaled = _covering(*sides, height, width)
+    scaled = covering(*sides, height, width)
     tall, wide = scaled[::-1] if turns % 2 else scaled
     pixels = frame.reformat(width=wide, height=tall, format="rgb24", interpolation="BICUBIC").to_ndarray()
     return _cut(np.rot90(pixels, turns), height, width)
@@ -300,7 +311,7 @@ def _cut(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(frame_HWC[top : top + height, left : left + width])
 
 
-def _covering(tall: int, wide: int, height: int, width: int) -> tuple[int, int]:
+def covering(tall: int, wide: int, height: int, width: int) -> tuple[int, int]:
     """Sides of a picture that is scaled to cover height x width."""
     scale = max(height / tall, width / wide)
     return max(height, round(scale * tall)), max(width, round(scale * wide))
