@@ -18,7 +18,7 @@ class PackOptions(RecipeOptions):
     """The packed data set: a path, or a URI such as s3://bucket/packed. It becomes the recipe's data.root."""
     gop: Count = 16
     """Frames from one key frame to the next."""
-    crf: CountOrZero = 20
+    crf: CountOrZero = 18
     """Quality of x264: less is better and larger; 18 to 26 are of use."""
     dry_run: bool = False
     """Say what would be done, and stop."""
@@ -30,11 +30,13 @@ def job(argv: Sequence[str]) -> None:
     recipe, to = options.recipe, Store(options.to)
     size = f"{recipe.frames.height} x {recipe.frames.width}"
     what = f"key frames every {options.gop}, crf {options.crf}"
+    from finepseudo.driver.pack import check_places, ensure_packed, summary
+
+    check_places(recipe.data, to)
     if options.dry_run:
         print(f"{recipe.data.root} -> {to.uri()}: files that cover {size} pixels, {what}")
         return
     from finepseudo.data.pack import How
-    from finepseudo.driver.pack import ensure_packed, summary
     from finepseudo.runtime.executor import on_ray
 
     how = How(recipe.frames.height, recipe.frames.width, options.gop, options.crf)

@@ -36,7 +36,7 @@ class How:
     height: int  # of the frames that are decoded from it
     width: int
     gop: int = 16  # frames from one key frame to the next
-    crf: int = 20  # x264's constant quality: less is better and larger
+    crf: int = 18  # x264's constant quality: less is better and larger
 
 
 def pack(source: Any, shown: video.Shown, how: How) -> tuple[dict[str, Any], bytes]:

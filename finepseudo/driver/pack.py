@@ -55,7 +55,7 @@ def ensure_packed(recipe: Recipe, to: Store, how: How, executor: Executor) -> li
         RecipeError: the new root is none.
         ManifestError: as `ensure_manifest`, or the same clips cannot be written down in the new place.
     """
-    _check_places(recipe.data, to)
+    check_places(recipe.data, to)
     data, run = Store(recipe.data.root), to.child("pack")
     manifest = ensure_manifest(recipe, run, executor)
     files, rejected = _files(manifest)
@@ -109,7 +109,8 @@ def packed_names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _check_places(data: Data, to: Store) -> None:
+def check_places(data: Data, to: Store) -> None:
+    """Raise RecipeError unless the data can be packed to a place."""
     if not data.root:
         raise RecipeError("data.root: expected the folder of the data to pack, got none")
     old, new = f"{Store(data.root).uri()}/", f"{to.uri()}/"
