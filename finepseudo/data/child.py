@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finepseudo.data.pictures import Pictures
 from finepseudo.errors import DecodeError, StorageError
 from finepseudo.storage.store import Store
 
@@ -161,15 +162,19 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
     """What the process does with one request; `read` is called when the file's bytes are there."""
     from finepseudo.data import video
 
-    folder, slash, name = request["uri"].rpartition("/")
     try:
-        with Store(folder + slash).open(name) as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            source = file.read() if size <= WHOLE else file
-            if size == 0:
-                return {"error": "empty: the file has 0 bytes"}, b""
-            sha256 = identity(source, size)
+        with contextlib.closing(_opened(request["uri"].rstrip("/"))) as file:
+            if isinstance(file, Pictures):
+                source, size = file, file.bytes
+                file.keep(request.get("index", ()))
+                sha256 = request.get("sha256") or file.identity()
+            else:
+                size = file.seek(0, 2)
+                file.seek(0)
+                source = file.read() if size <= WHOLE else file
+                if size == 0:
+                    return {"error": "empty: the file has 0 bytes"}, b""
+                sha256 = identity(source, size)
             read()
             if request.get("sha256", sha256) != sha256:
                 expected = f"expected sha256 {request['sha256'][:12]}, got {sha256[:12]} ({size} bytes)"
@@ -190,6 +195,23 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
         return _told_apart(error), b""
 
 
+def _opened(uri: str) -> Any:
+    """A file, or the pictures of a folder."""
+    folder, slash, name = uri.rpartition("/")
+    file, failure = None, None
+    try:
+        file = Store(folder + slash).open(name)
+        if file.seek(0, 2):
+            return file
+    except (FileNotFoundError, IsADirectoryError) as error:
+        failure = error
+    if sizes := Store(uri).sizes():
+        return Pictures(Store(uri), sizes, WHOLE)
+    if failure:
+        raise failure
+    return file
+
+
 def _made(source: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
     """What is asked for of a file that was probed."""
     from finepseudo.data import pack, video
@@ -203,6 +225,8 @@ def _made(source: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], byte
 def _told_apart(error: Exception) -> dict[str, Any]:
     """A file that is not there, a store that refuses, or one that did not answer this time."""
     text = " ".join(str(error).split())[:200]
+    if isinstance(error, DecodeError):
+        return {"error": f"undecodable: {text}"}
     not_there = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     if isinstance(error, not_there) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
         return {"error": f"unreadable: {text}"}

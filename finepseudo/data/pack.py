@@ -43,7 +43,7 @@ def pack(source: Any, shown: video.Shown, how: How) -> tuple[dict[str, Any], byt
     """A file's frames in a small file, and what that gains and costs.
 
     Args:
-        source: bytes, or a file that can be sought.
+        source: bytes, a file that can be sought, or pictures.
         shown: what probing found in it.
     Returns:
         `num_frames, fps, height, width, access` of the packed file; `psnr` (dB) and `ssim` of a few of its frames

@@ -23,6 +23,7 @@ import av.logging
 import decord
 import numpy as np
 
+from finepseudo.data.pictures import Pictures
 from finepseudo.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -55,7 +56,8 @@ class Shown:
     width: int
     access: str
     """How frames are come by: `decord`; by time, `seek <first> <step>` in ticks of the stream where times are even,
-    `packets` where they are not; or `scan`, from the start, where times lead to other frames or are missing."""
+    `packets` where they are not; `scan`, from the start, where times lead to other frames or are missing; or
+    `pictures <digest>`, each a file, of a folder with these names and sizes."""
     fps: float = 0.0  # the mean; decoding does not ask for it
 
 
@@ -116,9 +118,11 @@ def examine(source: Any) -> Shown:
     """Look at a file: count its frames, and find out which way leads to them.
 
     Args:
-        source: bytes, or a file that can be sought.
+        source: bytes, a file that can be sought, or pictures.
     Raises DecodeError or one of FAILURES where it shows nothing.
     """
+    if isinstance(source, Pictures):
+        return _examine_pictures(source)
     with _Video(source) as video:
         table = video.packets()
     if len(table) > THOROUGH and (shown := _examine_long(source, table)):
@@ -147,6 +151,33 @@ def examine(source: Any) -> Shown:
     ways = [_regular(times), PACKETS if _listed(table) == times else ""] if len(times) > FEW else []
     access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
     return Shown(len(times), height, width, access, fps)
+
+
+def _examine_pictures(source: Pictures) -> Shown:
+    """The same of a folder of pictures, which must all be of one size."""
+    sides: tuple[int, int] | None = None
+    for number, name in enumerate(source.names):
+        found = _picture(source, number)[1]
+        sides = sides or found
+        if found != sides:
+            wanted, got = (f"{height}x{width}" for height, width in (sides, found))
+            raise DecodeError(f"pictures of several sizes: {source.names[0]} is {wanted}, {name} is {got}")
+    assert sides is not None
+    return Shown(len(source), *sides, source.access)
+
+
+def _picture(source: Pictures, number: int) -> tuple[Any, tuple[int, int]]:
+    """One picture, and its sides as it is shown."""
+    data = source.read(number)  # what is wrong with the store is not the picture's
+    try:
+        with _Video(data) as video:
+            frame = next(video.walk(), None)
+            if frame is None:
+                raise DecodeError("shows nothing")
+            return frame, video.sides(frame)
+    except (DecodeError, *FAILURES) as error:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DecodeError(f"picture {source.names[number]}: {text}") from None
 
 
 def _examine_long(source: Any, table: Packets) -> Shown | None:
@@ -180,7 +211,12 @@ def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width
     order = sorted(set(index_F))
     if not order or order[0] < 0 or order[-1] >= shown.num_frames:
         raise DecodeError(f"expected frames within 0..{shown.num_frames - 1}, got {order[:1]} to {order[-1:]}")
-    if shown.access == DECORD:
+    if isinstance(source, Pictures):
+        if source.access != shown.access:
+            raise DecodeError("the folder has other pictures than when it was probed")
+        pictures = ((number, _picture(source, number)) for number in order)
+        found = {number: _fitted(*picture, height, width) for number, picture in pictures}
+    elif shown.access == DECORD:
         found = _by_decord(source, shown, order, height, width)
     else:
         with _Video(source) as video:
@@ -196,6 +232,9 @@ def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width
 
 def presented(source: Any, height: int, width: int) -> Iterator[Presented]:
     """Every frame from the start: its time in seconds, if it has one, and its pixels_HWC as `frames` gives them."""
+    if isinstance(source, Pictures):
+        yield from ((None, _fitted(*_picture(source, number), height, width)) for number in range(len(source)))
+        return
     with _Video(source) as video:
         base = video.stream.time_base or Fraction(1)
         for frame in video.walk():

@@ -68,8 +68,11 @@ class Store:
     def open(self, path: str) -> Any:
         """A file to read and seek in, which is not read at once.
 
-        Raises FileNotFoundError with the full address; OSError where it is a pipe or a device, which may never answer.
+        Raises FileNotFoundError with the full address; IsADirectoryError where a disk has a folder; OSError where it is
+        a pipe or a device, which may never answer.
         """
+        if self._local and os.path.isdir(self.uri(path)):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", self.uri(path))
         if self._local and os.path.exists(self.uri(path)) and not os.path.isfile(self.uri(path)):
             raise OSError(errno.EINVAL, "not a regular file", self.uri(path))
         try:
@@ -121,6 +124,17 @@ class Store:
             return []
         found = {name.rstrip("/").rpartition("/")[2] for name in names}
         return sorted(name for name in found if name and not name.startswith("."))
+
+    def sizes(self, path: str = "") -> dict[str, int]:
+        """Bytes of each file directly below a folder, hidden ones left out; empty if it is not there."""
+        try:
+            found = self._fs.ls(self.uri(path), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        inside = f"{self._fs._strip_protocol(self.uri(path))}/"
+        sizes = {one["name"].removeprefix(inside): int(one["size"]) for one in found if one["type"] == "file"}
+        # A file is listed as itself, and some tools mark a folder by an object of its own name.
+        return {name: size for name, size in sizes.items() if name and "/" not in name and not name.startswith(".")}
 
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; nothing happens if it is not there."""

@@ -1,5 +1,6 @@
 """The whole small rehearsal, data and run directory, on s3:// against a real server process."""
 
+import io
 import os
 import socket
 import subprocess
@@ -8,9 +9,13 @@ import time
 import urllib.request
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import SHORT, call
+from PIL import Image
 
+from finepseudo import rehearsal
+from finepseudo.data.child import Child
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
 
@@ -86,3 +91,32 @@ def test_store_verbs_on_s3(bucket_store):
     assert bucket_store.list("x") == []
     with pytest.raises(FileNotFoundError, match="s3://"):
         bucket_store.read("x/one")
+
+
+def png():
+    sink = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(sink, "png")
+    return sink.getvalue()
+
+
+def test_files_and_folders_of_pictures_on_s3(s3, monkeypatch):
+    """As on a disk; a folder may have a marker of its own name, and a missing file is told from a folder."""
+    make_bucket("clips-bucket", s3, monkeypatch)
+    bucket_store = Store("s3://clips-bucket/deep")
+    bucket_store.write("clip.mp4", rehearsal.encode_mp4(np.zeros((60, 48, 48, 3), np.uint8), 25))
+    pictures = {f"{number}.png": png() for number in range(3)}
+    bucket_store.write("clips/one/", b"")
+    bucket_store.write("clips/one/labels.txt", b"no frame")
+    bucket_store.write("clips/one/inner/0.png", b"no frame")
+    for name, data in pictures.items():
+        bucket_store.write(f"clips/one/{name}", data)
+    assert bucket_store.sizes("clips/one").keys() == {"labels.txt", *pictures}
+    assert bucket_store.sizes("clip.mp4") == bucket_store.sizes("nothing") == {}
+    child = Child(60)
+    for path, access in (("clip.mp4", "decord"), ("clips/one", "pictures")):
+        found = child.probe(bucket_store.uri(path))
+        assert found["access"].split()[0] == access
+        row = {**found, "file_frames": found["num_frames"]}
+        assert child.frames(bucket_store.uri(path), row, [2, 0], 48, 48).shape == (2, 48, 48, 3)
+    assert child.probe(bucket_store.uri("nothing"))["error"].startswith("unreadable: ")
+    child.close()

@@ -268,6 +268,7 @@ def test_what_is_wrong_with_a_store_is_told_from_what_is_wrong_with_a_file(error
         raise error
 
     monkeypatch.setattr("finepseudo.data.child.Store.open", fails)
+    monkeypatch.setattr("finepseudo.data.child.Store.sizes", lambda self: {})
     assert answer({"uri": "s3://b/x"})[0] == told
 
 

@@ -117,6 +117,13 @@ def test_list_shows_names_once_and_hides_what_is_unfinished(store):
     assert store.child("d").list("sub") == ["deep"]
 
 
+def test_sizes_are_of_the_files_directly_below(store):
+    for name, data in (("x/a", b"12"), ("x/b/c", b"1"), ("x/.hidden", b"1"), ("x/[d] e", b"")):
+        store.write(name, data)
+    assert store.sizes("x") == {"a": 2, "[d] e": 0}
+    assert store.sizes("x/a") == store.sizes("nothing") == {}
+
+
 def test_delete_takes_a_file_or_a_folder_and_forgives_absence(store):
     store.write("a/b", b"1")
     store.write("a/c/d", b"1")
