@@ -36,6 +36,7 @@ PLACES, WINDOW = 8, 48
 FEW = 48  # frames up to which a file is always decoded from its start
 MOST_BROKEN = 0.1  # share of packets that may be broken; their frames are left out, in probing and decoding alike
 AHEAD_S = 2.0  # without an index of key frames: seconds up to which decoding on is taken to be cheaper than a seek
+HEAD = 4096  # bytes of a picture in which it says of what kind it is
 THUMB = 36  # pixels of the pictures by which two decoders' frames are compared
 ALIKE = 1.0  # grey levels: decoders round colours differently
 # Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
@@ -178,6 +179,62 @@ def _picture(source: Pictures, number: int) -> tuple[Any, tuple[int, int]]:
     except (DecodeError, *FAILURES) as error:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DecodeError(f"picture {source.names[number]}: {text}") from None
+
+
+def glance(source: Any) -> Shown:
+    """The same as `examine` finds, from the headers and the first frame where these leave no doubt.
+
+    That is an MP4 whose index has every frame, shown at even times, within the file. Frames are come by from the start
+    unless every key frame is an IDR picture of H.264, before which nothing is referred to. Broken packets are not seen.
+    """
+    if isinstance(source, Pictures):
+        sides = {_picture(source, number)[1] for number in (0, len(source) - 1)}
+        if len(sides) == 1:
+            return Shown(len(source), *sides.pop(), source.access)
+        return examine(source)
+    with _Video(source) as video:
+        # Of every frame the time of decoding, place, size, and whether it is a key frame and discarded: plain values,
+        # since the entries go with the file.
+        index = [(e.timestamp, e.pos, e.size, e.is_keyframe, e.is_discard) for e in video.stream.index_entries]
+        first = next(video.walk(), None)
+        even = _regular([time for time, *_ in index])  # times of decoding are as even as those of showing
+        whole = "mp4" in video.container.format.name and len(index) == video.stream.frames
+        if not (whole and even and first and first.pts == video.stream.start_time):
+            return examine(source)
+        sides, access = video.sides(first), f"{SEEK} {first.pts} {even.split()[2]}"
+        fps = _rate([time for time, *_ in index], float(video.stream.time_base or 0))
+        extra = bytes(video.codec.extradata or b"")
+        length = extra[4] % 4 + 1 if video.codec.name == "h264" and len(extra) > 4 else 0
+    if any(discarded for *_, discarded in index) or max(place + size for _, place, size, *_ in index) > _size(source):
+        return examine(source)
+    keys = [place for _, place, _, key, _ in index if key]
+    by_time = len(index) > FEW and length and all(_instant(_at(source, place), length) for place in keys)
+    if not by_time and len(index) > THOROUGH:  # each clip of a long file from its start would cost more than looking
+        return examine(source)
+    return Shown(len(index), *sides, access if by_time else SCAN, fps)
+
+
+def _size(source: Any) -> int:
+    return len(source) if isinstance(source, bytes) else source.seek(0, 2)
+
+
+def _at(source: Any, place: int) -> bytes:
+    """Bytes from a place on, as many as hold the heads of a picture."""
+    if isinstance(source, bytes):
+        return source[place : place + HEAD]
+    source.seek(place)
+    return source.read(HEAD)
+
+
+def _instant(data: bytes, length: int) -> bool:
+    """Whether the first picture in H.264 units, each after its length in so many bytes, is an IDR picture."""
+    place = 0
+    while place + length < len(data):
+        kind = data[place + length] & 31
+        if 1 <= kind <= 5:
+            return kind == 5
+        place += length + int.from_bytes(data[place : place + length])
+    return False
 
 
 def _examine_long(source: Any, table: Packets) -> Shown | None:

@@ -44,12 +44,13 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         "classes": fingerprint(names),
         "min_frames": recipe.data.min_frames,
         "videos": recipe.data.videos,
+        **({"probe": recipe.data.probe} if recipe.data.probe != "thorough" else {}),
     }
 
     def make() -> dict[str, bytes]:
         paths = {row.video_id: row.path(recipe.data.videos) for row in annotations}
         uris = [(path, data.uri(path)) for path in dict.fromkeys(paths.values())]
-        task = functools.partial(_probe, run, recipe.scale.probe_deadline_s)
+        task = functools.partial(_probe, run, recipe.scale.probe_deadline_s, recipe.data.probe)
         found = executor.spread(task, _groups(uris), f"probing videos, groups of {GROUP}")
         probes = {path: probe for group in found for path, probe in group.items()}
         manifest = build_manifest(annotations, names, probes, paths, min_frames=recipe.data.min_frames)
@@ -112,17 +113,18 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(run: Store, deadline_s: float, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+def _probe(run: Store, deadline_s: float, how: str, group: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """What was found out about the files of a group, committed, so that a killed preparation goes on behind it."""
 
     def make() -> dict[str, bytes]:
         child = Child(deadline_s)
         try:
-            return {"found.json": json.dumps({path: child.probe(uri) for path, uri in group}).encode()}
+            found = {path: child.probe(uri, quick=how == "quick") for path, uri in group}
+            return {"found.json": json.dumps(found).encode()}
         finally:
             child.close()
 
-    folder, files = f"{PROBES}/{fingerprint(group)}", [path for path, _ in group]
+    folder, files = f"{PROBES}/{how}-{fingerprint(group)}", [path for path, _ in group]
     artefacts.ensure(run, folder, {"files": files}, make)
     return json.loads(artefacts.read_part(run, folder, "found.json"))
 

@@ -23,6 +23,7 @@ from finepseudo.errors import ArtefactError
 # A dead endpoint fails in bounded time; short outages are ridden out by the client's own retries.
 _S3 = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 6, "mode": "standard"}},
+    "default_block_size": 4 << 20,  # bytes that are read ahead at each new place of a file
     "use_listings_cache": False,
     "skip_instance_cache": True,
 }
@@ -135,6 +136,11 @@ class Store:
         sizes = {one["name"].removeprefix(inside): int(one["size"]) for one in found if one["type"] == "file"}
         # A file is listed as itself, and some tools mark a folder by an object of its own name.
         return {name: size for name, size in sizes.items() if name and "/" not in name and not name.startswith(".")}
+
+    def tag(self, path: str) -> str:
+        """What changes when a file does, without reading it: its size, and its ETag or the time of its last change."""
+        found = self._fs.info(self.uri(path))
+        return f"{found['size']} {found.get('ETag') or found.get('etag') or found.get('mtime')}"
 
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; nothing happens if it is not there."""

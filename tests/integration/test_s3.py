@@ -16,6 +16,7 @@ from PIL import Image
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
+from finepseudo.errors import DecodeError
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
 
@@ -118,5 +119,11 @@ def test_files_and_folders_of_pictures_on_s3(s3, monkeypatch):
         assert found["access"].split()[0] == access
         row = {**found, "file_frames": found["num_frames"]}
         assert child.frames(bucket_store.uri(path), row, [2, 0], 48, 48).shape == (2, 48, 48, 3)
+    quick = child.probe(bucket_store.uri("clip.mp4"), quick=True)
+    row = {**quick, "file_frames": 60}
+    assert child.frames(bucket_store.uri("clip.mp4"), row, [59], 48, 48).shape == (1, 48, 48, 3)
+    bucket_store.write("clip.mp4", rehearsal.encode_mp4(np.full((60, 48, 48, 3), 9, np.uint8), 25))
+    with pytest.raises(DecodeError, match="not the file that was probed"):
+        child.frames(bucket_store.uri("clip.mp4"), row, [59], 48, 48)
     assert child.probe(bucket_store.uri("nothing"))["error"].startswith("unreadable: ")
     child.close()

@@ -254,6 +254,25 @@ pack.ensure_packed(recipe, Store({str(to)!r}), How(64, 64), InProcess(recipe))
     assert not (to / "pack/records").exists()
 
 
+@here
+def test_a_quick_look_makes_the_same_manifest_and_can_be_packed(raw, tmp_path):
+    (raw / "names.txt").write_text("cart\ndance\n")
+    recipe = recipe_of(write_json(raw))
+    quick = replace(recipe, data=replace(recipe.data, probe="quick"))
+    run, executor = Store(str(tmp_path / "run")), InProcess(recipe)
+    thorough, looked = (
+        ensure_manifest(recipe, run.child("a"), executor),
+        ensure_manifest(quick, run.child("b"), executor),
+    )
+    assert described(thorough) == described(looked)
+    tags = {row["path"]: row["sha256"][:4] == "tag-" for row in looked.table.to_pylist() if row["status"] == "ok"}
+    assert set(tags.values()) == {True}
+    with pytest.raises(ArtefactError, match="probe: '\\(absent\\)' -> 'quick'"):
+        ensure_manifest(quick, run.child("a"), executor)
+    rows = ensure_packed(quick, Store(str(tmp_path / "packed")), How(64, 64), executor)
+    assert sum(not row["reason"] for row in rows) == 6
+
+
 def test_places_that_cannot_be_packed_to(tmp_path):
     recipe, how = recipe_of(Data(root=str(tmp_path / "raw"))), How(64, 64)
     for to in (tmp_path, tmp_path / "raw", tmp_path / "raw/new"):

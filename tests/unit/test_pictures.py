@@ -128,6 +128,17 @@ def test_what_is_refused_says_why(tmp_path, child, spoil, reason):
     assert re.search(reason, found["error"])
 
 
+def test_a_quick_look_opens_the_first_and_the_last(tmp_path, child):
+    folder = write(tmp_path / "clip", NAMES)
+    thorough = child.probe(str(folder))
+    (folder / NAMES[5]).write_bytes(b"x" * (folder / NAMES[5]).stat().st_size)
+    found = child.probe(str(folder), quick=True)
+    assert {**found, "sha256": ""} == {**thorough, "sha256": ""}
+    assert numbers(child.frames(str(folder), row_of(found), [4], HEIGHT, WIDTH)) == [4]
+    (folder / NAMES[11]).write_bytes(picture(11, "jpg", 32))
+    assert "picture img_8.jpg" in child.probe(str(folder), quick=True)["error"], "in doubt all are looked at"
+
+
 def test_large_folders_are_not_held_in_memory(tmp_path):
     folder = write(tmp_path / "clip", NAMES)
     store = Store(str(folder))
