@@ -75,7 +75,7 @@ def test_key_frames_are_near_nothing_refers_ahead_and_the_index_is_in_front():
         packets = [packet for packet in file.demux(video=0) if packet.size]
     assert [number for number, packet in enumerate(packets) if packet.is_keyframe] == list(range(0, 100, 7))
     with av.open(io.BytesIO(packed)) as file:
-        assert {frame.pict_type.name for frame in file.decode(video=0)} == {"I", "P"}
+        assert {int(frame.pict_type) for frame in file.decode(video=0)} == {1, 2}, "I and P, no B"
     assert packed.index(b"moov") < packed.index(b"mdat")
 
 
