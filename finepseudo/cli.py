@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -26,18 +26,24 @@ Flat = Annotated[Recipe, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options that every job has beside the recipe's fields."""
+class RecipeOptions:
+    """The recipe's fields, as every job has them."""
+
+    recipe: Flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RecipeOptions):
+    """Options of the jobs of a run."""
 
     run: str
     """Run directory: a path, or a URI such as s3://bucket/run."""
     base: str = ""
     """Another run directory of the same data: its manifest, its pre-training, and every training that would be the same
     are used from there."""
-    recipe: Flat
 
 
-T = TypeVar("T", bound=Options)
+T = TypeVar("T", bound=RecipeOptions)
 
 
 def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str) -> T:
@@ -48,18 +54,20 @@ def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str)
         SystemExit: help was asked for, or an option is unknown (tyro shows the nearest).
     """
     names = ", ".join(RECIPES)
-    usage = f"{description}\n\nusage: {program} RECIPE --run DIR [options]; recipes: {names}, or file.py:function"
+    places = [item.name for item in fields(kind) if item.default is MISSING and item.name != "recipe"]
+    dirs = " ".join(f"--{name} DIR" for name in places)
+    usage = f"{description}\n\nusage: {program} RECIPE {dirs} [options]; recipes: {names}, or file.py:function"
     if not argv or argv[0] in ("-h", "--help"):
         argv = ("rehearsal", "--help")
     if argv[0].startswith("-"):
         raise RecipeError(f"the first argument names the recipe, got {argv[0]!r}; there are: {names}")
-    recipe = find(argv[0])
     options = tyro.cli(
         kind, args=list(argv[1:]), prog=f"{program} {argv[0]}", description=usage,
-        default=kind(run=tyro.MISSING, recipe=recipe),
+        default=kind(recipe=find(argv[0]), **dict.fromkeys(places, tyro.MISSING)),
     )  # fmt: skip
-    if not options.run:
-        raise RecipeError("--run: expected a directory, got an empty name")
+    for name in places:
+        if not getattr(options, name):
+            raise RecipeError(f"--{name}: expected a directory, got an empty name")
     return options
 
 

@@ -83,6 +83,8 @@ class Data:
     unlabelled: str = ""
     """Folder below the root, or paths with `*`; its videos that no annotation names are clips without a label."""
     rehearsal: Rehearsal | None = None  # set: the data set is generated under the root where it is missing
+    probe: Literal["thorough", "quick"] = "thorough"
+    """How files are looked at: decoded and tried, or by their headers alone where these leave no doubt."""
     min_frames: Count = 8  # videos with fewer frames are rejected; fewer than a clip asks for is fine, frames repeat
     max_rejected: Share = 0.02
     """Largest share of a stage's rows that may turn out to be undecodable before the stage ends with an error."""

@@ -1,8 +1,8 @@
 """A process that opens video files for others: a decoder may hang or crash on one, and must take down nobody else.
 
-It is asked in lines of JSON and answers in lines of JSON, after which pixels may follow, so nothing is unpickled. What
-is wrong with a file is an answer about it (`error`). What is wrong with its store is not (`fault`): it is asked again
-for a while, and then whatever is being done ends.
+It is asked in lines of JSON and answers in lines of JSON, after which `data` bytes may follow, so nothing is unpickled.
+What is wrong with a file is an answer about it (`error`). What is wrong with its store is not (`fault`): it is asked
+again for a while, and then whatever is being done ends.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finepseudo.data.pictures import Pictures
 from finepseudo.errors import DecodeError, StorageError
 from finepseudo.storage.store import Store
+
+if TYPE_CHECKING:
+    from finepseudo.data.pack import How
 
 START_S = 300.0  # longest wait for the process to be ready
 READ_S = 240.0  # longest wait for the bytes of a file: more than a store's client takes to give up
@@ -34,6 +38,8 @@ WHOLE = 64 << 20  # bytes up to which a file is read at once; of a larger one on
 READ = b"read\n"  # said when the bytes are there: from here on the deadline is the decoder's
 PARENT_S = 2.0  # between two looks at whether the process that asks is still there
 SAMPLE = 1 << 20  # bytes of each of three places by which a larger file is known again
+TAG, HEAD = "tag-", 1 << 16  # before an identity that was found without reading a file, beside its first bytes
+SHOWN = ("height", "width", "access")  # what a row says of its file by the same names
 
 
 class Child:
@@ -44,26 +50,31 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._one_at_a_time = threading.Lock()
 
-    def probe(self, uri: str) -> dict[str, Any]:
+    def probe(self, uri: str, *, quick: bool = False) -> dict[str, Any]:
         """`num_frames, fps, height, width, access, bytes, sha256` of a video, or `error` with a reason.
 
+        A quick look reads headers alone where these leave no doubt, and `sha256` is then a digest of the file's size,
+        the store's tag and its first bytes, after TAG.
         Raises StorageError: the store refused, or did not answer for about half a minute.
         """
         with self._one_at_a_time:
-            return self._ask({"uri": uri})[0]
+            return self._ask({"uri": uri, "quick": quick})[0]
 
     def frames(self, uri: str, row: Mapping[str, Any], index_F: list[int], height: int, width: int) -> np.ndarray:
         """Frames of the file of a manifest row or a plan row, uint8 FHWC.
 
         Raises DecodeError, with the reason; StorageError as `probe`.
         """
-        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in ("height", "width", "access")}}
+        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in SHOWN}}
         request = {"uri": uri, "sha256": row["sha256"], "shown": shown, "index": index_F, "size": [height, width]}
-        with self._one_at_a_time:
-            found, data = self._ask(request)
-        if "error" in found:
-            raise DecodeError(f"{uri}: {found['error']}")
+        data = self._data(request)[1]
         return np.frombuffer(data, np.uint8).reshape(len(index_F), height, width, 3)
+
+    def pack(self, uri: str, row: Mapping[str, Any], how: How) -> tuple[dict[str, Any], bytes]:
+        """What `pack.pack` makes of the file of a manifest row. Raises as `frames`."""
+        shown = {"num_frames": row["file_frames"], **{name: row[name] for name in (*SHOWN, "fps")}}
+        found, data = self._data({"uri": uri, "sha256": row["sha256"], "shown": shown, "pack": vars(how)})
+        return found, bytes(data)
 
     def __del__(self) -> None:
         self.close()
@@ -73,6 +84,14 @@ class Child:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+    def _data(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        with self._one_at_a_time:
+            found, data = self._ask(request)
+        if "error" in found:
+            raise DecodeError(f"{request['uri']}: {found['error']}")
+        del found["data"]
+        return found, data
 
     def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
         found, data = self._ask_once(request)
@@ -100,7 +119,7 @@ class Child:
             if line is None:
                 return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}, bytearray()
             found = json.loads(line) if line.endswith(b"\n") else None
-            data = bytearray(found.get("pixels", 0)) if found else bytearray()
+            data = bytearray(found.get("data", 0)) if found else bytearray()
             if found and _filled(process.stdout, data):
                 return found, data
         code = process.wait(timeout=10)
@@ -146,36 +165,74 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
     """What the process does with one request; `read` is called when the file's bytes are there."""
     from finepseudo.data import video
 
-    folder, slash, name = request["uri"].rpartition("/")
+    quick = request.get("quick", False)
     try:
-        with Store(folder + slash).open(name) as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            source = file.read() if size <= WHOLE else file
-            if size == 0:
-                return {"error": "empty: the file has 0 bytes"}, b""
-            sha256 = identity(source, size)
+        with contextlib.closing(_opened(request["uri"].rstrip("/"))) as file:
+            if isinstance(file, Pictures):
+                source, size = file, file.bytes
+                file.keep(request.get("index", ()))
+                sha256 = request.get("sha256") or (f"{TAG}{file.access.split()[1]}" if quick else file.identity())
+            else:
+                size = file.seek(0, 2)
+                file.seek(0)
+                source = file.read() if size <= WHOLE and not quick else file
+                if size == 0:
+                    return {"error": "empty: the file has 0 bytes"}, b""
+                tagged = quick or request.get("sha256", "").startswith(TAG)
+                sha256 = _tagged(request["uri"], file) if tagged else identity(source, size)
             read()
-            if "index" in request and sha256 != request["sha256"]:
+            if request.get("sha256", sha256) != sha256:
                 expected = f"expected sha256 {request['sha256'][:12]}, got {sha256[:12]} ({size} bytes)"
                 return {"error": f"not the file that was probed: {expected}"}, b""
             try:
-                if "index" not in request:
-                    return {**dataclasses.asdict(video.examine(source)), "bytes": size, "sha256": sha256}, b""
-                pixels = video.frames(source, video.Shown(**request["shown"]), request["index"], *request["size"])
-                return {"pixels": pixels.nbytes}, pixels.tobytes()
+                if "shown" not in request:
+                    shown = video.glance(source) if quick else video.examine(source)
+                    return {**dataclasses.asdict(shown), "bytes": size, "sha256": sha256}, b""
+                found, data = _made(source, request)
+                return {**found, "data": len(data)}, data
             except Exception as error:
                 if source is file and not isinstance(error, (DecodeError, *video.FAILURES)):
                     raise  # in the middle of reading
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    raise  # the disk on which a packed file is made is full
                 text = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 return {"error": f"undecodable: {' '.join(text.split())[:200]}"}, b""
     except Exception as error:  # noqa: BLE001  clients of stores raise errors of many libraries
         return _told_apart(error), b""
 
 
+def _opened(uri: str) -> Any:
+    """A file, or the pictures of a folder."""
+    folder, slash, name = uri.rpartition("/")
+    file, failure = None, None
+    try:
+        file = Store(folder + slash).open(name)
+        if file.seek(0, 2):
+            return file
+    except (FileNotFoundError, IsADirectoryError) as error:
+        failure = error
+    if sizes := Store(uri).sizes():
+        return Pictures(Store(uri), sizes, WHOLE)
+    if failure:
+        raise failure
+    return file
+
+
+def _made(source: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What is asked for of a file that was probed."""
+    from finepseudo.data import pack, video
+
+    shown = video.Shown(**request["shown"])
+    if "pack" in request:
+        return pack.pack(source, shown, pack.How(**request["pack"]))
+    return {}, video.frames(source, shown, request["index"], *request["size"]).tobytes()
+
+
 def _told_apart(error: Exception) -> dict[str, Any]:
     """A file that is not there, a store that refuses, or one that did not answer this time."""
     text = " ".join(str(error).split())[:200]
+    if isinstance(error, DecodeError):
+        return {"error": f"undecodable: {text}"}
     not_there = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     if isinstance(error, not_there) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
         return {"error": f"unreadable: {text}"}
@@ -192,6 +249,15 @@ def identity(source: Any, size: int) -> str:
         source.seek(place)
         state.update(source.read(SAMPLE))
     return state.hexdigest()
+
+
+def _tagged(uri: str, file: Any) -> str:
+    """What a file is known again by without reading it: size, tag of the store, and first bytes."""
+    folder, slash, name = uri.rpartition("/")
+    file.seek(0)
+    head = file.read(HEAD)
+    file.seek(0)
+    return TAG + hashlib.sha256(Store(folder + slash).tag(name).encode() + head).hexdigest()
 
 
 def _serve() -> None:

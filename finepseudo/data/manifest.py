@@ -9,18 +9,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as _compute
 
 from finepseudo.errors import ManifestError
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
-
-pc = cast(Any, _compute)  # its functions are made at import
+from finepseudo.storage.tables import pc
 
 FOLDER = "manifest"
 UNKNOWN = -1  # where no label is known

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ import av.logging
 import decord
 import numpy as np
 
+from finepseudo.data.pictures import Pictures
 from finepseudo.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -34,6 +36,7 @@ PLACES, WINDOW = 8, 48
 FEW = 48  # frames up to which a file is always decoded from its start
 MOST_BROKEN = 0.1  # share of packets that may be broken; their frames are left out, in probing and decoding alike
 AHEAD_S = 2.0  # without an index of key frames: seconds up to which decoding on is taken to be cheaper than a seek
+HEAD = 4096  # bytes of a picture in which it says of what kind it is
 THUMB = 36  # pixels of the pictures by which two decoders' frames are compared
 ALIKE = 1.0  # grey levels: decoders round colours differently
 # Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
@@ -42,6 +45,7 @@ _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
 DECORD, SCAN, PACKETS, SEEK = "decord", "scan", "packets", "seek"
 
 Packets = list[tuple[int | None, bool, bool]]
+Presented = tuple[Fraction | None, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Shown:
     width: int
     access: str
     """How frames are come by: `decord`; by time, `seek <first> <step>` in ticks of the stream where times are even,
-    `packets` where they are not; or `scan`, from the start, where times lead to other frames or are missing."""
+    `packets` where they are not; `scan`, from the start, where times lead to other frames or are missing; or
+    `pictures <digest>`, each a file, of a folder with these names and sizes."""
     fps: float = 0.0  # the mean; decoding does not ask for it
 
 
@@ -114,9 +119,11 @@ def examine(source: Any) -> Shown:
     """Look at a file: count its frames, and find out which way leads to them.
 
     Args:
-        source: bytes, or a file that can be sought.
+        source: bytes, a file that can be sought, or pictures.
     Raises DecodeError or one of FAILURES where it shows nothing.
     """
+    if isinstance(source, Pictures):
+        return _examine_pictures(source)
     with _Video(source) as video:
         table = video.packets()
     if len(table) > THOROUGH and (shown := _examine_long(source, table)):
@@ -145,6 +152,89 @@ def examine(source: Any) -> Shown:
     ways = [_regular(times), PACKETS if _listed(table) == times else ""] if len(times) > FEW else []
     access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
     return Shown(len(times), height, width, access, fps)
+
+
+def _examine_pictures(source: Pictures) -> Shown:
+    """The same of a folder of pictures, which must all be of one size."""
+    sides: tuple[int, int] | None = None
+    for number, name in enumerate(source.names):
+        found = _picture(source, number)[1]
+        sides = sides or found
+        if found != sides:
+            wanted, got = (f"{height}x{width}" for height, width in (sides, found))
+            raise DecodeError(f"pictures of several sizes: {source.names[0]} is {wanted}, {name} is {got}")
+    assert sides is not None
+    return Shown(len(source), *sides, source.access)
+
+
+def _picture(source: Pictures, number: int) -> tuple[Any, tuple[int, int]]:
+    """One picture, and its sides as it is shown."""
+    data = source.read(number)  # what is wrong with the store is not the picture's
+    try:
+        with _Video(data) as video:
+            frame = next(video.walk(), None)
+            if frame is None:
+                raise DecodeError("shows nothing")
+            return frame, video.sides(frame)
+    except (DecodeError, *FAILURES) as error:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DecodeError(f"picture {source.names[number]}: {text}") from None
+
+
+def glance(source: Any) -> Shown:
+    """The same as `examine` finds, from the headers and the first frame where these leave no doubt.
+
+    That is an MP4 whose index has every frame, shown at even times, within the file. Frames are come by from the start
+    unless every key frame is an IDR picture of H.264, before which nothing is referred to. Broken packets are not seen.
+    """
+    if isinstance(source, Pictures):
+        sides = {_picture(source, number)[1] for number in (0, len(source) - 1)}
+        if len(sides) == 1:
+            return Shown(len(source), *sides.pop(), source.access)
+        return examine(source)
+    with _Video(source) as video:
+        # Of every frame the time of decoding, place, size, and whether it is a key frame and discarded: plain values,
+        # since the entries go with the file.
+        index = [(e.timestamp, e.pos, e.size, e.is_keyframe, e.is_discard) for e in video.stream.index_entries]
+        first = next(video.walk(), None)
+        even = _regular([time for time, *_ in index])  # times of decoding are as even as those of showing
+        whole = "mp4" in video.container.format.name and len(index) == video.stream.frames
+        if not (whole and even and first and first.pts == video.stream.start_time):
+            return examine(source)
+        sides, access = video.sides(first), f"{SEEK} {first.pts} {even.split()[2]}"
+        fps = _rate([time for time, *_ in index], float(video.stream.time_base or 0))
+        extra = bytes(video.codec.extradata or b"")
+        length = extra[4] % 4 + 1 if video.codec.name == "h264" and len(extra) > 4 else 0
+    if any(discarded for *_, discarded in index) or max(place + size for _, place, size, *_ in index) > _size(source):
+        return examine(source)
+    keys = [place for _, place, _, key, _ in index if key]
+    by_time = len(index) > FEW and length and all(_instant(_at(source, place), length) for place in keys)
+    if not by_time and len(index) > THOROUGH:  # each clip of a long file from its start would cost more than looking
+        return examine(source)
+    return Shown(len(index), *sides, access if by_time else SCAN, fps)
+
+
+def _size(source: Any) -> int:
+    return len(source) if isinstance(source, bytes) else source.seek(0, 2)
+
+
+def _at(source: Any, place: int) -> bytes:
+    """Bytes from a place on, as many as hold the heads of a picture."""
+    if isinstance(source, bytes):
+        return source[place : place + HEAD]
+    source.seek(place)
+    return source.read(HEAD)
+
+
+def _instant(data: bytes, length: int) -> bool:
+    """Whether the first picture in H.264 units, each after its length in so many bytes, is an IDR picture."""
+    place = 0
+    while place + length < len(data):
+        kind = data[place + length] & 31
+        if 1 <= kind <= 5:
+            return kind == 5
+        place += length + int.from_bytes(data[place : place + length])
+    return False
 
 
 def _examine_long(source: Any, table: Packets) -> Shown | None:
@@ -178,7 +268,12 @@ def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width
     order = sorted(set(index_F))
     if not order or order[0] < 0 or order[-1] >= shown.num_frames:
         raise DecodeError(f"expected frames within 0..{shown.num_frames - 1}, got {order[:1]} to {order[-1:]}")
-    if shown.access == DECORD:
+    if isinstance(source, Pictures):
+        if source.access != shown.access:
+            raise DecodeError("the folder has other pictures than when it was probed")
+        pictures = ((number, _picture(source, number)) for number in order)
+        found = {number: _fitted(*picture, height, width) for number, picture in pictures}
+    elif shown.access == DECORD:
         found = _by_decord(source, shown, order, height, width)
     else:
         with _Video(source) as video:
@@ -190,6 +285,18 @@ def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width
             f"expected {shown.num_frames} frames, frame {missing[0]} is not there; was the file replaced?"
         )
     return np.stack([found[number] for number in index_F])
+
+
+def presented(source: Any, height: int, width: int) -> Iterator[Presented]:
+    """Every frame from the start: its time in seconds, if it has one, and its pixels_HWC as `frames` gives them."""
+    if isinstance(source, Pictures):
+        yield from ((None, _fitted(*_picture(source, number), height, width)) for number in range(len(source)))
+        return
+    with _Video(source) as video:
+        base = video.stream.time_base or Fraction(1)
+        for frame in video.walk():
+            time_s = None if frame.pts is None else frame.pts * base
+            yield time_s, _fitted(frame, video.sides(frame), height, width)
 
 
 def _scan(video: _Video, order: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -272,7 +379,7 @@ class _Even:
 
 
 def _by_decord(source: Any, shown: Shown, order: Sequence[int], height: int, width: int) -> dict[int, np.ndarray]:
-    scaled_height, scaled_width = _covering(shown.height, shown.width, height, width)
+    scaled_height, scaled_width = covering(shown.height, shown.width, height, width)
     scaled_width += 2 * (scaled_width in _BROKEN_WIDTHS)
     size = {"width": scaled_width, "height": scaled_height}
     try:
@@ -289,7 +396,7 @@ def _by_decord(source: Any, shown: Shown, order: Sequence[int], height: int, wid
 def _fitted(frame: Any, sides: tuple[int, int], height: int, width: int) -> np.ndarray:
     """Upright, scaled to cover, cut at the centre."""
     turns = round(frame.rotation / 90) % 4
-    scaled = _covering(*sides, height, width)
+    scaled = covering(*sides, height, width)
     tall, wide = scaled[::-1] if turns % 2 else scaled
     pixels = frame.reformat(width=wide, height=tall, format="rgb24", interpolation="BICUBIC").to_ndarray()
     return _cut(np.rot90(pixels, turns), height, width)
@@ -300,7 +407,7 @@ def _cut(frame_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(frame_HWC[top : top + height, left : left + width])
 
 
-def _covering(tall: int, wide: int, height: int, width: int) -> tuple[int, int]:
+def covering(tall: int, wide: int, height: int, width: int) -> tuple[int, int]:
     """Sides of a picture that is scaled to cover height x width."""
     scale = max(height / tall, width / wide)
     return max(height, round(scale * tall)), max(width, round(scale * wide))

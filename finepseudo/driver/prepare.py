@@ -6,10 +6,9 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as _compute
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
@@ -23,8 +22,8 @@ from finepseudo.run import SPLIT, data_store
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
+from finepseudo.storage.tables import pc
 
-pc = cast(Any, _compute)  # its functions are made at import
 log = logging.getLogger("finepseudo")
 
 GROUP = 28  # videos that one task generates or probes, of a small collection
@@ -46,13 +45,14 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         "annotations": tables.digest(annotated.drop_columns(["where"])),
         "classes": fingerprint(names),
         "min_frames": recipe.data.min_frames,
+        **({"probe": recipe.data.probe} if recipe.data.probe != "thorough" else {}),
     }
 
     def make() -> dict[str, bytes]:
         files = pc.unique(annotated["file"])
         size = max(GROUP, min(LARGEST_GROUP, len(files) // GROUPS))
         groups = [files[at : at + size] for at in range(0, len(files), size)]
-        task = functools.partial(_probe, run, data, recipe.scale.probe_deadline_s)
+        task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
         folders = executor.spread(task, groups, f"probing videos, groups of {size}")
         found = pa.concat_tables(artefacts.read_table(run, folder, PART) for folder in folders)
         return build_manifest(annotated, names, found, min_frames=recipe.data.min_frames).parts()
@@ -107,22 +107,23 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(run: Store, data: Store, deadline_s: float, files: Any) -> str:
+def _probe(run: Store, data: Store, how: str, deadline_s: float, files: Any) -> str:
     """What was found out about the files of a group, committed, so that a killed preparation goes on behind it.
 
     Returns the folder.
     """
     paths: list[str] = files.to_pylist()
+    quick = how == "quick"
 
     def make() -> dict[str, bytes]:
         child = Child(deadline_s)
         try:
-            rows: list[dict[str, Any]] = [{"path": path, **child.probe(data.uri(path))} for path in paths]
+            rows: list[dict[str, Any]] = [{"path": path, **child.probe(data.uri(path), quick=quick)} for path in paths]
         finally:
             child.close()
         return {PART: artefacts.table_bytes(pa.Table.from_pylist(rows, schema=FOUND))}
 
-    folder = f"{PROBES}/{fingerprint(paths)}"
+    folder = f"{PROBES}/{how}-{fingerprint(paths)}"
     artefacts.ensure(run, folder, {}, make)
     return folder
 

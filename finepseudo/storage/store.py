@@ -26,6 +26,7 @@ log = logging.getLogger("finepseudo")
 # A dead endpoint fails in bounded time; short outages are ridden out by the client's own retries.
 _S3 = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 6, "mode": "standard"}},
+    "default_block_size": 4 << 20,  # bytes that are read ahead at each new place of a file
     "use_listings_cache": False,
     "skip_instance_cache": True,
 }
@@ -71,8 +72,11 @@ class Store:
     def open(self, path: str) -> Any:
         """A file to read and seek in, which is not read at once.
 
-        Raises FileNotFoundError with the full address; OSError where it is a pipe or a device, which may never answer.
+        Raises FileNotFoundError with the full address; IsADirectoryError where a disk has a folder; OSError where it is
+        a pipe or a device, which may never answer.
         """
+        if self._local and os.path.isdir(self.uri(path)):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", self.uri(path))
         if self._local and os.path.exists(self.uri(path)) and not os.path.isfile(self.uri(path)):
             raise OSError(errno.EINVAL, "not a regular file", self.uri(path))
         try:
@@ -147,6 +151,22 @@ class Store:
         for name, info in found.items():
             if info["type"] == "file" and name.startswith(inside) and not name.endswith("/"):
                 yield name.removeprefix(inside)
+
+    def sizes(self, path: str = "") -> dict[str, int]:
+        """Bytes of each file directly below a folder, hidden ones left out; empty if it is not there."""
+        try:
+            found = self._fs.ls(self.uri(path), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        inside = f"{self._fs._strip_protocol(self.uri(path))}/"
+        sizes = {one["name"].removeprefix(inside): int(one["size"]) for one in found if one["type"] == "file"}
+        # A file is listed as itself, and some tools mark a folder by an object of its own name.
+        return {name: size for name, size in sizes.items() if name and "/" not in name and not name.startswith(".")}
+
+    def tag(self, path: str) -> str:
+        """What changes when a file does, without reading it: its size, and its ETag or the time of its last change."""
+        found = self._fs.info(self.uri(path))
+        return f"{found['size']} {found.get('ETag') or found.get('etag') or found.get('mtime')}"
 
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; nothing happens if it is not there."""

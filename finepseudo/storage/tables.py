@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from finepseudo.errors import ArtefactError
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
+pc: Any = pyarrow.compute  # its functions are made at import
 BATCH = 1 << 16  # rows of a record batch of a mapped file
 UNUSED_S = 7 * 86400.0  # mapped files that nobody has opened for so long are deleted
 

@@ -1,5 +1,6 @@
 """The whole small rehearsal, data and run directory, on s3:// against a real server process."""
 
+import io
 import os
 import socket
 import subprocess
@@ -9,9 +10,14 @@ import urllib.request
 import uuid
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import SHORT, call
+from PIL import Image
 
+from finepseudo import rehearsal
+from finepseudo.data.child import Child
+from finepseudo.errors import DecodeError
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
 
@@ -103,3 +109,38 @@ def test_walk_on_s3_takes_names_as_they_are_and_no_markers_of_folders(bucket_sto
     assert list(bucket_store.walk("w")) == [f"w/{name}" for name in names]
     assert list(bucket_store.walk("w[1]")) == ["w[1]/x"]
     assert list(bucket_store.walk("nowhere")) == list(bucket_store.walk("w/z")) == []
+
+
+def png():
+    sink = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(sink, "png")
+    return sink.getvalue()
+
+
+def test_files_and_folders_of_pictures_on_s3(s3, monkeypatch):
+    """As on a disk; a folder may have a marker of its own name, and a missing file is told from a folder."""
+    make_bucket("clips-bucket", s3, monkeypatch)
+    bucket_store = Store("s3://clips-bucket/deep")
+    bucket_store.write("clip.mp4", rehearsal.encode_mp4(np.zeros((60, 48, 48, 3), np.uint8), 25))
+    pictures = {f"{number}.png": png() for number in range(3)}
+    bucket_store.write("clips/one/", b"")
+    bucket_store.write("clips/one/labels.txt", b"no frame")
+    bucket_store.write("clips/one/inner/0.png", b"no frame")
+    for name, data in pictures.items():
+        bucket_store.write(f"clips/one/{name}", data)
+    assert bucket_store.sizes("clips/one").keys() == {"labels.txt", *pictures}
+    assert bucket_store.sizes("clip.mp4") == bucket_store.sizes("nothing") == {}
+    child = Child(60)
+    for path, access in (("clip.mp4", "decord"), ("clips/one", "pictures")):
+        found = child.probe(bucket_store.uri(path))
+        assert found["access"].split()[0] == access
+        row = {**found, "file_frames": found["num_frames"]}
+        assert child.frames(bucket_store.uri(path), row, [2, 0], 48, 48).shape == (2, 48, 48, 3)
+    quick = child.probe(bucket_store.uri("clip.mp4"), quick=True)
+    row = {**quick, "file_frames": 60}
+    assert child.frames(bucket_store.uri("clip.mp4"), row, [59], 48, 48).shape == (1, 48, 48, 3)
+    bucket_store.write("clip.mp4", rehearsal.encode_mp4(np.full((60, 48, 48, 3), 9, np.uint8), 25))
+    with pytest.raises(DecodeError, match="not the file that was probed"):
+        child.frames(bucket_store.uri("clip.mp4"), row, [59], 48, 48)
+    assert child.probe(bucket_store.uri("nothing"))["error"].startswith("unreadable: ")
+    child.close()

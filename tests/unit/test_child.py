@@ -223,11 +223,29 @@ def test_a_large_file_is_not_read_whole_and_known_by_parts_of_it(file, movie, mo
     assert found["access"] != "decord", "which would read it whole"
     shown = {name: found[name] for name in ("num_frames", "height", "width", "access")}
     request = {"uri": path, "index": [5, 0], "size": [48, 48], "shown": shown, "sha256": found["sha256"]}
-    assert answer(request)[0] == {"pixels": 2 * 48 * 48 * 3}
+    assert answer(request)[0] == {"data": 2 * 48 * 48 * 3}
     changed = bytearray(movie)
     changed[len(movie) // 2 + 10] ^= 1
     file("large.mp4", bytes(changed))
     assert answer(request)[0]["error"].startswith("not the file that was probed: expected sha256 ")
+
+
+def test_a_quick_look_knows_a_file_by_its_size_its_tag_and_its_first_bytes(file, movie, prober):
+    path = file("quick.mp4", movie)
+    found, thorough = prober.probe(path, quick=True), prober.probe(path)
+    assert found["sha256"].startswith("tag-")
+    assert found["access"].split()[0] == "seek"
+    same = ("num_frames", "fps", "height", "width", "bytes")
+    assert [found[key] for key in same] == [thorough[key] for key in same]
+    known = prober.frames(path, {**facts(thorough), "access": "scan"}, [3, 0], 48, 48)
+    assert (prober.frames(path, facts(found), [3, 0], 48, 48) == known).all()
+    stat = os.stat(path)
+    changed = bytes([*movie[:40], movie[40] ^ 1, *movie[41:]])
+    for data, times in ((movie, (stat.st_atime, stat.st_mtime + 1)), (changed, (stat.st_atime, stat.st_mtime))):
+        os.utime(file("quick.mp4", data), times)
+        with pytest.raises(DecodeError, match="not the file that was probed: expected sha256 tag-"):
+            prober.frames(path, facts(found), [3, 0], 48, 48)
+    assert prober.probe(file("bad.mp4", b"no video " * 99), quick=True)["error"].startswith("undecodable: ")
 
 
 def test_a_process_ends_with_the_one_that_asked():
@@ -268,6 +286,7 @@ def test_what_is_wrong_with_a_store_is_told_from_what_is_wrong_with_a_file(error
         raise error
 
     monkeypatch.setattr("finepseudo.data.child.Store.open", fails)
+    monkeypatch.setattr("finepseudo.data.child.Store.sizes", lambda self: {})
     assert answer({"uri": "s3://b/x"})[0] == told
 
 

@@ -16,7 +16,7 @@ ONLY_IN = {
     "s3fs": ("storage/store.py",),
     "decord": ("data/video.py",),
     "deepspeed": ("train/engine.py",),
-    "av": ("data/video.py", "rehearsal/files.py"),
+    "av": ("data/video.py", "data/pack.py", "rehearsal/files.py"),
     "triton": ("align/kernels/cuda.py",),
     "setuptools": ("align/kernels/build.py",),
     "tyro": ("cli.py",),

@@ -62,7 +62,7 @@ def changed(path, value):
         case float():
             return value * 0.8 + 0.01
         case str():
-            return {"fp32": "bf16", "soft": "hard", "log_odds": "score"}.get(value, value + "x")
+            return {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick"}.get(value, value + "x")
         case tuple():
             return value[:-1]
     raise AssertionError(value)

@@ -132,6 +132,13 @@ def test_walk_finds_files_at_any_depth_whatever_their_names(store, caplog):
     assert list(store.walk("nowhere")) == list(store.walk("other")) == []
 
 
+def test_sizes_are_of_the_files_directly_below(store):
+    for name, data in (("x/a", b"12"), ("x/b/c", b"1"), ("x/.hidden", b"1"), ("x/[d] e", b"")):
+        store.write(name, data)
+    assert store.sizes("x") == {"a": 2, "[d] e": 0}
+    assert store.sizes("x/a") == store.sizes("nothing") == {}
+
+
 def test_delete_takes_a_file_or_a_folder_and_forgives_absence(store):
     store.write("a/b", b"1")
     store.write("a/c/d", b"1")

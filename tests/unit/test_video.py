@@ -58,9 +58,9 @@ def asked(count, seed=0):
     return [[0], [count - 1], [count - 1, 0], [0, 0, count // 2], list(range(0, count, max(1, count // 5)))[::-1], *few]
 
 
-def check(data, expected):
+def check(data, expected, look=video.examine):
     """Every order gives exactly the expected frames."""
-    shown = video.examine(data)
+    shown = look(data)
     assert shown.num_frames == len(expected)
     for order in [*asked(len(expected)), list(range(len(expected)))]:
         found = video.frames(data, shown, order, HEIGHT, WIDTH)
@@ -84,6 +84,84 @@ def test_frames_of_files_that_say_their_numbers(name):
         lying = np.stack([np.rot90(frame, -round(known["rotation"] / 90)) for frame in found])
         if width == WIDTH:
             assert numbers(lying) == [expected[index] for index in order]
+
+
+@pytest.mark.skipif(not KNOWN, reason="the folder of cases is not beside this checkout")
+@pytest.mark.parametrize("name", [name for name in KNOWN if isinstance(KNOWN[name].get("indices"), list)])
+def test_a_glance_leads_to_the_same_frames(name):
+    """All but what is broken inside of a file: a glance does not see that."""
+    known, data = KNOWN[name], (CASES / "frames" / name).read_bytes()
+    expected = [number for first, last in known["indices"] for number in range(first, last + 1)]
+    if name != "corrupt_packet.mp4":
+        shown, found = video.examine(data), video.glance(io.BytesIO(data))
+        assert replace(found, access="") == replace(shown, access="")
+        if not known["rotation"] and known["size"] == [WIDTH, HEIGHT]:
+            check(data, expected, video.glance)
+
+
+@pytest.mark.parametrize(
+    ("options", "access"),
+    [
+        ({"g": 12, "bf": 3}, "seek"),
+        ({"g": 12, "x264_params": "open-gop=1:bframes=3:scenecut=0"}, "scan"),
+        ({"x264_params": "intra-refresh=1:keyint=40:bframes=0"}, "scan"),
+        ({"codec": "mpeg4", "g": 12, "bf": 2}, "scan"),
+        ({"form": "mpegts", "g": 30, "bf": 2}, "seek"),
+    ],
+    ids=["closed", "open", "refresh", "mpeg4", "ts"],
+)
+def test_a_glance_seeks_where_key_frames_say_that_it_may(options, access):
+    assert check(encoded(90, **options), list(range(90)), video.glance).access.split()[0] == access
+
+
+def test_a_glance_reads_and_decodes_little(monkeypatch):
+    rng, read, decoded = np.random.default_rng(0), [], []
+    noise = rng.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    monkeypatch.setitem(globals(), "striped", lambda number: np.roll(noise, 7 * number, 1))
+    data = encoded(300, g=100, preset="ultrafast")
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            found = super().read(size)
+            read.append(len(found))
+            return found
+
+    walk = video._Video.walk
+
+    def counted(self):
+        for frame in walk(self):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video._Video, "walk", counted)
+    assert video.glance(Counted(data)).num_frames == 300
+    assert len(decoded) == 1
+    assert sum(read) < len(data) / 3
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_glance_does_not_believe_an_index_of_more_than_is_there(share, tmp_path):
+    (tmp_path / "whole.mp4").write_bytes(encoded(90, g=12))
+    data = front(tmp_path / "whole.mp4")
+    assert video.glance(data).num_frames == 90
+    cut = data[: round(share * len(data))]
+    try:
+        assert video.glance(cut) == video.examine(cut)
+    except (DecodeError, *video.FAILURES):
+        with pytest.raises((DecodeError, *video.FAILURES)):
+            video.examine(cut)
+
+
+def front(path):
+    """The file with its index in front."""
+    target = path.with_name("front.mp4")
+    with av.open(str(path)) as old, av.open(str(target), "w", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    return target.read_bytes()
 
 
 REAL = [path for path in sorted(SHARED.glob("data/videos/*/*")) if path.suffix in (".avi", ".mp4", ".mkv")]
