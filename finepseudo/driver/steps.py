@@ -149,8 +149,10 @@ class Steps:
                 plan.ensure(self.run, where)
                 there = set(self.run.list(folder))
                 missing = [number for number in range(plan.blocks) if part_name(number) not in there]
-                log.info("%s: %d videos", name, min(len(row_N), len(missing) * BLOCK_VIDEOS))
-                progress, start = Progress(name, len(missing) * BLOCK_VIDEOS), 0.0
+                last = len(row_N) - (plan.blocks - 1) * BLOCK_VIDEOS  # videos of the last block
+                count = len(missing) * BLOCK_VIDEOS - (BLOCK_VIDEOS - last) * (plan.blocks - 1 in missing)
+                log.info("%s: %d videos", name, count)
+                progress, start = Progress(name, count), 0.0
                 pool = self.executor.score(what, where, missing, self.manifest.num_classes, self.run, self.data, folder)
                 for videos in pool:
                     start = start or time.monotonic() - began

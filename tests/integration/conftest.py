@@ -51,6 +51,18 @@ def short_recipe():
     return replace(recipe, gitdl=replace(recipe.gitdl, frame_steps=0, video_steps=0), methods=("finepseudo",))
 
 
+def wide_recipe():
+    """More videos than a part of a pass holds, and hardly any training."""
+    recipe, few = short_recipe(), {"steps": 2}
+    return replace(
+        recipe,
+        data=replace(recipe.data, rehearsal=replace(recipe.data.rehearsal, train_per_class=24)),
+        align=replace(recipe.align, **few),
+        supervise=replace(recipe.supervise, **few),
+        rounds=replace(recipe.rounds, video_steps=2),
+    )
+
+
 @pytest.fixture(scope="session")
 def short(tmp_path_factory):
     """The short run by one plain process, which nothing disturbs."""

@@ -1,8 +1,8 @@
-"""The short recipe, whole, in this one process: what the test of killed processes starts and kills."""
+"""A short recipe, whole, in this one process: what the tests of killed processes start and kill."""
 
 import sys
 
-from conftest import short_recipe
+from conftest import short_recipe, wide_recipe
 
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
@@ -10,4 +10,5 @@ from finepseudo.driver.rounds import run_rounds
 from finepseudo.storage.store import Store
 
 if __name__ == "__main__":
-    ensure_results(run_rounds(short_recipe(), Store(sys.argv[1]), InProcess(short_recipe())))
+    recipe = {"short": short_recipe, "wide": wide_recipe}[sys.argv[2]]()
+    ensure_results(run_rounds(recipe, Store(sys.argv[1]), InProcess(recipe)))

@@ -1,5 +1,6 @@
 """kill -9 of the driver in any stage, then the same command: it continues and ends with the same artefacts."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RUN_LIMIT_S, SHORT, call, run_command
+from conftest import ROOT, RUN_LIMIT_S, SHORT, call, run_command, wide_recipe
 
 from finepseudo.data.plan import Plan
+from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.rounds import run_rounds
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
@@ -26,8 +30,8 @@ IN_ONE_PROCESS = (
 )
 
 
-def plain_command(folder):
-    return [sys.executable, str(Path(__file__).parent / "plain_run.py"), str(folder)], None
+def plain_command(folder, recipe="short"):
+    return [sys.executable, str(Path(__file__).parent / "plain_run.py"), str(folder), recipe], None
 
 
 def kill_when(command, env, path):
@@ -76,3 +80,36 @@ def test_killed_process_continues_to_the_same_end(short, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_LIMIT_S, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     check(folder, short)
+
+
+def kill_behind(command, folder, parts, seen):
+    """Start a run and kill it a moment after it has committed another part of a pass; the parts with their times."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as run:
+        ends = time.monotonic() + RUN_LIMIT_S
+        while run.poll() is None and len(list(folder.glob(parts))) <= len(seen) and time.monotonic() < ends:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05))
+        run.send_signal(signal.SIGKILL)
+    return {path: path.stat().st_mtime_ns for path in folder.glob(parts)}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2 * RUN_LIMIT_S)
+def test_killed_passes_do_nothing_twice_and_end_the_same(tmp_path):
+    """Probing and labelling, each killed three times at random: a part that is there is not made again."""
+    folder, recipe = tmp_path / "run", wide_recipe()
+    whole = ensure_results(run_rounds(recipe, Store(str(tmp_path / "whole")), InProcess(recipe)))
+    command, _ = plain_command(folder, "wide")
+    for parts, most in (("probes/*/committed.json", 5), ("scores/label/round-1-*/*.safetensors", 4)):
+        seen = {}
+        for kill in range(3):
+            now = kill_behind(command, folder, parts, seen)
+            assert kill < len(now) <= most, f"the kill was too late: {now}"
+            assert {path: now.get(path) for path in seen} == seen
+            seen = now
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_LIMIT_S, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = Results.from_json((folder / "results.json").read_bytes())
+    assert replace(found, timing={}) == replace(whole, timing={})
+    assert not (folder / "probes").exists()
+    assert not (folder / "scores").exists()
