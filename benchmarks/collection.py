@@ -1,16 +1,19 @@
 """What a collection costs before a pixel is read: annotations, manifest, split, plans, labels, and a decoding actor.
 
     python benchmarks/collection.py                        # 246,534 clips of 400 classes, as Kinetics-400
-    python benchmarks/collection.py --clips 10000000
+    python benchmarks/collection.py --clips 10000000 --classes 40
 
-A tenth of the clips is labelled, a quarter of the files is missing. What probing and scoring would find is made up;
-everything else is what a run does. Each part runs in a process of its own, whose peak memory is shown.
+A tenth of the clips is labelled, a quarter of the files is missing. What probing and scoring would find is made up (by
+`probe` and `score`); everything else is what a run does. Each part runs in a process of its own, whose peak memory is
+shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import itertools
 import json
 import multiprocessing
 import resource
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.numpy
 
 from finepseudo import run as places
@@ -33,15 +37,16 @@ from finepseudo.data.split import make_split
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
-from finepseudo.recipe import METHODS, Recipe
+from finepseudo.recipe import Recipe
 from finepseudo.recipe import Split as SplitOptions
 from finepseudo.recipes import find
 from finepseudo.storage import artefacts
+from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
 from finepseudo.train.predict import Scores, part_name
 from finepseudo.train.pseudo_labels import pseudo_samples
 
-CLASSES, EPOCHS, BATCH = 400, 30, 32
+EPOCHS, BATCH = 30, 32
 LABELLED, MISSING = 0.1, 0.25
 SIGNAL = 2.0  # of the made-up scores for the right class, in standard deviations
 
@@ -55,76 +60,73 @@ def recipe_of(root: Path) -> Recipe:
     return dataclasses.replace(base, data=data, split=SplitOptions(label_fraction=1.0), methods=("finepseudo",))
 
 
-def write_annotations(root: Path, clips: int) -> None:
+def write_annotations(root: Path, clips: int, classes: int) -> None:
     """A CSV with a line a clip."""
-    (root / "vocab.json").write_text(json.dumps([f"class {label:03d}" for label in range(CLASSES)]))
+    (root / "vocab.json").write_text(json.dumps([f"class {label:03d}" for label in range(classes)]))
     with (root / "train.csv").open("w") as file:
         file.write("path,label\n")
         every = round(1 / LABELLED)
         for number in range(clips):
-            label = f"class {number // every % CLASSES:03d}" if number % every == 0 else ""
+            label = f"class {number // every % classes:03d}" if number % every == 0 else ""
             file.write(f"train/{number % 997:03d}/{number:011x}_000010_000020.mp4,{label}\n")
 
 
-def prepare(root: Path, run: Store) -> str:
+def probe(root: Path, run: Store) -> str:
+    """Made up: what probing would leave of each group of files."""
+    rng = np.random.default_rng(0)
+    usual = {"num_frames": 300, "fps": 30.0, "height": 256, "width": 340, "access": "decord", "bytes": 1_500_000}
+    with (root / "train.csv").open() as file:
+        next(file)
+        while lines := list(itertools.islice(file, 1 << 16)):
+            gone_N = rng.random(len(lines)) < MISSING
+            columns: dict[str, Any] = {name: np.full(len(lines), value) for name, value in usual.items()}
+            columns |= {"path": [line.partition(",")[0] for line in lines]}
+            columns |= {"sha256": [fingerprint(line) * 5 for line in lines]}
+            columns |= {"error": ["missing: no such file" if gone else None for gone in gone_N]}
+            arrays = [pa.array(columns[item.name], item.type) for item in FOUND]
+            data = artefacts.table_bytes(pa.table(arrays, schema=FOUND))
+            run.write(f"made/{len(run.list('made')):05d}.parquet", data)
+    return f"{len(run.list('made'))} groups"
+
+
+def manifest(root: Path, run: Store) -> str:
     """From annotations to a committed manifest and split."""
-    recipe = recipe_of(root)
+    began, recipe = time.monotonic(), recipe_of(root)
     annotated, names = read_annotations(Store(str(root)), recipe.data)
     read_s = time.monotonic()
-    files = annotated["file"]
-    gone_N = np.random.default_rng(0).random(len(files)) < MISSING
-    error = pa.array(np.where(gone_N, "missing: no such file", None), pa.string())
-    columns: dict[str, Any] = {
-        "num_frames": 300,
-        "fps": 30.0,
-        "height": 256,
-        "width": 340,
-        "access": "decord",
-        "bytes": 1_500_000,
-        "sha256": [f"{number:064x}" for number in range(len(files))],
-    }
-    made = [files, *(columns[name] for name in FOUND.names[1:-1]), error]
-    arrays = [
-        value
-        if isinstance(value, pa.Array | pa.ChunkedArray)
-        else pa.array(value if isinstance(value, list) else np.full(len(files), value), item.type)
-        for item, value in zip(FOUND, made, strict=True)
-    ]
-    found = pa.table(arrays, schema=FOUND)
-    probed_s = time.monotonic()
-    manifest = build_manifest(annotated, names, found, min_frames=8)
-    artefacts.commit(run, FOLDER, manifest.parts(), {})
-    manifest, built_s = Manifest.load(run), time.monotonic()
-    split = make_split(manifest, label_fraction=1.0, seed=0)
+    groups = [pq.read_table(io.BytesIO(run.read(f"made/{name}"))) for name in run.list("made")]
+    made = build_manifest(annotated, names, pa.concat_tables(groups), min_frames=8)
+    artefacts.commit(run, FOLDER, made.parts(), {})
+    built_s = time.monotonic()
+    made = Manifest.load(run)
+    split = make_split(made, recipe.split, Store(str(root)))
     artefacts.commit(run, "split", {"split.json": split.to_bytes()}, {})
-    ended_s = time.monotonic()
     return (
-        f"manifest {built_s - probed_s:.1f} s, split {ended_s - built_s:.1f} s (making up probes: "
-        f"{probed_s - read_s:.1f} s); {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled"
+        f"annotations {read_s - began:.1f} s, manifest {built_s - read_s:.1f} s, split "
+        f"{time.monotonic() - built_s:.1f} s; {len(split.labelled):,} labelled, {len(split.unlabelled):,} unlabelled"
     )
 
 
 def _steps(root: Path, run: Store) -> Steps:
-    recipe, manifest = recipe_of(root), Manifest.load(run)
-    split = make_split(manifest, label_fraction=1.0, seed=0)
-    return Steps(recipe, run, run, manifest, split, InProcess(recipe))
+    recipe, made = recipe_of(root), Manifest.load(run)
+    return Steps(recipe, run, run, made, make_split(made, recipe.split, Store(str(root))), InProcess(recipe))
 
 
 def _plans(steps: Steps) -> dict[str, Plan]:
     """Of every kind, of so many epochs."""
-    recipe, split, manifest = steps.recipe, steps.split, steps.manifest
-    train = manifest.rows("train")
+    recipe, split, clips = steps.recipe, steps.split, steps.manifest
+    train = clips.rows("train")
     common = {"blocks_per_step": 1, "seed": 0}
     gitdl = dataclasses.replace(recipe.gitdl, videos=BATCH)
     whole, of_labelled = (EPOCHS * len(rows) // BATCH for rows in (train, split.labelled))
     how = {"frames": 16, "augment": recipe.augment, **common}
-    pseudo = samples(split.unlabelled, split.unlabelled % CLASSES)
+    pseudo = samples(split.unlabelled, split.unlabelled % clips.num_classes)
     both = {"batch": BATCH, "label_share": 0.25}
     return {
-        "pretrain": plan_gitdl(manifest, train, gitdl, steps=whole, **common),
-        "align": plan_align(manifest, steps.labelled(), None, recipe.align, steps=of_labelled, label_share=1.0, **how),
-        "supervise": plan_classify(manifest, steps.labelled(), steps=of_labelled, **both, **how),
-        "round": plan_classify(manifest, steps.labelled(), pseudo, steps=whole, **both, **how),
+        "pretrain": plan_gitdl(clips, train, gitdl, steps=whole, **common),
+        "align": plan_align(clips, steps.labelled(), None, recipe.align, steps=of_labelled, label_share=1.0, **how),
+        "supervise": plan_classify(clips, steps.labelled(), steps=of_labelled, **both, **how),
+        "round": plan_classify(clips, steps.labelled(), pseudo, steps=whole, **both, **how),
     }
 
 
@@ -140,14 +142,15 @@ def plan(root: Path, run: Store) -> str:
 def score(root: Path, run: Store) -> str:
     """Made up: what the pool would leave of D_u."""
     steps, rng = _steps(root, run), np.random.default_rng(1)
+    classes = steps.manifest.num_classes
     row_N = steps.split.unlabelled
     lengths = {"align_frames": 24, "video_frames": 16}
     made = plan_score(steps.manifest, row_N, **lengths, clips=1, block_videos=BLOCK_VIDEOS)
     made.ensure(run, places.pass_plan("label", made.fingerprint))
     for number in range(made.blocks):
         count = len(row_N[number * BLOCK_VIDEOS : (number + 1) * BLOCK_VIDEOS])
-        right_N = rng.integers(0, CLASSES, count)
-        both = rng.standard_normal((2, count, CLASSES), np.float32)
+        right_N = rng.integers(0, classes, count)
+        both = rng.standard_normal((2, count, classes), np.float32)
         both[:, np.arange(count), right_N] += SIGNAL * 2
         columns = {"sbar/f_A": both[0], "logits/f_E": both[1]}
         columns |= {f"{kind}_s": np.ones(count, np.float32) for kind in ("decode", "predict")}
@@ -202,15 +205,15 @@ def _child(task: Callable[[Path, Store], str], root: Path, run: Store, found: An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=246_534)
+    parser.add_argument("--classes", type=int, default=400)
     options = parser.parse_args()
-    assert METHODS["finepseudo"].labels
     folder = Path(tempfile.mkdtemp(prefix="finepseudo-collection-"))
     context = multiprocessing.get_context("spawn")
     try:
-        write_annotations(folder, options.clips)
-        print(f"{options.clips:,} clips, {CLASSES} classes, {EPOCHS} epochs of each stage in blocks of {BATCH}")
+        write_annotations(folder, options.clips, options.classes)
+        print(f"{options.clips:,} clips, {options.classes} classes, {EPOCHS} epochs of each stage in blocks of {BATCH}")
         print(f"{'part':10} {'seconds':>8} {'peak MiB':>9} {'(imports)':>10}")
-        for task in (prepare, plan, score, label, decoder):
+        for task in (probe, manifest, plan, score, label, decoder):
             found = context.Queue()
             child = context.Process(target=_child, args=(task, folder, Store(str(folder / "run")), found))
             child.start()

@@ -57,10 +57,15 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         found = pa.concat_tables(artefacts.read_table(run, folder, PART) for folder in folders)
         return build_manifest(annotated, names, found, min_frames=recipe.data.min_frames).parts()
 
+    new = artefacts.committed(run, FOLDER) is None
     artefacts.ensure(run, FOLDER, lineage, make)
-    run.delete(PROBES)
     manifest = Manifest.load(run)
-    _log_summary(manifest, recipe)
+    run.delete(PROBES)
+    if new:
+        _warn(manifest, recipe)
+    counts = manifest.summary()
+    rejected = f"{counts['rejected']} rejected {counts['reasons'] or ''}".strip()
+    log.info("manifest %s: %s usable, %s", manifest.fingerprint, counts["usable"], rejected)
     return manifest
 
 
@@ -128,10 +133,8 @@ def _probe(run: Store, data: Store, how: str, deadline_s: float, files: Any) -> 
     return folder
 
 
-def _log_summary(manifest: Manifest, recipe: Recipe) -> None:
-    summary = manifest.summary()
-    rejected = f"{summary['rejected']} rejected {summary['reasons'] or ''}".strip()
-    log.info("manifest %s: %s usable, %s", manifest.fingerprint, summary["usable"], rejected)
+def _warn(manifest: Manifest, recipe: Recipe) -> None:
+    """Of what may surprise."""
     for what, ids in manifest.twice().items():
         shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         log.warning("the same clip %s: %s", what, shown)

@@ -125,13 +125,10 @@ class Steps:
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self._trainings:
-            foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
-            trained = artefacts.committed(self.run, folder) is not None
+            if artefacts.committed(self.run, folder) is None:
+                foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
+                log.info("%s: an empty cache of clips would have %.1f %% of its reads", name, 100 * foretold)
             digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
-            if not trained:
-                seconds = checkpoint.taken(self.run, stage.folder).seconds
-                hit_rate = seconds["cache_hits"] / max(1, seconds["rows"])
-                log.info("%s: cache hit rate %.3f, %.3f foretold of an empty cache", name, hit_rate, foretold)
         return Trained(self.run.uri(folder), digest)
 
     def score(self, name: str, row_N: np.ndarray, what: Pass) -> Scores:
@@ -149,8 +146,7 @@ class Steps:
                 plan.ensure(self.run, where)
                 there = set(self.run.list(folder))
                 missing = [number for number in range(plan.blocks) if part_name(number) not in there]
-                last = len(row_N) - (plan.blocks - 1) * BLOCK_VIDEOS  # videos of the last block
-                count = len(missing) * BLOCK_VIDEOS - (BLOCK_VIDEOS - last) * (plan.blocks - 1 in missing)
+                count = sum(min(BLOCK_VIDEOS, len(row_N) - number * BLOCK_VIDEOS) for number in missing)
                 log.info("%s: %d videos", name, count)
                 progress, start = Progress(name, count), 0.0
                 pool = self.executor.score(what, where, missing, self.manifest.num_classes, self.run, self.data, folder)
@@ -281,6 +277,9 @@ def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, execut
             stop = min(stage.steps, done + recipe.scale.segment_steps)
             log.info("%s: training steps %d to %d of %d", stage.name, done, stop, stage.steps)
             executor.train(stage, run, data, stop=stop)
+            seconds = checkpoint.taken(run, stage.folder).seconds
+            share = 100 * seconds["cache_hits"] / max(1, seconds["rows"])
+            log.info("%s: the cache of clips had %.1f %% of its reads", stage.name, share)
         else:  # the last worker died between its checkpoint and the snapshot
             checkpoint.export_snapshot(run, stage.folder, lineage=lineage)
     artefacts.check_lineage(run, folder, marker, lineage)
