@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -26,8 +26,7 @@ from finepseudo.data import sampling
 from finepseudo.data.manifest import Manifest
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
-from finepseudo.storage import artefacts, tables
-from finepseudo.storage.lineage import fingerprint
+from finepseudo.storage import artefacts, lineage, tables
 from finepseudo.storage.store import Store
 
 SAMPLES = pa.schema(
@@ -92,7 +91,7 @@ class Plan:
 
     @staticmethod
     def of(spec: Spec, chosen: pa.Table, manifest: Manifest) -> Plan:
-        made = fingerprint([asdict(spec), tables.digest(chosen), manifest.fingerprint])
+        made = lineage.fingerprint([lineage.chosen(spec), tables.digest(chosen), manifest.fingerprint])
         return Plan(spec, chosen, manifest.clips, made)
 
     def __len__(self) -> int:
@@ -163,8 +162,8 @@ class Plan:
 
     def ensure(self, run: Store, folder: str) -> None:
         """Commit it beside the manifest of its clips; `load` reads it."""
-        lineage = {"plan": self.fingerprint, "spec": asdict(self.spec)}
-        artefacts.ensure(run, folder, lineage, lambda: {"samples.parquet": artefacts.table_bytes(self.samples)})
+        made_of = {"plan": self.fingerprint, "spec": self.spec}
+        artefacts.ensure(run, folder, made_of, lambda: {"samples.parquet": artefacts.table_bytes(self.samples)})
 
     @staticmethod
     def load(run: Store, folder: str) -> Plan:
@@ -172,9 +171,9 @@ class Plan:
         chosen = tables.mapped(run, folder, "samples.parquet")
         marker = artefacts.committed(run, folder)
         assert marker is not None
-        lineage = marker["lineage"]
-        lists = {name: tuple(lineage["spec"][name]) for name in ("frames", "draw")}
-        return Plan(Spec(**{**lineage["spec"], **lists}), chosen, manifests.load_clips(run), lineage["plan"])
+        spec, made = marker["lineage"]["spec"], marker["lineage"]["plan"]
+        lists = {name: tuple(spec[name]) for name in ("frames", "draw")}
+        return Plan(Spec(**{**spec, **lists}), chosen, manifests.load_clips(run), made)
 
 
 def plan_gitdl(

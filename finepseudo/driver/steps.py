@@ -160,14 +160,23 @@ class Steps:
         return Scores(self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, marker["lineage"]["seconds"], rejected)
 
     def _finish(self, name: str, folder: str, plan: Plan, row_N: np.ndarray, times: Mapping[str, float]) -> None:
-        """Commit a pass whose parts are all there, with what could not be decoded and the seconds that it took."""
-        seconds, rejected = {"decode": 0.0, "predict": 0.0}, dict[int, str]()
+        """Commit a pass whose parts are all there, with what could not be decoded and the seconds that it took.
+
+        Where too much could not be decoded, the parts concerned are made again by the next start: files may be mended.
+        """
+        seconds, rejected, damaged = {"decode": 0.0, "predict": 0.0}, dict[int, str](), list[int]()
         for number in range(plan.blocks):
             columns, errors = read_part(self.run, folder, number)
             rejected |= {int(row_N[number * BLOCK_VIDEOS + place]): text for place, text in errors.items()}
+            damaged += [number] if errors else []
             for kind in seconds:
                 seconds[kind] += float(columns[f"{kind}_s"].sum())
-        self._check_rejected(name, rejected, len(row_N))
+        try:
+            self._check_rejected(name, rejected, len(row_N))
+        except DecodeError:
+            for number in damaged:
+                self.run.delete(f"{folder}/{part_name(number)}")
+            raise
         seconds |= {"start": times["start"], "total": time.monotonic() - times["began"], "rows": float(len(plan))}
         artefacts.commit(self.run, folder, {}, {"rejected": rejected, "seconds": seconds})
 

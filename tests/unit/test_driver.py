@@ -207,9 +207,13 @@ def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
     assert "left out" in caplog.text
     assert gone[0] in caplog.text
     run.delete("results")
+    intact = run.read(f"data/{gone[1]}")
     run.delete(f"data/{gone[1]}")
     with pytest.raises(DecodeError, match=r"evaluate: 2 of 50 videos .* more than data.max_rejected = 0.02"):
         whole(off, tmp_path / "run")
+    run.write(f"data/{gone[1]}", intact)
+    again, _ = whole(off, tmp_path / "run")
+    assert again.measured["finepseudo"].f_E.videos == 19, "what is mended counts again"
 
 
 def test_methods_that_label_need_something_to_label(tmp_path):
