@@ -31,7 +31,7 @@ import safetensors.numpy
 
 from finepseudo import run as places
 from finepseudo.data.formats import read_annotations
-from finepseudo.data.manifest import FOLDER, FOUND, Manifest, build_manifest
+from finepseudo.data.manifest import FOLDER, FOUND, Manifest, manifest_parts
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
 from finepseudo.data.split import make_split
 from finepseudo.data.stream import BlockReader
@@ -95,8 +95,10 @@ def manifest(root: Path, run: Store) -> str:
     annotated, names = read_annotations(Store(str(root)), recipe.data)
     read_s = time.monotonic()
     groups = [pq.read_table(io.BytesIO(run.read(f"made/{name}"))) for name in run.list("made")]
-    made = build_manifest(annotated, names, pa.concat_tables(groups), min_frames=8)
-    artefacts.commit(run, FOLDER, made.parts(), {})
+    found = pa.concat_tables(groups)
+    del groups
+    artefacts.commit(run, FOLDER, manifest_parts(annotated, names, found, min_frames=8), {})
+    del annotated, found  # as `ensure_manifest` does
     built_s = time.monotonic()
     made = Manifest.load(run)
     split = make_split(made, recipe.split, Store(str(root)))

@@ -5,7 +5,9 @@ Axes: N clips.
 
 from __future__ import annotations
 
+import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from finepseudo.errors import ManifestError
 from finepseudo.storage import artefacts, tables
@@ -21,6 +24,7 @@ from finepseudo.storage.store import Store
 from finepseudo.storage.tables import pc
 
 FOLDER = "manifest"
+SHOWN = 5  # rejected clips that an error names
 UNKNOWN = -1  # where no label is known
 MOST_BEYOND, MOST_BEYOND_SHARE = 2, 0.02  # frames, and share of its length, by which a clip may end behind its file
 
@@ -52,14 +56,6 @@ class Manifest:
         labels = pa.table([self.label], ["label"])
         return fingerprint([tables.digest(self.clips), tables.digest(labels), self.class_names])
 
-    def parts(self) -> dict[str, bytes]:
-        """What `load` reads."""
-        return {
-            "clips.parquet": artefacts.table_bytes(self.clips),
-            "labels.parquet": artefacts.table_bytes(pa.table([self.label], ["label"])),
-            "classes.json": json.dumps(list(self.class_names)).encode(),
-        }
-
     @staticmethod
     def load(run: Store) -> Manifest:
         names = json.loads(artefacts.read_part(run, FOLDER, "classes.json"))
@@ -90,32 +86,31 @@ class Manifest:
         """Ids of usable clips of equal bytes that cannot both be right: in two splits, or of two classes."""
         keys = ["sha256", "start", "num_frames"]
         every = self.clips.select(["video_id", "split", "status", *keys]).append_column("label", self.label)
-        usable = every.filter(pc.equal(every["status"], "ok"))
-        counts = usable.group_by(keys).aggregate([("split", "count_distinct"), ("label", "count_distinct")])
+        several = _with_copies(every, keys)
+        counts = several.group_by(keys).aggregate([("split", "count_distinct"), ("label", "count_distinct")])
         found: dict[str, list[str]] = {}
         for what, column in (("in two splits", "split_count_distinct"), ("under two labels", "label_count_distinct")):
             copies = counts.filter(pc.greater(counts[column], 1)).select(keys)
             if len(copies):
-                found[what] = sorted(
-                    pc.cast(usable.join(copies, keys, join_type="left semi")["video_id"], pa.string()).to_pylist()
-                )
+                joined = several.join(copies, keys, join_type="left semi")
+                found[what] = sorted(pc.cast(joined["video_id"], pa.string()).to_pylist())
         return found
 
     def summary(self) -> dict[str, Any]:
         """Counts by split and reason, for the log and the results."""
         usable_N = pc.equal(self.clips["status"], "ok")
-        rejected = self.clips.filter(pc.invert(usable_N))
-        kinds = pc.list_element(pc.split_pattern(rejected["reason"], ":", max_splits=1), 0)
+        reasons = pc.filter(self.clips["reason"], pc.invert(usable_N))
+        kinds = pc.list_element(pc.split_pattern(reasons, ":", max_splits=1), 0)
         return {
-            "usable": _counted(self.clips.filter(usable_N)["split"]),
-            "rejected": len(rejected),
+            "usable": _counted(pc.filter(self.clips["split"], usable_N)),
+            "rejected": len(reasons),
             "reasons": _counted(kinds),
         }
 
     def rejections(self) -> list[str]:
         """`id: reason` of every rejected clip."""
-        rejected = self.clips.filter(pc.not_equal(self.clips["status"], "ok"))
-        return [f"{row['video_id']}: {row['reason']}" for row in rejected.select(["video_id", "reason"]).to_pylist()]
+        told = self.clips.select(["video_id", "reason"]).filter(pc.not_equal(self.clips["status"], "ok"))
+        return [f"{row['video_id']}: {row['reason']}" for row in told.to_pylist()]
 
 
 def load_clips(run: Store) -> pa.Table:
@@ -123,39 +118,59 @@ def load_clips(run: Store) -> pa.Table:
     return tables.mapped(run, FOLDER, "clips.parquet")
 
 
-def build_manifest(annotated: pa.Table, class_names: Sequence[str], found: pa.Table, *, min_frames: int) -> Manifest:
+def manifest_parts(
+    annotated: pa.Table, class_names: Sequence[str], found: pa.Table, *, min_frames: int
+) -> dict[str, bytes]:
     """Join annotations (`formats.CLIPS`) and what probing found of their files (FOUND), in the order of the ids.
 
-    Raises ManifestError where no usable clip is left in the training split, or in the test split if there is one.
+    Returns what `Manifest.load` reads; it is never in memory as a whole. Raises ManifestError where no usable clip is
+    left in the training split, or in the test split if there is one.
     """
-    annotated = annotated.take(pc.sort_indices(annotated, [("split", "ascending"), ("video_id", "ascending")]))
-    probed = found.take(pc.index_in(annotated["file"], found["path"]))
+    annotated, found = annotated.combine_chunks(), found.combine_chunks()  # rows are taken from anywhere
+    order = pc.sort_indices(annotated, [("split", "ascending"), ("video_id", "ascending")])
+    probe = pc.index_in(annotated["file"], found["path"]).combine_chunks()
+    sink, usable, refused = io.BytesIO(), Counter[str](), dict[str, list[str]]({"train": []})
+    with pq.ParquetWriter(sink, CLIPS, compression="zstd") as writer:
+        for start in range(0, len(order), tables.BATCH):
+            rows = order.slice(start, tables.BATCH)
+            clips = _clips(annotated.take(rows), found.take(probe.take(rows)), min_frames)
+            writer.write_table(clips)
+            good = pc.equal(clips["status"], "ok")
+            usable.update(_counted(pc.filter(clips["split"], good)))
+            for row in clips.filter(pc.invert(good)).slice(0, SHOWN).to_pylist():
+                refused.setdefault(row["split"], []).append(f"{row['video_id']}: {row['reason']}")
+    for split in sorted(refused):
+        if not usable[split]:
+            bad = "; ".join(refused[split][:SHOWN]) or "none annotated"
+            raise ManifestError(f"no usable video in split {split!r}; rejected: {bad}")
+    labels = pa.table([annotated["label"].take(order)], ["label"])
+    return {
+        "clips.parquet": sink.getvalue(),
+        "labels.parquet": artefacts.table_bytes(labels),
+        "classes.json": json.dumps(list(class_names)).encode(),
+    }
+
+
+def _clips(annotated: pa.Table, probed: pa.Table, min_frames: int) -> pa.Table:
+    """Some rows of the manifest, from as many of what was annotated and of what was found of their files."""
     first_N, stop_N = _parts(annotated, probed)
     reason_N = probed["error"].to_numpy(zero_copy_only=False).copy()
-    usable_N = probed["error"].is_null().to_numpy()
-    for row in np.flatnonzero(usable_N & (stop_N - first_N < max(min_frames, 1))).tolist():
+    there = probed["error"].is_null()
+    for row in np.flatnonzero(there.to_numpy() & (stop_N - first_N < max(min_frames, 1))).tolist():
         reason_N[row] = _why(annotated.slice(row, 1).to_pylist()[0], probed, row, first_N, stop_N, min_frames)
     refused = pa.array(reason_N, pa.string())
-    usable = refused.is_null()
     columns = {
         "video_id": annotated["video_id"],
         "path": annotated["file"],
         "split": annotated["split"],
-        "start": pc.if_else(probed["error"].is_null(), pa.array(first_N), None),
+        "start": pc.if_else(there, pa.array(first_N), None),
         "file_frames": probed["num_frames"],
         **{name: probed[name] for name in ("fps", "height", "width", "bytes", "access", "sha256")},
-        "num_frames": pc.if_else(probed["error"].is_null(), pa.array(stop_N - first_N), None),
-        "status": pc.if_else(usable, "ok", "rejected"),
+        "num_frames": pc.if_else(there, pa.array(stop_N - first_N), None),
+        "status": pc.if_else(refused.is_null(), "ok", "rejected"),
         "reason": refused.fill_null(""),
     }
-    clips = pa.table([columns[name].cast(CLIPS.field(name).type) for name in CLIPS.names], schema=CLIPS)
-    manifest = Manifest(clips, annotated["label"], tuple(class_names))
-    for split in sorted({"train", *pc.unique(clips["split"]).to_pylist()}):
-        if not len(manifest.rows(split)):
-            of_split = Manifest(clips.filter(pc.equal(clips["split"], split)), manifest.label, ())
-            bad = of_split.rejections()[:5]
-            raise ManifestError(f"no usable video in split {split!r}; rejected: {'; '.join(bad) or 'none annotated'}")
-    return manifest
+    return pa.table([columns[name].cast(CLIPS.field(name).type) for name in CLIPS.names], schema=CLIPS)
 
 
 def _parts(annotated: pa.Table, probed: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -182,6 +197,19 @@ def _why(clip: dict[str, Any], probed: pa.Table, row: int, first_N: Any, stop_N:
     part = f"{clip['start'] or 0:g}..{end}"
     unit = "seconds" if clip["seconds"] else "frames"
     return f"no such part: {unit} {part} of a file of {probed['num_frames'][row].as_py()} frames"
+
+
+def _with_copies(clips: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The usable rows whose keys another one seems to have: by hashes, so that a large table need not be in memory."""
+    windows = (clips.select(keys).slice(at, tables.BATCH).to_pydict() for at in range(0, len(clips), tables.BATCH))
+    hash_N = np.concatenate(
+        [np.array([hash(row) for row in zip(*window.values(), strict=True)], np.int64) for window in windows]
+    )
+    row_N = np.flatnonzero(pc.equal(clips["status"], "ok").to_numpy())
+    row_N = row_N[np.argsort(hash_N[row_N], kind="stable")]
+    same = np.flatnonzero(np.diff(hash_N[row_N]) == 0)
+    copies = np.unique(np.concatenate([row_N[same], row_N[same + 1]]))
+    return pa.Table.from_pylist(tables.rows_at(clips, copies), schema=clips.schema)
 
 
 def _counted(column: Any) -> dict[str, int]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
 from finepseudo.data.formats import read_annotations
-from finepseudo.data.manifest import FOLDER, FOUND, Manifest, build_manifest
+from finepseudo.data.manifest import FOLDER, FOUND, Manifest, manifest_parts
 from finepseudo.data.split import Split, make_split
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ManifestError
@@ -55,7 +55,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
         task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
         folders = executor.spread(task, groups, f"probing videos, groups of {size}")
         found = pa.concat_tables(artefacts.read_table(run, folder, PART) for folder in folders)
-        return build_manifest(annotated, names, found, min_frames=recipe.data.min_frames).parts()
+        return manifest_parts(annotated, names, found, min_frames=recipe.data.min_frames)
 
     new = artefacts.committed(run, FOLDER) is None
     artefacts.ensure(run, FOLDER, lineage, make)

@@ -1,11 +1,15 @@
 """A manifest of clips that no file needs to be there for."""
 
+import json
+import tempfile
+
 import numpy as np
 import pyarrow as pa
 
-from finepseudo.data.manifest import CLIPS, FOUND, Manifest
+from finepseudo.data.manifest import CLIPS, FOUND, Manifest, manifest_parts
 from finepseudo.data.plan import samples
 from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store
 
 
 def manifest(count, labels=None, names=("a", "b", "c"), **columns):
@@ -37,7 +41,17 @@ def manifest(count, labels=None, names=("a", "b", "c"), **columns):
 
 def commit(store, made):
     """Where plans look for it."""
-    artefacts.ensure(store, "manifest", {}, made.parts)
+    parts = {"clips": made.clips, "labels": pa.table([made.label], ["label"])}
+    parts = {f"{name}.parquet": artefacts.table_bytes(table) for name, table in parts.items()}
+    names = json.dumps(made.class_names).encode()
+    artefacts.ensure(store, "manifest", {}, lambda: {**parts, "classes.json": names})
+
+
+def build_manifest(*arguments, **options):
+    """What is committed of annotations and probes, read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        artefacts.commit(Store(folder), "manifest", manifest_parts(*arguments, **options), {})
+        return Manifest.load(Store(folder))
 
 
 def classed(first, stop, classes, **more):

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import annotated, found
+from clips import annotated, build_manifest, found
 
 from finepseudo import rehearsal
 from finepseudo.data.child import READ, Child, answer
-from finepseudo.data.manifest import build_manifest
 from finepseudo.errors import DecodeError, StorageError
 
 REAL = Path(__file__).parents[3] / "shared/data/videos"

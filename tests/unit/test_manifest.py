@@ -1,11 +1,10 @@
 """The manifest joins annotations and probes: usable rows, or rejected ones with their reasons."""
 
 import pytest
-from clips import annotated, found
+from clips import annotated, build_manifest, commit, found
 
-from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest, build_manifest, load_clips
+from finepseudo.data.manifest import UNKNOWN, Manifest, load_clips
 from finepseudo.errors import ManifestError
-from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 NAMES = ("tuck", "pike")
@@ -110,7 +109,7 @@ def test_parts_of_a_file(start, end, seconds, expected):
 
 def test_manifest_survives_the_store(tmp_path):
     manifest, store = build(labels={"d": None}), Store(str(tmp_path))
-    artefacts.commit(store, FOLDER, manifest.parts(), {})
+    commit(store, manifest)
     again = Manifest.load(store)
     assert again.fingerprint == manifest.fingerprint
     assert again.num_classes == 2
