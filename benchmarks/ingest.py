@@ -29,18 +29,21 @@ from typing import Any
 import av
 import decord
 import numpy as np
+import pyarrow as pa
 
 from finepseudo.data import video
 from finepseudo.data.child import Child, answer
-from finepseudo.data.manifest import Video
+from finepseudo.data.manifest import FOLDER, FOUND, Manifest, manifest_parts
 from finepseudo.data.pack import How, pack
-from finepseudo.data.plan import plan_score
-from finepseudo.recipe import Frames, Recipe, Scale
+from finepseudo.data.plan import plan_classify, samples
+from finepseudo.recipe import Augment, Frames, Recipe, Scale
+from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 FPS, GOP, FRAMES, SIDE = 30, 250, 16, 128
 """Of the files, and of the clips that are asked for."""
 SCENES = 12  # different ones
+PLAN, BATCH = "plan", 2
 WAYS = ("bare decord", "stream, cache off", "stream, cold", "stream, warm")
 
 
@@ -189,24 +192,38 @@ def bare_rate(processes: ProcessPoolExecutor, workers: int, paths: list[str]) ->
     return len(paths) / seconds(lambda: list(processes.map(bare, shares)))
 
 
-def stream_rate(run: Store, data: Store, plan: str, recipe: Recipe) -> float:
-    """Clips a second that reach a consumer, from the first block on."""
+def stream_rate(run: Store, data: Store, files: int, recipe: Recipe) -> float:
+    """Clips a second of a training's first epoch that reach a consumer, from the first block on."""
     from finepseudo.runtime.ingest import scoring_stream
 
     ends, clips = list[float](), list[int]()
-    for block in scoring_stream(run, data, plan, recipe).iter_batches(batch_size=None, prefetch_batches=0):
+    stream: Any = scoring_stream(run, data, PLAN, range(files // BATCH), recipe)
+    for block in stream.iter_batches(batch_size=None, prefetch_batches=0):
         assert not any(block["error"]), block["error"]
         ends.append(time.perf_counter())
         clips.append(len(block["row"]))
     return sum(clips[1:]) / (ends[-1] - ends[0])
 
 
-def written(data: Store, path: str, body: bytes, index: int) -> Video:
-    """A file in a store, probed."""
-    data.write(path, body)
-    found = answer({"uri": data.uri(path)})[0]
-    facts = (found[name] for name in ("sha256", "num_frames", "height", "width", "access"))
-    return Video(index, str(index), path, *facts, start=0, file_frames=found["num_frames"])
+def planned(data: Store, run: Store, bodies: list[bytes]) -> None:
+    """The files in a store, probed; and a training that reads each twice, so that the cache keeps them."""
+    rows: list[dict[str, Any]] = []
+    for number, body in enumerate(bodies):
+        data.write(f"{number:04d}.mp4", body)
+        path = f"{number:04d}.mp4"
+        rows.append({"path": path, **answer({"uri": data.uri(path)})[0]})
+    found = pa.Table.from_pylist(rows, schema=FOUND)
+    nothing = pa.nulls(len(rows), pa.float64())
+    label, all_of_it = pa.array(np.arange(len(rows)) % 2, pa.int32()), pa.array([False] * len(rows))
+    columns = {"video_id": found["path"], "file": found["path"], "label": label, "split": ["train"] * len(rows)}
+    clips = pa.table(columns | {"start": nothing, "end": nothing, "seconds": all_of_it})
+    artefacts.commit(run, FOLDER, manifest_parts(clips, ["a", "b"], found, min_frames=8), {})
+    manifest = Manifest.load(run)
+    row_N = manifest.rows("train")
+    plan_classify(
+        manifest, samples(row_N, manifest.truth(row_N)), frames=FRAMES, augment=Augment(), batch=BATCH,
+        steps=2 * len(rows) // BATCH, label_share=1.0, blocks_per_step=1, seed=0,
+    ).ensure(run, PLAN)  # fmt: skip
 
 
 def measure_stream(folder: Path, files: int, workers: int, repetitions: int) -> None:
@@ -217,25 +234,23 @@ def measure_stream(folder: Path, files: int, workers: int, repetitions: int) -> 
     scale = Scale(decode_workers=workers, cache_dir=str(folder / "cache"), object_store_mib=300)
     recipe = Recipe(name="ingest", frames=frames, scale=scale)
     off = replace(recipe, scale=replace(scale, cache_gib=0.0))
-    run, stores = Store(str(folder / "run")), {name: Store(str(folder / name)) for name in ("raw", "packed")}
+    stores, runs = ({name: Store(str(folder / what / name)) for name in ("raw", "packed")} for what in ("data", "run"))
     bodies = {"raw": [encoded(10 * FPS, 256, 340, "medium", seed) for seed in range(min(files, SCENES))]}
     bodies["packed"] = [pack(body, video.examine(body), How(SIDE, SIDE))[1] for body in bodies["raw"]]
     for name, of_name in bodies.items():
         # Not equal, which the cache would notice: each has a free box of its own.
         all_of_it = [of_name[n % len(of_name)] + struct.pack(">I4sI", 12, b"free", n) for n in range(files)]
-        videos = [written(stores[name], f"{index}.mp4", body, index) for index, body in enumerate(all_of_it)]
-        how = {"align_frames": FRAMES, "video_frames": FRAMES, "clips": 1, "block_videos": 2}
-        plan_score(videos, **how).ensure(run, name)
+        planned(stores[name], runs[name], all_of_it)
     rates: dict[tuple[str, str], list[float]] = {(name, way): [] for name in stores for way in WAYS}
     with cluster(recipe), ProcessPoolExecutor(workers, get_context("spawn")) as processes:
         for _ in range(repetitions):
             for name, store in stores.items():
-                paths = [store.uri(f"{index}.mp4") for index in range(files)]
+                paths = [store.uri(f"{index:04d}.mp4") for index in range(files)]
                 shutil.rmtree(folder / "cache", ignore_errors=True)
                 bare_rate(processes, workers, paths[: 2 * workers])  # starts them
                 rates[name, "bare decord"].append(bare_rate(processes, workers, paths))
                 for way, of_way in zip(WAYS[1:], (off, recipe, recipe), strict=True):
-                    rates[name, way].append(stream_rate(run, store, name, of_way))
+                    rates[name, way].append(stream_rate(runs[name], store, files, of_way))
     sizes = " and ".join(
         f"{statistics.mean(map(len, of_name)) / 1000:.0f} kB {name}" for name, of_name in bodies.items()
     )

@@ -113,6 +113,8 @@ def claim(store: Store, recipe: Recipe) -> None:
     places = [f"{section}.{name}" for section, names in PLACES.items() for name in names]
     beside = tuple(f"{name}:" for name in (*OUTSIDE, *places))
     changed = [line for line in differences(recipe, theirs["recipe"]) if not line.startswith(beside)]
+    if {*store.list()} <= {RECIPE, "logs"}:
+        changed = []  # nothing is made yet: the recipe was mended
     if not changed and theirs["recipe"] != body["recipe"]:
         store.write(RECIPE, data)  # readers look where things lie now
     if changed:

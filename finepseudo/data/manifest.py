@@ -26,11 +26,12 @@ from finepseudo.storage.tables import pc
 FOLDER = "manifest"
 SHOWN = 5  # rejected clips that an error names
 UNKNOWN = -1  # where no label is known
+LATEST = 2.0**31 - 1  # frame
 MOST_BEYOND, MOST_BEYOND_SHARE = 2, 0.02  # frames, and share of its length, by which a clip may end behind its file
 
 FOUND = pa.schema(
     {"path": pa.string(), "num_frames": pa.int32(), "fps": pa.float64(), "height": pa.int32(), "width": pa.int32()}
-    | {"access": pa.string(), "bytes": pa.int64(), "sha256": pa.string(), "error": pa.string()}
+    | {"even": pa.bool_(), "access": pa.string(), "bytes": pa.int64(), "sha256": pa.string(), "error": pa.string()}
 )
 """What probing found out of a file; `error` is null where it is usable."""
 
@@ -181,18 +182,22 @@ def _parts(annotated: pa.Table, probed: pa.Table) -> tuple[np.ndarray, np.ndarra
     count_N = pc.fill_null(probed["num_frames"], 0).to_numpy().astype(np.int64)
     per_N = np.where(annotated["seconds"].to_numpy(), pc.fill_null(probed["fps"], 0.0).to_numpy(), 1.0)
     first_N, end_N = (
-        np.rint(pc.fill_null(annotated[name], 0.0).to_numpy() * per_N).astype(np.int64) for name in ("start", "end")
+        np.rint(np.minimum(pc.fill_null(annotated[name], 0.0).to_numpy() * per_N, LATEST)).astype(np.int64)
+        for name in ("start", "end")
     )
     stop_N = np.where(annotated["end"].is_null().to_numpy(), count_N, end_N)
     slack_N = np.maximum(MOST_BEYOND, MOST_BEYOND_SHARE * (stop_N - first_N))
     there_N = (first_N < count_N) & (stop_N <= count_N + slack_N)
-    return first_N, np.where(there_N, np.maximum(np.minimum(stop_N, count_N), first_N), first_N)
+    there_N &= ~(annotated["seconds"].to_numpy() & ~pc.fill_null(probed["even"], fill_value=True).to_numpy())
+    return np.where(there_N, first_N, 0), np.where(there_N, np.minimum(stop_N, count_N), 0)
 
 
 def _why(clip: dict[str, Any], probed: pa.Table, row: int, first_N: Any, stop_N: Any, min_frames: int) -> str:
     """Of a clip of too few frames."""
     if stop_N[row] > first_N[row]:
         return f"too short: {stop_N[row] - first_N[row]} frames, data.min_frames is {min_frames}"
+    if clip["seconds"] and probed["even"][row].as_py() is False:
+        return "frames at uneven times: give start and end of this part in frames (start_frame, end_frame)"
     end = "" if clip["end"] is None else f"{clip['end']:g}"
     part = f"{clip['start'] or 0:g}..{end}"
     unit = "seconds" if clip["seconds"] else "frames"

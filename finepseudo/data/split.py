@@ -20,6 +20,7 @@ from finepseudo.data.plan import derive
 from finepseudo.errors import ManifestError
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
+from finepseudo.storage.tables import pc
 
 log = logging.getLogger("finepseudo")
 
@@ -64,7 +65,9 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
     test, train = manifest.rows("test"), manifest.rows("train")
     if options.held_out:
         held_out = np.concatenate(list(_shares(manifest, train, options.held_out, "held out")))
-        test, train = np.concatenate([test, held_out]), np.setdiff1d(train, held_out)
+        together = _of_same_files(manifest, train, held_out)
+        held_out = together[manifest.truth(together) != UNKNOWN]
+        test, train = np.concatenate([test, held_out]), np.setdiff1d(train, together)
     if options.labelled:
         labelled = _by_class(manifest, _listed(manifest, options.labelled, "labelled", train, data))
     else:
@@ -73,6 +76,7 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
         known = int((manifest.truth(train) != UNKNOWN).sum())
         how = f"split.labelled = {options.labelled}" if options.labelled else ""
         how = how or f"split.label_fraction = {options.label_fraction:g}"
+        how += f", split.held_out = {options.held_out:g}" if options.held_out else ""
         raise ManifestError(
             f"no class has a labelled video: {known} usable training videos with a label, {how}; check the "
             "annotations, or change that"
@@ -98,6 +102,13 @@ def _shares(manifest: Manifest, row_N: np.ndarray, share: float, *key: object) -
         if len(members):
             keys = [derive(*key, video_id) for video_id in manifest.ids(members)]
             yield np.sort(members[np.argsort(keys, kind="stable")[: max(1, round(share * len(members)))]])
+
+
+def _of_same_files(manifest: Manifest, row_N: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Those of the rows whose file has a chosen clip: parts of one file are of one mind."""
+    paths = manifest.clips["path"]
+    within = pc.is_in(pc.take(paths, row_N), pc.unique(pc.take(paths, chosen)))
+    return row_N[within.to_numpy()]
 
 
 def _by_class(manifest: Manifest, row_N: np.ndarray) -> np.ndarray:

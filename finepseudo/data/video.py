@@ -60,6 +60,7 @@ class Shown:
     `packets` where they are not; `scan`, from the start, where times lead to other frames or are missing; or
     `pictures <digest>`, each a file, of a folder with these names and sizes."""
     fps: float = 0.0  # the mean; decoding does not ask for it
+    even: bool = True  # whether frame i is shown i / fps after the first: where not, seconds do not say a frame
 
 
 class _Video:
@@ -147,11 +148,13 @@ def examine(source: Any) -> Shown:
         height, width = video.sides(first)
         rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
         fps = _rate(times, float(video.stream.time_base or 0)) or rate
+        regular = _regular(times)
+        even = bool(regular) or len(times) < 2 or None in times
         if thumbs and _decord_leads(video, table, first, thumbs):
-            return Shown(len(times), height, width, DECORD, fps)
-    ways = [_regular(times), PACKETS if _listed(table) == times else ""] if len(times) > FEW else []
+            return Shown(len(times), height, width, DECORD, fps, even)
+    ways = [regular, PACKETS if _listed(table) == times else ""] if len(times) > FEW else []
     access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
-    return Shown(len(times), height, width, access, fps)
+    return Shown(len(times), height, width, access, fps, even)
 
 
 def _examine_pictures(source: Pictures) -> Shown:
@@ -257,7 +260,8 @@ def _examine_long(source: Any, table: Packets) -> Shown | None:
             if not seen or seen != list(range(seen[0], seen[0] + len(seen))) or seen[0] < 0:
                 return None
         fps = _rate(times, float(video.stream.time_base or 0))
-    return Shown(len(times), height, width, _regular(times) or PACKETS, fps)
+    regular = _regular(times)
+    return Shown(len(times), height, width, regular or PACKETS, fps, bool(regular))
 
 
 def frames(source: Any, shown: Shown, index_F: Sequence[int], height: int, width: int) -> np.ndarray:

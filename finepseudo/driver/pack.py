@@ -55,6 +55,8 @@ def ensure_packed(recipe: Recipe, to: Store, how: How, executor: Executor) -> li
     data, run = Store(recipe.data.root), to.child("pack")
     manifest = ensure_manifest(recipe, run, executor)
     files, rejected = _files(manifest)
+    if inside := [path for path in files if path.startswith("pack/")]:
+        raise RecipeError(f"{inside[0]}: files below pack/ cannot be packed, the packed set has its records there")
     names = packed_names([*files])
     digests = {path: row["sha256"] for path, row in files.items()}
     lineage = {"how": asdict(how), "files": fingerprint(digests), "manifest": manifest.fingerprint}

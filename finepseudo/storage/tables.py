@@ -36,7 +36,7 @@ def mapped(store: Store, folder: str, name: str) -> pa.Table:
         artefacts.read_part(store, folder, name)  # says what is wrong
         raise AssertionError(folder)
     path = _folder() / f"{known['sha256']}.arrow"
-    with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):  # not there (any more), or cut short by a crash
+    with contextlib.suppress(OSError, pa.ArrowInvalid):  # not there (any more), or damaged by a crash
         os.utime(path)
         return _open(path)
     _convert(artefacts.read_part(store, folder, name), path)
@@ -92,7 +92,8 @@ def _convert(parquet: bytes, path: Path) -> None:
                 writer.write_batch(batch)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     for other in path.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -299,6 +299,19 @@ def test_a_killed_preparation_goes_on_behind_what_it_has_probed(first, tmp_path,
     assert made.fingerprint == Run.at(Store(str(folder))).manifest().fingerprint
 
 
+def test_files_that_are_mended_after_a_failure_are_probed_again(first, tmp_path):
+    folder, _, _ = first
+    data, store = Store(str(tmp_path / "data")), Store(str(tmp_path / "run"))
+    recipe = replace(SMOKE, data=Data(root=data.root, train="t.csv", test="", vocab=""))
+    names = [path.name for path in sorted((folder / "data/videos").iterdir())[:2]]
+    data.write("t.csv", "\n".join(["path,label", f"{names[0]},x", f"{names[1]},y"]).encode())
+    with pytest.raises(ManifestError, match="no usable video in split 'train'"):
+        ensure_manifest(recipe, store, InProcess(recipe))
+    for name in names:
+        data.write(name, (folder / "data/videos" / name).read_bytes())
+    assert ensure_manifest(recipe, store, InProcess(recipe)).summary()["usable"] == {"train": 2}
+
+
 def test_a_store_that_refuses_ends_the_preparation_and_rejects_nothing(first, tmp_path, monkeypatch):
     folder, _, _ = first
     recipe, store = replace(SMOKE, data=replace(SMOKE.data, root=str(folder / "data"))), Store(str(tmp_path))

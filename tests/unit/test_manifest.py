@@ -107,6 +107,23 @@ def test_parts_of_a_file(start, end, seconds, expected):
         assert (row["start"], row["num_frames"], row["file_frames"], row["reason"]) == (*expected, 30, "")
 
 
+def test_seconds_say_no_frame_where_times_are_uneven():
+    probes = {"a": {"even": False}, "d": {"even": True}}
+    rows = [
+        ("a", "a", 0, "train", 0.4, 0.8, True),
+        ("b", "a", 0, "train", 4, 20),
+        ("d", "d", 0, "train", 0.4, 0.8, True),
+    ]
+    found = one_by_one(*rows, **probes).clips.to_pylist()
+    assert [row["reason"].partition(":")[0] for row in found] == ["frames at uneven times", "", ""]
+
+
+@pytest.mark.parametrize(("start", "seconds"), [(3e9, False), (1e300, False), (1.7e9, True)])
+def test_parts_far_away_are_no_such_parts(start, seconds):
+    rows = [("a", "a", 0, "train", start, None, seconds), ("d", "d", 0)]
+    assert one_by_one(*rows).clips.to_pylist()[0]["reason"].startswith("no such part: ")
+
+
 def test_manifest_survives_the_store(tmp_path):
     manifest, store = build(labels={"d": None}), Store(str(tmp_path))
     commit(store, manifest)

@@ -227,3 +227,67 @@ def test_rubbish_is_one_line(tmp_path, name, body, ending):
     with pytest.raises(ManifestError) as refused:
         read(tmp_path, format=name, train=f"x_test_split1.{ending}")
     assert "\n" not in str(refused.value)
+
+
+def test_what_nobody_sees_makes_no_class(tmp_path):
+    lines = ["a.mp4,twist", "b.mp4,twist ", "c.mp4,cafe\u0301", "d.mp4,caf\u00e9", "e.mp4,nan", "f.mp4,-1.0"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines]))
+    rows, names, _ = read(tmp_path, train="t.csv")
+    assert names == ["caf\u00e9", "twist"]
+    assert [row[2] for row in rows] == [1, 1, 0, 0, None, None]
+    (tmp_path / "n.csv").write_text("path,label\na.mp4,1.0\nb.mp4,0.0\n1/c.mp4,0\n")
+    (tmp_path / "v.json").write_text('["x", "y"]')
+    assert [row[2] for row in read(tmp_path, train="n.csv", vocab="v.json")[0]] == [1, 0, 0], "1/ is no class"
+
+
+@pytest.mark.parametrize("split", ["unlabelled", " Unlabelled", "unlabeled "])
+def test_the_label_of_a_clip_that_is_to_be_labelled_is_dropped(tmp_path, split):
+    (tmp_path / "t.csv").write_text(f'path,label,split\na.mp4,x,train\nb.mp4,y,train\nc.mp4,x,"{split}"\n')
+    rows, _, understood = read(tmp_path, train="t.csv")
+    assert rows[2][2] is None
+    assert "1 clips of split 'unlabelled' have a label, which is not used" in understood.surprises
+
+
+def test_one_file_has_one_path(tmp_path):
+    touch(tmp_path, "v/a.mp4", "v/b.mp4", "v/c.mp4")
+    (tmp_path / "t.csv").write_text("path,label\n./v/a.mp4,x\nv//b.mp4,y\n")
+    for folder in ("v", "./v", "v/", "."):
+        rows, _, _ = read(tmp_path, train="t.csv", unlabelled=folder)
+        assert [row[1] for row in rows] == ["v/a.mp4", "v/b.mp4", "v/c.mp4"], folder
+
+
+def test_columns_that_nobody_reads_are_said(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label,start_time,end\na.mp4,x,1,2\nb.mp4,y,,\n")
+    (surprise, *_) = read(tmp_path, train="t.csv")[2].surprises
+    assert surprise.startswith("columns that are not used: start_time (start and end are start_frame, end_frame, ")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('path,label\na.mp4,x\nb.mp4,"y\nc.mp4,x\n', "t.csv, line 4: not CSV: unexpected end of data"),
+        ("path,class\na.mp4,x\n", "got no label at all; is there a column or field 'label'?"),
+        ("path,label\n", "t.csv: no clips|no label at all"),
+    ],
+)
+def test_tables_that_would_be_misread(tmp_path, body, message):
+    (tmp_path / "t.csv").write_text(body)
+    with pytest.raises(ManifestError, match=message):
+        read(tmp_path, train="t.csv")
+
+
+def test_a_damaged_parquet_is_one_line(tmp_path):
+    pq.write_table(
+        pa.table({"path": [f"{n}.mp4" for n in range(5000)], "label": ["x", "y"] * 2500}), tmp_path / "t.parquet"
+    )
+    body = bytearray((tmp_path / "t.parquet").read_bytes())
+    body[20:200] = bytes(180)
+    (tmp_path / "t.parquet").write_bytes(body)
+    with pytest.raises(ManifestError, match="t.parquet: damaged: "):
+        read(tmp_path, train="t.parquet")
+
+
+def test_parts_that_begin_alike_have_ids_of_their_own(tmp_path):
+    spans = "a.mp4,x,1000001,1000100\na.mp4,y,1000004,1000101\n"
+    (tmp_path / "t.csv").write_text(f"path,label,start_frame,end_frame\n{spans}")
+    assert [row[0] for row in read(tmp_path, train="t.csv")[0]] == ["a@1000001-1000100", "a@1000004-1000101"]

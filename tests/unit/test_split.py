@@ -125,3 +125,13 @@ def test_held_out_clips_are_test_clips_whatever_the_seed():
     assert not len(split_of(TRUTH)[0].test)
     with pytest.raises(ManifestError, match="no class has a labelled video"):
         split_of(TRUTH, 1.0, held_out=1.0)
+
+
+def test_parts_of_one_file_are_held_out_together():
+    ids = [f"{file}@{part}" for file in "abcd" for part in range(3)]
+    of = manifest(12, labels=[0, 1, None] * 4, names=("x", "y"), video_id=ids, path=[f"{name[0]}.mp4" for name in ids])
+    split = make_split(of, Split(label_fraction=1.0, held_out=0.25), Store("/nowhere"))
+    files = [{name[0] for name in of.ids(rows)} for rows in (split.test, split.labelled, split.unlabelled)]
+    assert files[0]
+    assert not files[0] & (files[1] | files[2])
+    assert len(split.test) == 2 * len(files[0]), "those with a label"

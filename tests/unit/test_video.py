@@ -265,3 +265,11 @@ def test_what_shows_nothing_is_refused():
     for data in (b"no video " * 99, encoded(60)[:300]):
         with pytest.raises((DecodeError, *video.FAILURES)):
             video.examine(data)
+
+
+@pytest.mark.skipif(not KNOWN, reason="the folders of files are not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "even"), [("vfr.mp4", False), ("vfr_drop.mp4", False), ("base.mp4", True), ("x.ts", True)]
+)
+def test_uneven_times_are_noticed(name, even):
+    assert video.examine((CASES / "frames" / name).read_bytes()).even is even

@@ -7,6 +7,8 @@ stands in `READERS`. `rows.py` checks what holds of all forms: ids, labels, spli
 from __future__ import annotations
 
 import logging
+import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -100,8 +102,10 @@ def read_collection(store: Store, data: Data) -> Collection:
     clips, missing = rows.table(names, vocabulary=bool(data.vocab)), None
     if template.open:
         clips, missing = rows.with_files(clips, store)
+    if not len(clips) and not data.unlabelled:
+        raise ManifestError(f"{store.uri(data.train)}: no clips")
     if data.unlabelled:
-        unnamed = _unnamed(store, data.unlabelled, clips)
+        unnamed = _unnamed(store, posixpath.normpath(data.unlabelled).removeprefix("."), clips)
         clips = pa.concat_tables([clips, unnamed])
         if not len(unnamed):
             rows.notes[f"data.unlabelled = {data.unlabelled!r}: no video that is not named"] = 1
@@ -145,6 +149,7 @@ def _vocabulary(source: Source, form: str) -> list[str]:
     if not isinstance(body, list) or len(body) < 2:
         raise source.fault(None, f": expected a JSON list of at least two classes, got {shown(body)}")
     names = ["-".join(map(str, item)) if isinstance(item, list) else str(item) for item in body]
+    names = [unicodedata.normalize("NFC", name) for name in names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise source.fault(None, f": class names occur twice: {', '.join(twice)}")

@@ -7,9 +7,10 @@ import hashlib
 import io
 import json
 import math
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -25,6 +26,7 @@ ENDINGS = (
 """Of files that are taken for videos where no annotation names them, in lower or upper case."""
 IDS = ("video_id", "vid_name", "id", "youtube_id")
 FILES = ("file", "path")
+LABEL, SPLIT = "label", "split"
 SPANS = {key: pair for pair in (("start_frame", "end_frame"), ("start_s", "end_s"), ("start", "end")) for key in pair}
 """Fields that say a part, and the pair that each belongs to; all but the first are seconds."""
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]|\.\.")  # could leave a folder, break a line or not be written
@@ -123,12 +125,19 @@ def of_mapping(entry: Mapping[str, Any], where: int, source: Source) -> Annotati
     return Annotation(video_id, entry.get("label"), entry.get("split") or "", where, file, start, end, seconds)
 
 
+def note_unused(names: Iterable[str], source: Source, also: Sequence[str] = ()) -> None:
+    """Say which columns nobody reads: a part that is not understood would be the whole file."""
+    unused = [name for name in names if name not in (*IDS, *FILES, *SPANS, LABEL, SPLIT, *also)]
+    if unused:
+        source.notes[f"columns that are not used: {shown_some(unused)} (start and end are {', '.join(SPANS)})"] = 1
+
+
 def below(file: Any, where: int, source: Source) -> str:
     """A path below the root, which it may repeat."""
     path = file.removeprefix(f"{source.store.root}/") if isinstance(file, str) else ""
     if not path or path.startswith("/") or _OUTSIDE.search(path):
         raise source.fault(where, f", field file: expected a path below the data's folder, got {file!r}")
-    return path
+    return posixpath.normpath(path)
 
 
 def without_ending(file: str) -> str:

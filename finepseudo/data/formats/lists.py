@@ -1,7 +1,7 @@
 """Lists of the labelled or unlabelled clips of a split, ours and those found in the wild, against the clips there are.
 
 Forms: ids, `path`, `path label` or `dir/name frames label` on each line; JSON (a list, or ours with both and their
-digests); numpy arrays of row numbers or names.
+digests); numpy arrays of names.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_list(store: Store, file: str, clips: pa.Table, *, half: str = "labelled
     entries, found = _found(source, half, clips)
     rows = np.unique(found[found >= 0])
     ids, labels = list(take(clips["video_id"], rows)), clips["label"]
-    theirs = [int(text) if text.isdigit() else None for _, _, text in entries]
+    theirs = [int(text) if text.isascii() and text.isdigit() else None for _, _, text in entries]
     both = zip(theirs, take(labels, found), strict=True)
     above = [label - own for label, own in both if label is not None and own is not None]
     report = ListReport(
@@ -106,10 +106,7 @@ def _found(source: Source, half: str, clips: pa.Table) -> tuple[list[Entry], np.
     """The entries of a list, and the row of each; -1 where no clip fits."""
     ending = source.file.rpartition(".")[2].lower()
     if ending == "npy":
-        values = _array(source, len(clips))
-        entries = [(where, str(value), "") for where, value in enumerate(values.tolist())]
-        if values.dtype.kind != "U" and entries:
-            return entries, values.astype(np.int64)
+        entries = [(where, value, "") for where, value in enumerate(_array(source).tolist())]
     elif ending == "json":
         entries = list(_json(source, half))
     else:
@@ -122,7 +119,7 @@ def _found(source: Source, half: str, clips: pa.Table) -> tuple[list[Entry], np.
 def _json(source: Source, half: str) -> Iterator[Entry]:
     body: Any = source.json()
     if isinstance(body, dict) and isinstance(body.get(half), list):
-        told = (body.get("digests") or {}).get(half)
+        told = body["digests"].get(half) if isinstance(body.get("digests"), dict) else None
         body = body[half]
         if told is not None and told != digest(map(str, body)):
             raise source.fault(
@@ -137,16 +134,13 @@ def _json(source: Source, half: str) -> Iterator[Entry]:
         yield where, name, ""
 
 
-def _array(source: Source, rows: int) -> np.ndarray:
+def _array(source: Source) -> np.ndarray:
     try:
         values = np.load(io.BytesIO(source.body()), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise source.fault(None, f": not a numpy array of plain values: {error}") from None
-    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuU":
-        raise source.fault(None, f": expected one row of row numbers or names, got {shown(values)}")
-    wrong = [] if values.dtype.kind == "U" else np.flatnonzero((values < 0) | (values >= rows))
-    for where in wrong[:1]:
-        raise source.fault(int(where), f": expected a row number from 0 to {rows - 1}, got {values[where]}")
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "U":
+        raise source.fault(None, f": expected one row of ids or paths (of what would numbers be?), got {shown(values)}")
     return values
 
 
@@ -154,7 +148,7 @@ def _match(source: Source, entries: list[Entry], clips: pa.Table) -> np.ndarray:
     """By id, by path, by its two last parts, by the last one; endings do not count."""
     paths = clips["path" if "path" in clips.column_names else "file"]
     names = [_stem(name.replace("\\", "/")) for _, name, _ in entries]
-    found = np.full(len(entries), -1, np.int64)
+    found, _ = Lookup(hashes(texts_of(clips["video_id"])))(hashes(name for _, name, _ in entries))
     ways: list[tuple[pa.ChunkedArray, Callable[[str], str]]] = [
         (clips["video_id"], str), (paths, _stem), (paths, lambda path: tail(_stem(path), 2)),
         (paths, lambda path: tail(_stem(path), 1)),

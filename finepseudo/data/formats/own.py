@@ -17,6 +17,7 @@ from finepseudo.data.formats.entries import (
     Source,
     below,
     id_of,
+    note_unused,
     number,
     of_mapping,
     shown,
@@ -52,11 +53,12 @@ def table(source: Source) -> Iterator[Annotation]:
     Kinetics' own columns too: `label,youtube_id,time_start,time_end,split,is_cc` names `<id>_<start>_<end>`.
     """
     delimiter = "\t" if source.file.lower().endswith(".tsv") else ","
-    rows = csv.reader(source.lines(), delimiter=delimiter, skipinitialspace=True)
+    rows = csv.reader(source.lines(), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         header = [name.strip().lower() for name in next(rows, [])]
         _check_header(header, source, 1)
         kinetics = {*KINETICS} <= {*header}
+        note_unused(header, source, (*KINETICS, "is_cc") if kinetics else ())
         for row in rows:
             if not row:
                 continue
@@ -80,13 +82,21 @@ def parquet(source: Source) -> Iterator[Annotation]:
         except pa.ArrowInvalid as error:
             raise source.fault(None, f": not Parquet: {error}") from None
         _check_header(batches.schema_arrow.names, source, None)
+        note_unused(batches.schema_arrow.names, source)
         where = 0
-        for batch in batches.iter_batches(65_536):
+        for batch in _batches(batches, source):
             for entry in batch.to_pylist():
                 if isinstance(entry.get("label"), float) and entry["label"].is_integer():
                     entry["label"] = int(entry["label"])  # whole numbers with gaps, as pandas writes them
                 yield of_mapping(entry, where, source)
                 where += 1
+
+
+def _batches(file: pq.ParquetFile, source: Source) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(65_536)
+    except (pa.ArrowException, OSError) as error:
+        raise source.fault(None, f": damaged: {error}") from None
 
 
 def _check_header(names: list[str], source: Source, where: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from finepseudo.data.formats.match import CHUNK, Template, hashes, repeated, tak
 from finepseudo.errors import ManifestError
 from finepseudo.storage.store import Store
 
-UNKNOWN = ("", "-1", "int -1")  # labels that say that there is none, as `_key` writes them
+UNKNOWN = ("", "-1", "int -1", "nan")  # labels that say that there is none, as `_key` writes them
 SPLITS = {
     **dict.fromkeys(("train", "training", "unlabelled", "unlabeled"), "train"),
     **dict.fromkeys(("test", "testing", "val", "valid", "validate", "validation", "dev"), "test"),
@@ -50,11 +51,11 @@ class Rows:
         self.notes = source.notes
 
     def add(self, clip: Annotation) -> None:
-        source, file, label = self._sources[-1], clip.file, clip.label
+        source, file, label = self._sources[-1], clip.file, _plain(clip.label)
         split = source.split
         if clip.split:
-            split = self._said.get(clip.split) or self._split(clip)
-            if clip.split.lower().startswith("unlabel") and _key(label) not in UNKNOWN:
+            split = self._said.get(str(clip.split)) or self._split(clip)
+            if clip.split.strip().lower().startswith("unlabel") and _key(label) not in UNKNOWN:
                 label = None
                 self.notes["{} clips of split 'unlabelled' have a label, which is not used"] += 1
         known = (_key(label), file.rsplit("/", 2)[-2] if "/" in file else "")
@@ -92,9 +93,8 @@ class Rows:
         labels = [label for (key, _), (_, label, _, _) in self._labels.items() if key not in UNKNOWN]
         names = {str(label) for label in labels}
         if len(names) < 2 or not all(type(label) in (str, int) for label in labels):
-            raise ManifestError(
-                f"data.vocab is empty, so labels must be names of at least two classes, got {shown(sorted(names))}"
-            )
+            what = shown(sorted(names)) if names else "no label at all; is there a column or field 'label'?"
+            raise ManifestError(f"data.vocab is empty, so labels must be names of at least two classes, got {what}")
         return sorted(names, key=int if all(name.isdecimal() for name in names) else None)
 
     def table(self, names: list[str], *, vocabulary: bool) -> pa.Table:
@@ -129,7 +129,7 @@ class Rows:
                     f"{len(names)} classes), the name of a class, or nothing, got {shown(found)} for {video_id!r}"
                     + ("; do the labels count from 1?" if found == len(names) else "")
                 )
-        other = index.get(folder, index.get(folder.replace("_", " "), found))
+        other = found if folder.isdigit() else index.get(folder, index.get(folder.replace("_", " "), found))
         if other != found:
             raise ManifestError(
                 f"{place}, field label: {label} is class {names[found]!r}, but the file lies in the folder of "
@@ -174,9 +174,17 @@ def _key(label: Any) -> str:
     return label if type(label) is str else "" if label is None else f"{type(label).__name__} {label!r}"
 
 
+def _plain(label: Any) -> Any:
+    """A label without what nobody sees: blanks around it, other forms of the same letters, `.0` of a whole number."""
+    if not isinstance(label, str):
+        return label
+    text = unicodedata.normalize("NFC", label.strip())
+    return text.removesuffix(".0") if text.lstrip("-").removesuffix(".0").isdecimal() else text
+
+
 def _own_id(row: Mapping[str, Any]) -> str:
     if row["start"] is not None or row["end"] is not None:
-        return f"{row['video_id']}@{row['start'] or 0:g}-{'' if row['end'] is None else format(row['end'], 'g')}"
+        return f"{row['video_id']}@{row['start'] or 0:.12g}-{'' if row['end'] is None else format(row['end'], '.12g')}"
     return id_of(f"{row['file']}.") if row["video_id"] == id_of(row["file"]) else row["video_id"]
 
 
