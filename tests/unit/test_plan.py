@@ -1,5 +1,6 @@
 """Plans are data: pure, stable, in blocks of one shape."""
 
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -258,3 +259,29 @@ def test_reads_are_how_often_samples_are_drawn(number):
         if plan.spec.kind != "align":  # there classes share the turns, whatever the number of their clips
             assert drawn[part].mean() == pytest.approx(reads)
     assert sum(reads * (part.stop - part.start) for part, reads in plan.reads()) == pytest.approx(len(plan))
+
+
+def in_epochs(drawn, count):
+    """Whether draws pass over so many members again and again."""
+    return all(len(set(drawn[at : at + count])) == len(drawn[at : at + count]) for at in range(0, len(drawn), count))
+
+
+@pytest.mark.parametrize(("batch", "share"), [(8, 0.25), (7, 0.5), (6, 0.0)])
+def test_labelled_and_pseudo_labelled_clips_each_pass_in_epochs(batch, share):
+    plan = classify(classed(0, 9, 3), classed(9, 29, 3), batch=batch, label_share=share, steps=40)
+    for part, count in ((slice(0, 9), 9), (slice(9, 29), 20)):
+        drawn = [row["sample"] for row in every(plan) if part.start <= row["sample"] < part.stop]
+        assert in_epochs(drawn, count)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(2, 5), st.integers(0, 9))
+def test_classes_and_the_clips_of_each_pass_in_epochs(there, wanted, clips, seed):
+    """Also where the classes of a block do not divide those that there are."""
+    plan = align(classed(0, 3 * there, there), classes=wanted, clips=clips, steps=3 * there, seed=seed)
+    rows, cycle = every(plan), there // math.gcd(there, min(there, wanted))
+    for label in range(there):
+        assert in_epochs([row["sample"] for row in rows if row["label"] == label], 3)
+    for block in range(0, plan.blocks - cycle + 1, cycle):
+        turns = Counter(row["label"] for row in rows[block * plan.block_rows : (block + cycle) * plan.block_rows])
+        assert set(turns.values()) == {cycle * plan.block_rows // there}, "each class as often in a cycle"
