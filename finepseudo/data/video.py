@@ -149,7 +149,7 @@ def examine(source: Any) -> Shown:
         rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
         fps = _rate(times, float(video.stream.time_base or 0)) or rate
         regular = _regular(times)
-        even = bool(regular) or len(times) < 2 or None in times
+        even = bool(regular) or not _increasing(times)  # times that go back, as in AVI, say nothing: its rate does
         if thumbs and _decord_leads(video, table, first, thumbs):
             return Shown(len(times), height, width, DECORD, fps, even)
     ways = [regular, PACKETS if _listed(table) == times else ""] if len(times) > FEW else []
@@ -440,6 +440,10 @@ def _regular(times: Sequence[Any]) -> str:
     step = float(shown[-1] - shown[0]) / (len(shown) - 1)
     even = step > 0 and np.abs(shown - shown[0] - step * np.arange(len(shown))).max() < step / 3
     return f"{SEEK} {times[0]} {step!r}" if even else ""
+
+
+def _increasing(times: Sequence[Any]) -> bool:
+    return None not in times and len(times) > 1 and all(b > a for a, b in pairwise(times))
 
 
 def _rate(times: Sequence[Any], time_base: float) -> float:

@@ -40,7 +40,7 @@ def file(tmp_path):
 
 def test_a_good_file_says_what_it_is(file, movie, prober):
     found = prober.probe(file("good.mp4", movie))
-    assert found.keys() == {"num_frames", "fps", "height", "width", "access", "bytes", "sha256"}
+    assert found.keys() == {"num_frames", "fps", "height", "width", "even", "access", "bytes", "sha256"}
     assert (found["height"], found["width"], found["fps"], found["bytes"]) == (48, 48, 25.0, len(movie))
     assert prober.probe(file("again.mp4", movie)) == found
     assert answer({"uri": file("here.mp4", movie)})[0] == found, "in this process as in the child"
