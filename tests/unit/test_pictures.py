@@ -5,6 +5,7 @@ import json
 import re
 
 import av
+import numpy as np
 import pytest
 from test_video import HEIGHT, WIDTH, numbers, striped
 
