@@ -292,7 +292,7 @@ def test_a_killed_preparation_goes_on_behind_what_it_has_probed(first, tmp_path,
         ensure_manifest(recipe, store, Dies(recipe))
     assert len(store.list("probes")) == 2
     probed, probe = [], Child.probe
-    monkeypatch.setattr(Child, "probe", lambda self, uri: probed.append(uri) or probe(self, uri))
+    monkeypatch.setattr(Child, "probe", lambda self, uri, **how: probed.append(uri) or probe(self, uri, **how))
     made = ensure_manifest(recipe, store, InProcess(recipe))
     assert len(probed) == 60 - 2 * 28
     assert store.list("probes") == []
@@ -317,7 +317,7 @@ def test_a_store_that_refuses_ends_the_preparation_and_rejects_nothing(first, tm
     recipe, store = replace(SMOKE, data=replace(SMOKE.data, root=str(folder / "data"))), Store(str(tmp_path))
     refused = StorageError("x.mp4: the store refuses")
     with monkeypatch.context() as patched:
-        patched.setattr(Child, "probe", lambda self, uri: (_ for _ in ()).throw(refused))
+        patched.setattr(Child, "probe", lambda self, uri, **how: (_ for _ in ()).throw(refused))
         with pytest.raises(StorageError, match="the store refuses"):
             ensure_manifest(recipe, store, InProcess(recipe))
     assert store.list("manifest") == []
