@@ -75,6 +75,7 @@ def probe(root: Path, run: Store) -> str:
     """Made up: what probing would leave of each group of files."""
     rng = np.random.default_rng(0)
     usual = {"num_frames": 300, "fps": 30.0, "height": 256, "width": 340, "access": "decord", "bytes": 1_500_000}
+    usual["even"] = True
     with (root / "train.csv").open() as file:
         next(file)
         while lines := list(itertools.islice(file, 1 << 16)):
@@ -219,8 +220,10 @@ def main() -> None:
             found = context.Queue()
             child = context.Process(target=_child, args=(task, folder, Store(str(folder / "run")), found))
             child.start()
-            told, seconds, before, peak = found.get()
             child.join()
+            if child.exitcode:
+                raise SystemExit(child.exitcode)
+            told, seconds, before, peak = found.get()
             print(f"{task.__name__:10} {seconds:8.1f} {peak:9.0f} {before:10.0f}   {told}", flush=True)
     finally:
         shutil.rmtree(folder)
