@@ -23,7 +23,7 @@ import pyarrow as pa
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
 from finepseudo.data.manifest import UNKNOWN, Manifest
-from finepseudo.data.plan import derive
+from finepseudo.data.plan import drawn
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
@@ -89,8 +89,7 @@ def data_store(recipe: Recipe, base: Store) -> Store:
 def pair_videos(recipe: Recipe, manifest: Manifest, test: np.ndarray) -> np.ndarray:
     """Those of the test clips that the pair test compares, the same for every f_A, by their rows of the manifest."""
     known_N = test[manifest.truth(test) != UNKNOWN]
-    keys = [derive("pairs", recipe.seed, video_id) for video_id in manifest.ids(known_N)]
-    return known_N[np.argsort(np.array(keys, np.int64), kind="stable")[: recipe.evaluate.pair_videos]]
+    return drawn(manifest, known_N, recipe.evaluate.pair_videos, "pairs", recipe.seed)
 
 
 def launch_seconds(store: Store, folder: str) -> float:
@@ -158,7 +157,7 @@ class Run:
 
     def labelled_ids(self) -> list[str]:
         """Of D_l."""
-        (name,) = [name for name in self.store.list(SPLIT) if name != artefacts.MARKER]
+        (name,) = artefacts.required(self.store, SPLIT)["parts"]
         return json.loads(artefacts.read_part(self.store, SPLIT, name))["labelled"]
 
     def labels(self, name: str) -> pa.Table:

@@ -26,7 +26,7 @@ import numpy as np
 
 from finepseudo.data.pictures import Pictures
 from finepseudo.errors import DecodeError, StorageError
-from finepseudo.storage.store import Store
+from finepseudo.storage.store import Store, located
 
 if TYPE_CHECKING:
     from finepseudo.data.pack import How
@@ -203,10 +203,10 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
 
 def _opened(uri: str) -> Any:
     """A file, or the pictures of a folder."""
-    folder, slash, name = uri.rpartition("/")
+    store, name = located(uri)
     file, failure = None, None
     try:
-        file = Store(folder + slash).open(name)
+        file = store.open(name)
         if file.seek(0, 2):
             return file
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -253,11 +253,11 @@ def identity(source: Any, size: int) -> str:
 
 def _tagged(uri: str, file: Any) -> str:
     """What a file is known again by without reading it: size, tag of the store, and first bytes."""
-    folder, slash, name = uri.rpartition("/")
+    store, name = located(uri)
     file.seek(0)
     head = file.read(HEAD)
     file.seek(0)
-    return TAG + hashlib.sha256(Store(folder + slash).tag(name).encode() + head).hexdigest()
+    return TAG + hashlib.sha256(store.tag(name).encode() + head).hexdigest()
 
 
 def _serve() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finepseudo.data.formats import match
 from finepseudo.errors import ManifestError
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
@@ -67,10 +68,14 @@ class Manifest:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @cached_property
+    def usable(self) -> Any:
+        """Of each clip, whether it is not rejected; an Arrow column."""
+        return pc.equal(self.clips["status"], "ok")
+
     def rows(self, split: str) -> np.ndarray:
         """Of the usable clips of a split, ascending."""
-        usable = pc.and_(pc.equal(self.clips["split"], split), pc.equal(self.clips["status"], "ok"))
-        return np.flatnonzero(usable.to_numpy())
+        return np.flatnonzero(pc.and_(self.usable, pc.equal(self.clips["split"], split)).to_numpy())
 
     def ids(self, row_N: np.ndarray) -> list[str]:
         return pc.take(self.clips["video_id"], row_N).to_pylist()
@@ -86,8 +91,8 @@ class Manifest:
     def twice(self) -> dict[str, list[str]]:
         """Ids of usable clips of equal bytes that cannot both be right: in two splits, or of two classes."""
         keys = ["sha256", "start", "num_frames"]
-        every = self.clips.select(["video_id", "split", "status", *keys]).append_column("label", self.label)
-        several = _with_copies(every, keys)
+        every = self.clips.select(["video_id", "split", *keys]).append_column("label", self.label)
+        several = _with_copies(every, np.flatnonzero(self.usable.to_numpy()), keys)
         counts = several.group_by(keys).aggregate([("split", "count_distinct"), ("label", "count_distinct")])
         found: dict[str, list[str]] = {}
         for what, column in (("in two splits", "split_count_distinct"), ("under two labels", "label_count_distinct")):
@@ -99,18 +104,17 @@ class Manifest:
 
     def summary(self) -> dict[str, Any]:
         """Counts by split and reason, for the log and the results."""
-        usable_N = pc.equal(self.clips["status"], "ok")
-        reasons = pc.filter(self.clips["reason"], pc.invert(usable_N))
+        reasons = pc.filter(self.clips["reason"], pc.invert(self.usable))
         kinds = pc.list_element(pc.split_pattern(reasons, ":", max_splits=1), 0)
         return {
-            "usable": _counted(pc.filter(self.clips["split"], usable_N)),
+            "usable": _counted(pc.filter(self.clips["split"], self.usable)),
             "rejected": len(reasons),
             "reasons": _counted(kinds),
         }
 
     def rejections(self) -> list[str]:
         """`id: reason` of every rejected clip."""
-        told = self.clips.select(["video_id", "reason"]).filter(pc.not_equal(self.clips["status"], "ok"))
+        told = self.clips.select(["video_id", "reason"]).filter(pc.invert(self.usable))
         return [f"{row['video_id']}: {row['reason']}" for row in told.to_pylist()]
 
 
@@ -204,16 +208,11 @@ def _why(clip: dict[str, Any], probed: pa.Table, row: int, first_N: Any, stop_N:
     return f"no such part: {unit} {part} of a file of {probed['num_frames'][row].as_py()} frames"
 
 
-def _with_copies(clips: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The usable rows whose keys another one seems to have: by hashes, so that a large table need not be in memory."""
+def _with_copies(clips: pa.Table, row_N: np.ndarray, keys: Sequence[str]) -> pa.Table:
+    """Those of the rows whose keys another one seems to have: by hashes, so that a large table is not in memory."""
     windows = (clips.select(keys).slice(at, tables.BATCH).to_pydict() for at in range(0, len(clips), tables.BATCH))
-    hash_N = np.concatenate(
-        [np.array([hash(row) for row in zip(*window.values(), strict=True)], np.int64) for window in windows]
-    )
-    row_N = np.flatnonzero(pc.equal(clips["status"], "ok").to_numpy())
-    row_N = row_N[np.argsort(hash_N[row_N], kind="stable")]
-    same = np.flatnonzero(np.diff(hash_N[row_N]) == 0)
-    copies = np.unique(np.concatenate([row_N[same], row_N[same + 1]]))
+    hash_N = match.hashes(row for window in windows for row in zip(*window.values(), strict=True))
+    copies = row_N[match.repeated(hash_N[row_N])]
     return pa.Table.from_pylist(tables.rows_at(clips, copies), schema=clips.schema)
 
 

@@ -45,6 +45,12 @@ def derive(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
+def drawn(manifest: Manifest, row_N: np.ndarray, count: int, *key: object) -> np.ndarray:
+    """Some of the clips by a hash of key and id: one clip more displaces one at most, whatever the order of rows."""
+    keys = np.array([derive(*key, video_id) for video_id in manifest.ids(row_N)], np.int64)
+    return row_N[np.argsort(keys, kind="stable")[:count]]
+
+
 def samples(clip_N: Any, label_N: Any = None, weight_N: Any = None, top: Any = None, top_p: Any = None) -> pa.Table:
     """A table of samples: clips by their rows of the manifest; weight 1 and neither label nor soft target by default.
 
@@ -168,10 +174,8 @@ class Plan:
     @staticmethod
     def load(run: Store, folder: str) -> Plan:
         """Tables are mapped, and shared by the processes of a node."""
-        chosen = tables.mapped(run, folder, "samples.parquet")
-        marker = artefacts.committed(run, folder)
-        assert marker is not None
-        spec, made = marker["lineage"]["spec"], marker["lineage"]["plan"]
+        chosen, made_of = tables.mapped(run, folder, "samples.parquet"), artefacts.required(run, folder)["lineage"]
+        spec, made = made_of["spec"], made_of["plan"]
         lists = {name: tuple(spec[name]) for name in ("frames", "draw")}
         return Plan(Spec(**{**spec, **lists}), chosen, manifests.load_clips(run), made)
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from finepseudo import recipe
-from finepseudo.data.formats import lists
+from finepseudo.data.formats import lists, match
 from finepseudo.data.manifest import UNKNOWN, Manifest
-from finepseudo.data.plan import derive
+from finepseudo.data.plan import drawn
 from finepseudo.errors import ManifestError
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
@@ -87,9 +87,9 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
         if said := lists.overlap(labelled, others):
             log.warning("split: %s; they count as labelled", said)
     others = np.setdiff1d(others, labelled)
-    ids = tuple(manifest.ids(labelled))
-    digests = {"labelled": lists.digest(ids), "unlabelled": lists.digest(_ids(manifest, others), in_order=True)}
-    digests["test"] = lists.digest(_ids(manifest, test))
+    ids, every = tuple(manifest.ids(labelled)), manifest.clips["video_id"]
+    digests = {"labelled": lists.digest(ids), "unlabelled": lists.digest(match.take(every, others), in_order=True)}
+    digests["test"] = lists.digest(match.take(every, test))
     return Split(options.seed, options.label_fraction, labelled, others, test, ids, digests)
 
 
@@ -100,8 +100,7 @@ def _shares(manifest: Manifest, row_N: np.ndarray, share: float, *key: object) -
     for label in range(manifest.num_classes) if share else ():
         members = row_N[truth_N == label]
         if len(members):
-            keys = [derive(*key, video_id) for video_id in manifest.ids(members)]
-            yield np.sort(members[np.argsort(keys, kind="stable")[: max(1, round(share * len(members)))]])
+            yield np.sort(drawn(manifest, members, max(1, round(share * len(members))), *key))
 
 
 def _of_same_files(manifest: Manifest, row_N: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -132,8 +131,3 @@ def _listed(manifest: Manifest, file: str, half: str, train: np.ndarray, data: S
     if len(usable) < len(row_N):
         log.warning("split.%s: %d of its clips are no usable training clips", half, len(row_N) - len(usable))
     return usable
-
-
-def _ids(manifest: Manifest, row_N: np.ndarray) -> Iterator[str]:
-    for start in range(0, len(row_N), 1 << 16):
-        yield from manifest.ids(row_N[start : start + (1 << 16)])

@@ -18,7 +18,7 @@ import torch
 from finepseudo import results
 from finepseudo.align import collaborate
 from finepseudo.data.manifest import UNKNOWN
-from finepseudo.data.plan import derive
+from finepseudo.data.plan import drawn
 from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import Steps, Trained
 from finepseudo.recipe import METHODS, digest
@@ -98,8 +98,7 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
-    keys = [derive("calibration", video_id) for video_id in manifest.ids(unlabelled)]
-    calibration = unlabelled[np.argsort(np.array(keys, np.int64), kind="stable")[:CALIBRATION]]
+    calibration = drawn(manifest, unlabelled, CALIBRATION, "calibration")
     what = Pass(
         frame={name: frame.uri for name, (frame, _) in once.items()},
         video={name: trained.uri for name, trained in videos.items()},

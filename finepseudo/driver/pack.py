@@ -126,8 +126,7 @@ def packed_data(data: Data, to: Store) -> Data:
 
 def _files(manifest: Manifest) -> tuple[dict[str, Row], dict[str, str]]:
     """A row of each file that has a usable clip, and why each other file has none."""
-    usable = pc.equal(manifest.clips["status"], "ok")
-    good, bad = manifest.clips.filter(usable), manifest.clips.filter(pc.invert(usable))
+    good, bad = (manifest.clips.filter(some) for some in (manifest.usable, pc.invert(manifest.usable)))
     files = {row["path"]: row for row in good.to_pylist()}
     reasons = {row["path"]: row["reason"] for row in bad.select(["path", "reason"]).to_pylist()}
     return files, {path: reason for path, reason in reasons.items() if path not in files}
@@ -156,12 +155,8 @@ def _pack_file(data: Store, to: Store, how: How, child: Child, deadline_s: float
     record = f"pack/{RECORDS}/{fingerprint(row['path'])}.json"
     made = {"path": row["path"], "packed": row["packed"], "sha256": row["sha256"]}
     source = {**made, **asdict(how)}
-    try:
-        known = json.loads(to.read(record))
-        if known["source"] == source:
-            return known["row"]
-    except FileNotFoundError:
-        pass
+    if to.exists(record) and (known := json.loads(to.read(record)))["source"] == source:
+        return known["row"]
     child.deadline_s = deadline_s * max(1, row["file_frames"] / DEADLINE_FRAMES)
     uri = data.uri(row["path"])
     try:
@@ -176,14 +171,13 @@ def _pack_file(data: Store, to: Store, how: How, child: Child, deadline_s: float
 
 def _write_clips(manifest: Manifest, to: Store, names: Mapping[str, str]) -> None:
     """The usable clips with their ids, labels and splits, as parts of the packed files in frames; and the classes."""
-    usable = pc.equal(manifest.clips["status"], "ok")
-    clips: Any = manifest.clips.filter(usable)
+    clips: Any = manifest.clips.filter(manifest.usable)
     whole = pc.and_(pc.equal(clips["start"], 0), pc.equal(clips["num_frames"], clips["file_frames"]))
     classes = pa.array(manifest.class_names)
     columns = {
         "video_id": clips["video_id"],
         "path": pa.array([names[path] for path in clips["path"].to_pylist()]),
-        "label": pc.take(classes, pc.filter(manifest.label, usable)),
+        "label": pc.take(classes, pc.filter(manifest.label, manifest.usable)),
         "split": clips["split"],
         "start_frame": pc.if_else(whole, None, clips["start"]),
         "end_frame": pc.if_else(whole, None, pc.add(clips["start"], clips["num_frames"])),

@@ -141,9 +141,8 @@ def _warn(manifest: Manifest, recipe: Recipe) -> None:
     for what, ids in manifest.twice().items():
         shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         log.warning("the same clip %s: %s", what, shown)
-    usable = pc.equal(manifest.clips["status"], "ok")
     for part in ("align", "video"):
         asked = getattr(recipe.frames, part)
-        short = pc.sum(pc.and_(usable, pc.less(manifest.clips["num_frames"], asked))).as_py()
+        short = pc.sum(pc.and_(manifest.usable, pc.less(manifest.clips["num_frames"], asked))).as_py()
         if short:
             log.warning("%d videos have fewer than frames.%s = %d frames; theirs are repeated", short, part, asked)

@@ -154,10 +154,9 @@ class Steps:
                     start = start or time.monotonic() - began
                     progress.add(videos)
                 self._finish(name, folder, plan, row_N, {"start": start, "began": began})
-            marker = artefacts.committed(self.run, folder)
-            assert marker is not None
-            rejected = {int(row): text for row, text in marker["lineage"]["rejected"].items()}
-        return Scores(self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, marker["lineage"]["seconds"], rejected)
+            left = artefacts.required(self.run, folder)["lineage"]
+            rejected = {int(row): text for row, text in left["rejected"].items()}
+        return Scores(self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, left["seconds"], rejected)
 
     def _finish(self, name: str, folder: str, plan: Plan, row_N: np.ndarray, times: Mapping[str, float]) -> None:
         """Commit a pass whose parts are all there, with what could not be decoded and the seconds that it took.

@@ -56,6 +56,22 @@ def committed(store: Store, folder: str) -> dict[str, Any] | None:
         ) from None
 
 
+def required(store: Store, folder: str) -> dict[str, Any]:
+    """The marker of a folder. Raises ArtefactError where it is not committed."""
+    marker = committed(store, folder)
+    if marker is None:
+        raise ArtefactError(f"{store.uri(folder)}: not committed (no {MARKER}); run the stage that makes it")
+    return marker
+
+
+def part_of(store: Store, folder: str, name: str) -> dict[str, Any]:
+    """Size and digest of a part. Raises ArtefactError where the folder is not committed, or has no such part."""
+    parts = required(store, folder)["parts"]
+    if name not in parts:
+        raise ArtefactError(f"{store.uri(folder)}: no part {name!r}, it has {', '.join(parts)}")
+    return parts[name]
+
+
 def ensure(
     store: Store, folder: str, lineage: Mapping[str, Any], make: Callable[[], Mapping[str, bytes]]
 ) -> dict[str, Any]:
@@ -75,9 +91,7 @@ def copy(source: Store, target: Store, folder: str) -> None:
 
     Raises ArtefactError where the folder is committed here with another lineage.
     """
-    marker = committed(source, folder)
-    if marker is None:
-        raise ArtefactError(f"{source.uri(folder)}: not committed (no {MARKER}); run the stage that makes it")
+    marker = required(source, folder)
     parts = marker["parts"]
     ensure(target, folder, marker["lineage"], lambda: {name: read_part(source, folder, name) for name in parts})
 
@@ -94,11 +108,7 @@ def check_lineage(store: Store, folder: str, marker: Mapping[str, Any], lineage:
 
 def read_part(store: Store, folder: str, name: str) -> bytes:
     """One part of a committed artefact, checked against the marker's size and digest."""
-    marker = committed(store, folder)
-    if marker is None:
-        raise ArtefactError(f"{store.uri(folder)}: not committed (no {MARKER}); run the stage that makes it")
-    if name not in marker["parts"]:
-        raise ArtefactError(f"{store.uri(folder)}: no part {name!r}, it has {', '.join(marker['parts'])}")
+    expected = part_of(store, folder, name)
     try:
         data = store.read(f"{folder}/{name}")
     except FileNotFoundError as error:
@@ -106,7 +116,7 @@ def read_part(store: Store, folder: str, name: str) -> bytes:
             f"{store.uri(folder)}/{name} is gone, though the folder is committed; "
             "delete the folder to have it made again"
         ) from error
-    found, expected = part_record(data), marker["parts"][name]
+    found = part_record(data)
     if found != expected:
         raise ArtefactError(
             f"{store.uri(folder)}/{name} is damaged: expected {expected['bytes']} bytes, sha256 "

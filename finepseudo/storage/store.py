@@ -230,7 +230,13 @@ def _disk_errors(target: str) -> Iterator[None]:
         raise
 
 
+def located(uri: str) -> tuple[Store, str]:
+    """The folder that a file or folder lies in, and its name there; of a full address, or a path from here."""
+    folder, slash, name = uri.rpartition("/")
+    return Store(folder + slash), name
+
+
 def read_uri(uri: str) -> bytes:
     """All bytes of one file given by its full address, or by a path relative to the working directory."""
-    folder, slash, name = uri.rpartition("/")
-    return Store(folder + slash).read(name)
+    store, name = located(uri)
+    return store.read(name)

@@ -30,12 +30,7 @@ def mapped(store: Store, folder: str, name: str) -> pa.Table:
 
     The first one converts it; the file is known again by the digest that the artefact's marker has of the part.
     """
-    marker = artefacts.committed(store, folder)
-    known = (marker or {"parts": {}})["parts"].get(name)
-    if known is None:
-        artefacts.read_part(store, folder, name)  # says what is wrong
-        raise AssertionError(folder)
-    path = _folder() / f"{known['sha256']}.arrow"
+    path = _folder() / f"{artefacts.part_of(store, folder, name)['sha256']}.arrow"
     with contextlib.suppress(OSError, pa.ArrowInvalid):  # not there (any more), or damaged by a crash
         os.utime(path)
         return _open(path)

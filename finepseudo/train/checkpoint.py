@@ -103,8 +103,7 @@ def load(engine: Engine, session: Session, store: Store, folder: str, *, lineage
                 store.delete(f"{folder}/history/{name}")
     if step:
         target = f"{folder}/checkpoints/{step:08d}"
-        marker = artefacts.committed(store, target)
-        assert marker is not None
+        marker = artefacts.required(store, target)
         artefacts.check_lineage(store, target, marker, {**lineage, "step": step})
         tensors, whole = _assemble(store, target)
         buffers = {name.partition(":")[2]: value for name, value in whole.items() if name.startswith("buffer:")}
@@ -210,8 +209,7 @@ def _whole_bytes(engine: Engine) -> bytes:
 
 def _assemble(store: Store, folder: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Whole parameters and moments, flattened, from all ranks' pieces; and what rank 0 wrote beside them."""
-    marker = artefacts.committed(store, folder)
-    assert marker is not None
+    marker = artefacts.required(store, folder)
     whole = safetensors.torch.load(artefacts.read_part(store, folder, "whole.safetensors"))
     shapes = json.loads(bytes(whole["shapes"].tolist()))
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}

@@ -25,7 +25,7 @@ from finepseudo.models.encoders import build
 from finepseudo.models.table import Part
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
-from finepseudo.storage.store import Store
+from finepseudo.storage.store import Store, located
 
 Columns = dict[str, np.ndarray]
 
@@ -172,8 +172,7 @@ class Predictor:
 
     def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
         encoder = build(self.recipe.models.encoder(part), num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
-        run, _, folder = uri.rpartition("/")
-        state = weights.read_state(artefacts.read_part(Store(run), folder, "weights.safetensors"))
+        state = weights.read_state(artefacts.read_part(*located(uri), "weights.safetensors"))
         weights.load_bytes(encoder, weights.to_bytes(_below(state, "encoder."), {}), sha256=None)
         score, head = _below(state, "score."), None
         if score:
@@ -195,10 +194,7 @@ class Predictor:
 
 def _digest(snapshot: str) -> str:
     """Of the weights in a committed snapshot."""
-    run, _, folder = snapshot.rpartition("/")
-    marker = artefacts.committed(Store(run), folder)
-    assert marker is not None
-    return artefacts.marker_digest(marker)
+    return artefacts.marker_digest(artefacts.required(*located(snapshot)))
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

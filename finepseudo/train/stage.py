@@ -12,7 +12,7 @@ from finepseudo.models import weights
 from finepseudo.models.table import Encoder, Part
 from finepseudo.recipe import Optimiser, PixelAugment, Pixels, Recipe, part_of
 from finepseudo.storage import artefacts
-from finepseudo.storage.store import Store
+from finepseudo.storage.store import located
 from finepseudo.train.initial import random_encoder
 from finepseudo.train.objectives import OBJECTIVES, Loss, Objective
 
@@ -86,8 +86,7 @@ def build_objective(stage: Stage) -> Objective:
 
 def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> None:
     """Weights of an earlier stage. Which names may differ follows from the two stages, and from nothing else."""
-    run, _, folder = stage.init.rpartition("/")
-    data = artefacts.read_part(Store(run), folder, "weights.safetensors")
+    data = artefacts.read_part(*located(stage.init), "weights.safetensors")
     new = ("projection.", "score.") if new_head else ("projection.",)
     missing = {name for name in objective.state_dict() if name.startswith(new)}
     weights.load_bytes(objective, data, sha256=None, allow_missing=missing)

@@ -114,8 +114,22 @@ def test_a_glance_seeks_where_key_frames_say_that_it_may(options, access):
     assert check(encoded(90, **options), list(range(90)), video.glance).access.split()[0] == access
 
 
-def test_a_glance_reads_and_decodes_little(monkeypatch):
-    rng, read, decoded = np.random.default_rng(0), [], []
+@pytest.fixture
+def decoded(monkeypatch):
+    """Times of all frames that are decoded."""
+    found, walk = [], video._Video.walk
+
+    def counted(self):
+        for frame in walk(self):
+            found.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video._Video, "walk", counted)
+    return found
+
+
+def test_a_glance_reads_and_decodes_little(monkeypatch, decoded):
+    rng, read = np.random.default_rng(0), []
     noise = rng.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     monkeypatch.setitem(globals(), "striped", lambda number: np.roll(noise, 7 * number, 1))
     data = encoded(300, g=100, preset="ultrafast")
@@ -126,14 +140,6 @@ def test_a_glance_reads_and_decodes_little(monkeypatch):
             read.append(len(found))
             return found
 
-    walk = video._Video.walk
-
-    def counted(self):
-        for frame in walk(self):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(video._Video, "walk", counted)
     assert video.glance(Counted(data)).num_frames == 300
     assert len(decoded) == 1
     assert sum(read) < len(data) / 3
@@ -205,18 +211,10 @@ def test_frames_of_every_kind_of_file(options, access):
     assert access is None or found.split()[0] == access
 
 
-def test_a_long_file_is_read_where_it_is_asked_for(monkeypatch):
+def test_a_long_file_is_read_where_it_is_asked_for(decoded):
     """Neither looking at it nor a clip decodes it whole."""
-    count, decoded = 3 * video.THOROUGH, []
+    count = 3 * video.THOROUGH
     data = encoded(count, g=60, preset="ultrafast", bf=2)
-    walk = video._Video.walk
-
-    def counted(self):
-        for frame in walk(self):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(video._Video, "walk", counted)
     shown = video.examine(data)
     assert (shown.num_frames, shown.access.split()[0]) == (count, "seek")
     assert len(decoded) < count / 4

@@ -26,6 +26,7 @@ from finepseudo.errors import ManifestError
 from finepseudo.fields import nearest
 from finepseudo.recipe import Data
 from finepseudo.storage.store import Store
+from finepseudo.storage.tables import pc
 
 log = logging.getLogger("finepseudo")
 
@@ -181,8 +182,8 @@ def _clash(ids: pa.ChunkedArray, taken: np.ndarray) -> np.ndarray:
 
 
 def _understood(clips: pa.Table, names: list[str], missing: int | None, notes: Counter[str]) -> Understood:
-    test = np.fromiter((split == "test" for split in texts_of(clips["split"])), bool)
-    labels = _numbers(clips["label"], np.int32)
+    test = pc.equal(clips["split"], "test").to_numpy()
+    labels = pc.fill_null(clips["label"], -1).to_numpy()
     each = np.bincount(labels[(labels >= 0) & ~test], minlength=len(names))
     splits = {"train": ~test, "test": test}
     surprises = [text.replace("{}", str(count)) for text, count in notes.items()]
@@ -199,7 +200,7 @@ def _understood(clips: pa.Table, names: list[str], missing: int | None, notes: C
     both = np.flatnonzero(np.isin(files, files[test]) & ~test)
     if len(both):
         surprises.append(f"{len(both)} training clips are of files that have test clips too: {some('file', both)}")
-    starts, ends = (_numbers(clips[name], np.float64).view(np.int64) for name in ("start", "end"))
+    starts, ends = (pc.fill_null(clips[name], -1.0).to_numpy().view(np.int64) for name in ("start", "end"))
     twice = repeated(files + 31 * starts + 37 * ends)
     if len(twice):
         surprises.append(f"{len(twice)} clips are the same file under several ids: {some('video_id', twice)}")
@@ -212,8 +213,3 @@ def _understood(clips: pa.Table, names: list[str], missing: int | None, notes: C
         missing=missing,
         surprises=tuple(surprises),
     )
-
-
-def _numbers(column: pa.ChunkedArray, kind: type) -> np.ndarray:
-    """Of a column; -1 where there is none."""
-    return np.fromiter((-1 if value is None else value for value in texts_of(column)), kind)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from finepseudo.data.formats.entries import ENDINGS, IDS, Source, shown, shown_some, split_line
 from finepseudo.data.formats.match import Lookup, hashes, tail, take, texts_of
-from finepseudo.storage.store import Store
+from finepseudo.storage.store import Store, located
 
 Entry = tuple[int, str, str]  # line or entry, name, label
 
@@ -68,8 +68,7 @@ def read_list(store: Store, file: str, clips: pa.Table, *, half: str = "labelled
         half: which list of a JSON file that holds both, `labelled` or `unlabelled`.
     Raises ManifestError: the list is not there or not of its form, or a name fits two clips.
     """
-    folder, _, name = file.rpartition("/") if "://" in file or file.startswith("/") else ("", "", file)
-    source = Source(Store(folder) if folder else store, name)
+    source = Source(*(located(file) if "://" in file or file.startswith("/") else (store, file)))
     entries, found = _found(source, half, clips)
     rows = np.unique(found[found >= 0])
     ids, labels = list(take(clips["video_id"], rows)), clips["label"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -17,9 +17,9 @@ from finepseudo.storage.store import Store
 CHUNK = 65_536
 
 
-def hashes(values: Iterable[str]) -> np.ndarray:
+def hashes(values: Iterable[Hashable]) -> np.ndarray:
     """Of this process alone."""
-    return np.fromiter((hash(text) for text in values), np.int64)
+    return np.fromiter((hash(value) for value in values), np.int64)
 
 
 def texts_of(column: pa.ChunkedArray) -> Iterator[Any]:
