@@ -4,21 +4,20 @@
     python benchmarks/collection.py --clips 10000000 --classes 40
 
 A tenth of the clips is labelled, a quarter of the files is missing. What probing and scoring would find is made up (by
-`probe` and `score`); everything else is what a run does. Each part runs in a process of its own, whose peak memory is
-shown.
+`found` and `score`); everything else is what a run does. Each part runs in a process of its own, whose largest memory is
+shown: its own, and with the pages of files that it maps, which the processes of a node share and the system takes back
+when it needs them.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
-import itertools
 import json
 import multiprocessing
-import resource
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +25,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.numpy
 
 from finepseudo import run as places
 from finepseudo.data.formats import read_annotations
-from finepseudo.data.manifest import FOLDER, FOUND, Manifest, manifest_parts
+from finepseudo.data.manifest import FOLDER, FOUND, Annotated, Manifest, manifest_parts
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
 from finepseudo.data.split import make_split
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import InProcess
+from finepseudo.driver.prepare import LARGEST_GROUP, PART, Found
 from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
 from finepseudo.recipe import Recipe
 from finepseudo.recipe import Split as SplitOptions
@@ -71,42 +70,41 @@ def write_annotations(root: Path, clips: int, classes: int) -> None:
             file.write(f"train/{number % 997:03d}/{number:011x}_000010_000020.mp4,{label}\n")
 
 
-def probe(root: Path, run: Store) -> str:
+def found(run: Store, groups: list[pa.Array]) -> Found:
     """Made up: what probing would leave of each group of files."""
     rng = np.random.default_rng(0)
     usual = {"num_frames": 300, "fps": 30.0, "height": 256, "width": 340, "access": "decord", "bytes": 1_500_000}
     usual["even"] = True
-    with (root / "train.csv").open() as file:
-        next(file)
-        while lines := list(itertools.islice(file, 1 << 16)):
-            gone_N = rng.random(len(lines)) < MISSING
-            columns: dict[str, Any] = {name: np.full(len(lines), value) for name, value in usual.items()}
-            columns |= {"path": [line.partition(",")[0] for line in lines]}
-            columns |= {"sha256": [fingerprint(line) * 5 for line in lines]}
-            columns |= {"error": ["missing: no such file" if gone else None for gone in gone_N]}
-            arrays = [pa.array(columns[item.name], item.type) for item in FOUND]
-            data = artefacts.table_bytes(pa.table(arrays, schema=FOUND))
-            run.write(f"made/{len(run.list('made')):05d}.parquet", data)
-    return f"{len(run.list('made'))} groups"
+    folders: list[str] = []
+    for paths in (group.to_pylist() for group in groups):
+        columns: dict[str, Any] = {name: np.full(len(paths), value) for name, value in usual.items()}
+        columns |= {"path": paths, "sha256": [fingerprint(path) * 5 for path in paths]}
+        columns |= {"error": ["missing: no such file" if gone else None for gone in rng.random(len(paths)) < MISSING]}
+        arrays = [pa.array(columns[item.name], item.type) for item in FOUND]
+        folders.append(f"made/{len(folders):05d}")
+        data = artefacts.table_bytes(pa.table(arrays, schema=FOUND))
+        artefacts.commit(run, folders[-1], {PART: data}, {})
+    return Found(run, folders, LARGEST_GROUP)
 
 
 def manifest(root: Path, run: Store) -> str:
-    """From annotations to a committed manifest and split."""
+    """From annotations to a committed manifest and split, as `ensure_manifest` does it."""
     began, recipe = time.monotonic(), recipe_of(root)
     annotated, names = read_annotations(Store(str(root)), recipe.data)
+    clips = Annotated(annotated)
     read_s = time.monotonic()
-    groups = [pq.read_table(io.BytesIO(run.read(f"made/{name}"))) for name in run.list("made")]
-    found = pa.concat_tables(groups)
-    del groups
-    artefacts.commit(run, FOLDER, manifest_parts(annotated, names, found, min_frames=8), {})
-    del annotated, found  # as `ensure_manifest` does
+    probed = found(run, clips.groups(LARGEST_GROUP))
+    probed_s = time.monotonic()
+    artefacts.commit(run, FOLDER, manifest_parts(clips, names, probed, min_frames=8), {})
+    del annotated, clips
     built_s = time.monotonic()
     made = Manifest.load(run)
     split = make_split(made, recipe.split, Store(str(root)))
     artefacts.commit(run, "split", {"split.json": split.to_bytes()}, {})
     return (
-        f"annotations {read_s - began:.1f} s, manifest {built_s - read_s:.1f} s, split "
-        f"{time.monotonic() - built_s:.1f} s; {len(split.labelled):,} labelled, {len(split.unlabelled):,} unlabelled"
+        f"annotations {read_s - began:.1f} s, manifest {built_s - probed_s:.1f} s, split "
+        f"{time.monotonic() - built_s:.1f} s (and {probed_s - read_s:.1f} s to make up probes); "
+        f"{len(split.labelled):,} labelled, {len(split.unlabelled):,} unlabelled"
     )
 
 
@@ -197,12 +195,23 @@ def decoder(root: Path, run: Store) -> str:
     return f"{told}; {(last - first) / count * 1e6:.0f} us a row anywhere"
 
 
+def _mib(name: str) -> float:
+    """Memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
 def _child(task: Callable[[Path, Store], str], root: Path, run: Store, found: Any) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.monotonic()
+    began, own = time.monotonic(), [_mib("RssAnon")]
+
+    def watch() -> None:
+        while True:
+            own[0] = max(own[0], _mib("RssAnon"))
+            time.sleep(0.02)
+
+    threading.Thread(target=watch, daemon=True).start()
     told = task(root, run)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found.put((told, time.monotonic() - began, before, peak))
+    found.put((told, time.monotonic() - began, own[0], _mib("VmHWM")))
 
 
 def main() -> None:
@@ -215,16 +224,16 @@ def main() -> None:
     try:
         write_annotations(folder, options.clips, options.classes)
         print(f"{options.clips:,} clips, {options.classes} classes, {EPOCHS} epochs of each stage in blocks of {BATCH}")
-        print(f"{'part':10} {'seconds':>8} {'peak MiB':>9} {'(imports)':>10}")
-        for task in (probe, manifest, plan, score, label, decoder):
+        print(f"{'part':10} {'seconds':>8} {'own MiB':>8} {'with mapped files':>18}")
+        for task in (manifest, plan, score, label, decoder):
             found = context.Queue()
             child = context.Process(target=_child, args=(task, folder, Store(str(folder / "run")), found))
             child.start()
             child.join()
             if child.exitcode:
                 raise SystemExit(child.exitcode)
-            told, seconds, before, peak = found.get()
-            print(f"{task.__name__:10} {seconds:8.1f} {peak:9.0f} {before:10.0f}   {told}", flush=True)
+            told, seconds, own, peak = found.get()
+            print(f"{task.__name__:10} {seconds:8.1f} {own:8.0f} {peak:18.0f}   {told}", flush=True)
     finally:
         shutil.rmtree(folder)
 

@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from finepseudo.data import video
 from finepseudo.data.child import Child, answer
-from finepseudo.data.manifest import FOLDER, FOUND, Manifest, manifest_parts
+from finepseudo.data.manifest import FOLDER, FOUND, Annotated, Manifest, manifest_parts
 from finepseudo.data.pack import How, pack
 from finepseudo.data.plan import plan_classify, samples
 from finepseudo.recipe import Augment, Frames, Recipe, Scale
@@ -217,7 +217,7 @@ def planned(data: Store, run: Store, bodies: list[bytes]) -> None:
     label, all_of_it = pa.array(np.arange(len(rows)) % 2, pa.int32()), pa.array([False] * len(rows))
     columns = {"video_id": found["path"], "file": found["path"], "label": label, "split": ["train"] * len(rows)}
     clips = pa.table(columns | {"start": nothing, "end": nothing, "seconds": all_of_it})
-    artefacts.commit(run, FOLDER, manifest_parts(clips, ["a", "b"], found, min_frames=8), {})
+    artefacts.commit(run, FOLDER, manifest_parts(Annotated(clips), ["a", "b"], found.take, min_frames=8), {})
     manifest = Manifest.load(run)
     row_N = manifest.rows("train")
     plan_classify(

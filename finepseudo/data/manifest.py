@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -123,23 +123,52 @@ def load_clips(run: Store) -> pa.Table:
     return tables.mapped(run, FOLDER, "clips.parquet")
 
 
-def manifest_parts(
-    annotated: pa.Table, class_names: Sequence[str], found: pa.Table, *, min_frames: int
-) -> dict[str, bytes]:
-    """Join annotations (`formats.CLIPS`) and what probing found of their files (FOUND), in the order of the ids.
+class Annotated:
+    """Clips (`formats.CLIPS`) in the order that the manifest has them in, by split and id, and their files.
 
-    Returns what `Manifest.load` reads; it is never in memory as a whole. Raises ManifestError where no usable clip is
-    left in the training split, or in the test split if there is one.
+    The files have numbers in the order of their first clips, so what probing finds of them is wanted in about that
+    order.
     """
-    annotated, found = annotated.combine_chunks(), found.combine_chunks()  # rows are taken from anywhere
-    order = pc.sort_indices(annotated, [("split", "ascending"), ("video_id", "ascending")])
-    probe = pc.index_in(annotated["file"], found["path"]).combine_chunks()
+
+    def __init__(self, clips: pa.Table) -> None:
+        self._clips = clips
+        self._row_N = pc.sort_indices(clips, [("split", "ascending"), ("video_id", "ascending")]).to_numpy()
+        hash_N = match.hashes(match.texts_of(clips["file"]))[self._row_N]
+        _, first_F, place_N = np.unique(hash_N, return_index=True, return_inverse=True)
+        order_F = np.argsort(first_F)
+        self._file_F = self._row_N[first_F[order_F]]  # a row of each file
+        number_F = np.empty_like(order_F)
+        number_F[order_F] = np.arange(len(order_F))
+        self._number_N = number_F[place_N]
+
+    def groups(self, size: int) -> list[Any]:
+        """Paths of all files, in Arrow arrays of so many."""
+        files = self._clips.select(["file"])
+        parts = (self._file_F[at : at + size] for at in range(0, len(self._file_F), size))
+        return [tables.take(files, row_N)["file"].combine_chunks() for row_N in parts]
+
+    def windows(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """All clips, some at a time, and the numbers of their files."""
+        for at in range(0, len(self._row_N), tables.BATCH):
+            here = slice(at, at + tables.BATCH)
+            yield tables.take(self._clips, self._row_N[here]), self._number_N[here]
+
+
+def manifest_parts(
+    annotated: Annotated, class_names: Sequence[str], found: Callable[[np.ndarray], pa.Table], *, min_frames: int
+) -> dict[str, bytes]:
+    """Join clips and what probing found of their files (FOUND), by the numbers of these.
+
+    Returns what `Manifest.load` reads; neither it nor what was found is ever in memory as a whole. Raises ManifestError
+    where no usable clip is left in the training split, or in the test split if there is one.
+    """
     sink, usable, refused = io.BytesIO(), Counter[str](), dict[str, list[str]]({"train": []})
+    labels: list[pa.Table] = []
     with pq.ParquetWriter(sink, CLIPS, compression="zstd") as writer:
-        for start in range(0, len(order), tables.BATCH):
-            rows = order.slice(start, tables.BATCH)
-            clips = _clips(annotated.take(rows), found.take(probe.take(rows)), min_frames)
+        for some, file_N in annotated.windows():
+            clips = _clips(some, found(file_N), min_frames)
             writer.write_table(clips)
+            labels.append(some.select(["label"]))
             good = pc.equal(clips["status"], "ok")
             usable.update(_counted(pc.filter(clips["split"], good)))
             for row in clips.filter(pc.invert(good)).slice(0, SHOWN).to_pylist():
@@ -148,10 +177,9 @@ def manifest_parts(
         if not usable[split]:
             bad = "; ".join(refused[split][:SHOWN]) or "none annotated"
             raise ManifestError(f"no usable video in split {split!r}; rejected: {bad}")
-    labels = pa.table([annotated["label"].take(order)], ["label"])
     return {
         "clips.parquet": sink.getvalue(),
-        "labels.parquet": artefacts.table_bytes(labels),
+        "labels.parquet": artefacts.table_bytes(pa.concat_tables(labels)),
         "classes.json": json.dumps(list(class_names)).encode(),
     }
 
@@ -166,7 +194,7 @@ def _clips(annotated: pa.Table, probed: pa.Table, min_frames: int) -> pa.Table:
     refused = pa.array(reason_N, pa.string())
     columns = {
         "video_id": annotated["video_id"],
-        "path": annotated["file"],
+        "path": probed["path"],
         "split": annotated["split"],
         "start": pc.if_else(there, pa.array(first_N), None),
         "file_frames": probed["num_frames"],
@@ -213,7 +241,7 @@ def _with_copies(clips: pa.Table, row_N: np.ndarray, keys: Sequence[str]) -> pa.
     windows = (clips.select(keys).slice(at, tables.BATCH).to_pydict() for at in range(0, len(clips), tables.BATCH))
     hash_N = match.hashes(row for window in windows for row in zip(*window.values(), strict=True))
     copies = row_N[match.repeated(hash_N[row_N])]
-    return pa.Table.from_pylist(tables.rows_at(clips, copies), schema=clips.schema)
+    return tables.take(clips, copies)
 
 
 def _counted(column: Any) -> dict[str, int]:

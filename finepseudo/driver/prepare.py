@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
 from finepseudo.data.formats import read_annotations
-from finepseudo.data.manifest import FOLDER, FOUND, Manifest, manifest_parts
+from finepseudo.data.manifest import FOLDER, FOUND, Annotated, Manifest, manifest_parts
 from finepseudo.data.split import Split, make_split
 from finepseudo.driver.executor import Executor
 from finepseudo.errors import ManifestError
@@ -29,6 +30,7 @@ log = logging.getLogger("finepseudo")
 GROUP = 28  # videos that one task generates or probes, of a small collection
 GROUPS, LARGEST_GROUP = 4096, 512  # of a large one: about so many groups, up to so many videos in each
 PART = "found.parquet"
+KEPT_FILES = 1 << 20  # of which what was found stays in memory, some 200 MiB
 PROBES = "probes"  # folder of what was found out of each group, until the manifest is committed
 
 
@@ -49,13 +51,11 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     }
 
     def make() -> dict[str, bytes]:
-        files = pc.unique(annotated["file"])
-        size = max(GROUP, min(LARGEST_GROUP, len(files) // GROUPS))
-        groups = [files[at : at + size] for at in range(0, len(files), size)]
+        ordered = Annotated(annotated)
+        size = max(GROUP, min(LARGEST_GROUP, len(annotated) // GROUPS))
         task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
-        folders = executor.spread(task, groups, f"probing videos, groups of {size}")
-        found = pa.concat_tables(artefacts.read_table(run, folder, PART) for folder in folders)
-        return manifest_parts(annotated, names, found, min_frames=recipe.data.min_frames)
+        folders = executor.spread(task, ordered.groups(size), f"probing videos, groups of {size}")
+        return manifest_parts(ordered, names, Found(run, folders, size), min_frames=recipe.data.min_frames)
 
     new = artefacts.committed(run, FOLDER) is None
     artefacts.ensure(run, FOLDER, lineage, make)
@@ -134,6 +134,24 @@ def _probe(run: Store, data: Store, how: str, deadline_s: float, files: Any) -> 
         part = artefacts.table_bytes(pa.Table.from_pylist(rows, schema=FOUND))
         artefacts.commit(run, folder, {PART: part}, {})
     return folder
+
+
+class Found:
+    """What probing found of files, by their numbers; groups are read where they are wanted."""
+
+    def __init__(self, run: Store, folders: Sequence[str], size: int) -> None:
+        self._size = size
+
+        @functools.lru_cache(KEPT_FILES // size)
+        def group(number: int) -> pa.Table:
+            return artefacts.read_table(run, folders[number], PART)
+
+        self._group = group
+
+    def __call__(self, file_N: np.ndarray) -> pa.Table:
+        groups, place_N = np.unique(file_N // self._size, return_inverse=True)
+        found = pa.concat_tables(self._group(number) for number in groups.tolist())
+        return tables.take(found, place_N * self._size + file_N % self._size)
 
 
 def _warn(manifest: Manifest, recipe: Recipe) -> None:

@@ -42,18 +42,29 @@ def _open(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def rows_at(table: pa.Table, index_N: np.ndarray) -> list[dict[str, Any]]:
-    """A few rows of a mapped table as dictionaries; nothing else of it is touched."""
+def take(table: pa.Table, index_N: np.ndarray) -> pa.Table:
+    """Rows of a large table, in the order asked for; only the batches that hold them are touched."""
     batches = table.to_batches()
     ends = np.cumsum([len(batch) for batch in batches])
-    number_N = np.searchsorted(ends, index_N, side="right")
-    found: list[dict[str, Any]] = [{}] * len(index_N)
-    for number in np.unique(number_N):
-        (here,) = np.nonzero(number_N == number)
+    windows = (index_N[at : at + BATCH].astype(np.int64) for at in range(0, len(index_N), BATCH))
+    return pa.concat_tables([table.schema.empty_table(), *(_some(batches, ends, window) for window in windows)])
+
+
+def _some(batches: list[pa.RecordBatch], ends: np.ndarray, index_N: np.ndarray) -> pa.Table:
+    order = np.argsort(index_N, kind="stable")
+    number_N = np.searchsorted(ends, index_N[order], side="right")
+    parts: list[pa.RecordBatch] = []
+    for number in np.unique(number_N).tolist():
         begin = ends[number] - len(batches[number])
-        for place, row in zip(here, batches[number].take(pa.array(index_N[here] - begin)).to_pylist(), strict=True):
-            found[place] = row
-    return found
+        parts.append(batches[number].take(index_N[order[number_N == number]] - begin))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts).combine_chunks().take(back)
+
+
+def rows_at(table: pa.Table, index_N: np.ndarray) -> list[dict[str, Any]]:
+    """A few rows as dictionaries."""
+    return take(table, index_N).to_pylist()
 
 
 def digest(table: pa.Table) -> str:

@@ -122,6 +122,7 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
 
 def pseudo_samples(table: pa.Table, *, soft: bool) -> pa.Table:
     """The accepted videos as samples, each weighted by its confidence; with their kept classes, where asked for."""
-    kept = table.filter(table["accepted"]).combine_chunks()
-    targets = {"top": kept["top"], "top_p": kept["top_p"]} if soft else {}
+    targets = ["top", "top_p"] if soft else []
+    kept = table.select(["clip", "label", "confidence", *targets]).filter(table["accepted"]).combine_chunks()
+    targets = {name: kept[name] for name in targets}
     return samples(kept["clip"], kept["label"], kept["confidence"], **targets)

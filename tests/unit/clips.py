@@ -6,9 +6,9 @@ import tempfile
 import numpy as np
 import pyarrow as pa
 
-from finepseudo.data.manifest import CLIPS, FOUND, Manifest, manifest_parts
+from finepseudo.data.manifest import CLIPS, FOUND, Annotated, Manifest, manifest_parts
 from finepseudo.data.plan import samples
-from finepseudo.storage import artefacts
+from finepseudo.storage import artefacts, tables
 from finepseudo.storage.store import Store
 
 
@@ -47,10 +47,16 @@ def commit(store, made):
     artefacts.ensure(store, "manifest", {}, lambda: {**parts, "classes.json": names})
 
 
-def build_manifest(*arguments, **options):
+def build_manifest(annotated, class_names, found, *, min_frames):
     """What is committed of annotations and probes, read again."""
+    made = Annotated(annotated)
+    (files,) = made.groups(len(annotated))
+    place_N = tables.pc.index_in(files, found["path"]).to_numpy()
     with tempfile.TemporaryDirectory() as folder:
-        artefacts.commit(Store(folder), "manifest", manifest_parts(*arguments, **options), {})
+        parts = manifest_parts(
+            made, class_names, lambda file_N: tables.take(found, place_N[file_N]), min_frames=min_frames
+        )
+        artefacts.commit(Store(folder), "manifest", parts, {})
         return Manifest.load(Store(folder))
 
 

@@ -85,7 +85,9 @@ class Rows:
     def _flush(self) -> None:
         if self._buffer:
             columns = zip(CLIPS, zip(*self._buffer, strict=True), strict=True)
-            self._chunks.append({item.name: pa.array(column, item.type) for item, column in columns})
+            arrays = {item.name: pa.array(column, item.type) for item, column in columns}
+            # Copies: an array that was built keeps up to twice the memory that it needs.
+            self._chunks.append({name: pa.concat_arrays([array, array[:0]]) for name, array in arrays.items()})
             self._buffer.clear()
 
     def named(self) -> list[str]:
