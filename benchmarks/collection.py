@@ -4,8 +4,8 @@
     python benchmarks/collection.py --clips 10000000 --classes 40
 
 A tenth of the clips is labelled, a quarter of the files is missing. What probing and scoring would find is made up (by
-`found` and `score`); everything else is what a run does. Each part runs in a process of its own, whose largest memory is
-shown: its own, and with the pages of files that it maps, which the processes of a node share and the system takes back
+`found` and `score`); everything else is what a run does. Each part runs in a process of its own, whose largest memory
+is shown: its own, and with the pages of mapped files, which the processes of a node share and the system takes back
 when it needs them.
 """
 
