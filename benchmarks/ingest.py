@@ -31,7 +31,7 @@ import decord
 import numpy as np
 import pyarrow as pa
 
-from finepseudo.data import video
+from finepseudo.data import probe, video
 from finepseudo.data.child import Child, answer
 from finepseudo.data.manifest import FOLDER, FOUND, Annotated, Manifest, manifest_parts
 from finepseudo.data.pack import How, pack
@@ -236,7 +236,7 @@ def measure_stream(folder: Path, files: int, workers: int, repetitions: int) -> 
     off = replace(recipe, scale=replace(scale, cache_gib=0.0))
     stores, runs = ({name: Store(str(folder / what / name)) for name in ("raw", "packed")} for what in ("data", "run"))
     bodies = {"raw": [encoded(10 * FPS, 256, 340, "medium", seed) for seed in range(min(files, SCENES))]}
-    bodies["packed"] = [pack(body, video.examine(body), How(SIDE, SIDE))[1] for body in bodies["raw"]]
+    bodies["packed"] = [pack(body, probe.examine(body), How(SIDE, SIDE))[1] for body in bodies["raw"]]
     for name, of_name in bodies.items():
         # Not equal, which the cache would notice: each has a free box of its own.
         all_of_it = [of_name[n % len(of_name)] + struct.pack(">I4sI", 12, b"free", n) for n in range(files)]

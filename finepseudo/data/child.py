@@ -163,7 +163,7 @@ def _filled(stream: Any, data: bytearray) -> bool:
 
 def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) -> tuple[dict[str, Any], bytes]:
     """What the process does with one request; `read` is called when the file's bytes are there."""
-    from finepseudo.data import video
+    from finepseudo.data import probe, video
 
     quick = request.get("quick", False)
     try:
@@ -186,7 +186,7 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
                 return {"error": f"not the file that was probed: {expected}"}, b""
             try:
                 if "shown" not in request:
-                    shown = video.glance(source) if quick else video.examine(source)
+                    shown = probe.glance(source) if quick else probe.examine(source)
                     return {**dataclasses.asdict(shown), "bytes": size, "sha256": sha256}, b""
                 found, data = _made(source, request)
                 return {**found, "data": len(data)}, data

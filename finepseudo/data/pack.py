@@ -20,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 
-from finepseudo.data import video
+from finepseudo.data import probe, video
 from finepseudo.errors import DecodeError
 
 SAMPLE = 8  # frames of a file that are compared with the original's
@@ -53,7 +53,7 @@ def pack(source: Any, shown: video.Shown, how: How) -> tuple[dict[str, Any], byt
     height, width = _sides(shown, how)
     sample = dict.fromkeys(_spread(shown.num_frames, SAMPLE).tolist(), np.empty(0))
     data = _encoded(_kept(video.presented(source, height, width), sample), (height, width), shown.fps, how)
-    packed = video.examine(data)
+    packed = probe.examine(data)
     if packed.num_frames != shown.num_frames:
         raise DecodeError(f"expected {shown.num_frames} frames, packed {packed.num_frames}; was the file replaced?")
     original_FHWC = np.stack(list(sample.values()))

@@ -265,7 +265,7 @@ def test_a_process_ends_with_the_one_that_asked():
 
 
 def test_a_fault_of_ours_in_a_decoder_is_not_the_stores(file, movie, monkeypatch):
-    monkeypatch.setattr("finepseudo.data.video.examine", lambda source: 1 / 0)
+    monkeypatch.setattr("finepseudo.data.probe.examine", lambda source: 1 / 0)
     assert answer({"uri": file("good.mp4", movie)})[0] == {"error": "undecodable: division by zero"}
 
 

@@ -1,10 +1,14 @@
 """The manifest joins annotations and probes: usable rows, or rejected ones with their reasons."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from clips import annotated, build_manifest, commit, found
 
-from finepseudo.data.manifest import UNKNOWN, Manifest, load_clips
+from finepseudo.data.manifest import FOUND, UNKNOWN, Annotated, Manifest, load_clips
+from finepseudo.driver.prepare import PART, Found
 from finepseudo.errors import ManifestError
+from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 NAMES = ("tuck", "pike")
@@ -142,3 +146,21 @@ def test_equal_clips_in_two_splits_or_of_two_classes_are_named():
     assert manifest.twice() == {"in two splits": ["a", "b", "t", "z"], "under two labels": ["a", "b", "t", "z"]}
     parts = [(name, "v", number, "train", 10 * number, 10 * number + 10) for number, name in enumerate("xy")]
     assert one_by_one(*parts, v={}).twice() == {}
+
+
+def test_files_have_numbers_in_the_order_of_their_first_clips():
+    clips = Annotated(annotated(("c", "x", 1), ("b", "y", 1), ("a", "x", 1), ("d", "z", 1)))
+    assert [group.to_pylist() for group in clips.groups(2)] == [["x", "y"], ["z"]]
+    ((window, file_N),) = clips.windows()
+    assert window["video_id"].to_pylist() == ["a", "b", "c", "d"]
+    assert file_N.tolist() == [0, 1, 0, 2]
+
+
+def test_what_was_found_is_read_by_numbers_of_files_over_all_groups(tmp_path):
+    run = Store(str(tmp_path))
+    for number, paths in enumerate(("ab", "cd", "e")):
+        rows = pa.Table.from_pylist([{"path": path} for path in paths], schema=FOUND)
+        artefacts.commit(run, f"p{number}", {PART: artefacts.table_bytes(rows)}, {})
+    probed = Found(run, ["p0", "p1", "p2"], 2)
+    for wanted in ([4, 0, 3, 3], [2], [1, 4]):
+        assert "".join(probed(np.array(wanted))["path"].to_pylist()) == "".join("abcde"[file] for file in wanted)

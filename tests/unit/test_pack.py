@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_video import CASES, HEIGHT, KNOWN, SHARED, WIDTH, encoded, numbers
 
-from finepseudo.data import video
+from finepseudo.data import probe, video
 from finepseudo.data.pack import How, pack, psnr, ssim
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.pack import ensure_packed, packed_data, packed_names, summary
@@ -40,7 +40,7 @@ def tick_s(data):
 @pytest.mark.parametrize("name", [name for name in KNOWN if isinstance(KNOWN[name].get("indices"), list)])
 def test_a_packed_file_shows_the_frames_of_the_original(name):
     known, data = KNOWN[name], (CASES / "frames" / name).read_bytes()
-    shown = video.examine(data)
+    shown = probe.examine(data)
     found, packed = pack(data, shown, HOW)
     assert (found["num_frames"], found["access"]) == (shown.num_frames, "decord")
     assert shown.num_frames == 1 or found["fps"] == shown.fps
@@ -54,14 +54,14 @@ def test_a_packed_file_shows_the_frames_of_the_original(name):
 @pytest.mark.parametrize("form", ["mp4", "matroska", "mpegts"])
 def test_uneven_times_are_kept(form):
     data = encoded(90, form=form, times=[n + 5 * (n // 11) for n in range(90)], g=20)
-    packed = pack(data, video.examine(data), HOW)[1]
+    packed = pack(data, probe.examine(data), HOW)[1]
     assert tick_s(packed) == tick_s(data)
     assert tick_s(packed)[-1] == pytest.approx((89 + 40) / 30, abs=0.002)
 
 
 def test_frames_without_times_are_evenly_spaced():
     data = encoded(60, form="h264", g=12)
-    shown = video.examine(data)
+    shown = probe.examine(data)
     found, packed = pack(data, shown, HOW)
     assert tick_s(packed) == [Fraction(number, round(shown.fps)) for number in range(60)]
     assert found["fps"] == shown.fps
@@ -69,7 +69,7 @@ def test_frames_without_times_are_evenly_spaced():
 
 def test_key_frames_are_near_nothing_refers_ahead_and_the_index_is_in_front():
     data = encoded(100, g=100, bf=3)
-    packed = pack(data, video.examine(data), replace(HOW, gop=7))[1]
+    packed = pack(data, probe.examine(data), replace(HOW, gop=7))[1]
     with av.open(io.BytesIO(packed)) as file:
         assert [stream.type for stream in file.streams] == ["video"]
         packets = [packet for packet in file.demux(video=0) if packet.size]
@@ -85,13 +85,13 @@ def test_key_frames_are_near_nothing_refers_ahead_and_the_index_is_in_front():
 )
 def test_a_packed_file_covers_what_is_needed_and_is_never_enlarged(height, width, sides):
     data = encoded(10)
-    found, _ = pack(data, video.examine(data), How(height, width))
+    found, _ = pack(data, probe.examine(data), How(height, width))
     assert (found["height"], found["width"]) == sides
 
 
 def test_quality_is_the_samples():
     data = encoded(60)
-    fine, coarse = (pack(data, video.examine(data), replace(HOW, crf=crf)) for crf in (10, 50))
+    fine, coarse = (pack(data, probe.examine(data), replace(HOW, crf=crf)) for crf in (10, 50))
     assert fine[0]["psnr"] > coarse[0]["psnr"] + 5
     assert fine[0]["ssim"] > coarse[0]["ssim"]
     assert len(fine[1]) > len(coarse[1])
@@ -111,7 +111,7 @@ def test_measures_of_likeness():
 def test_a_file_with_another_number_of_frames_is_refused():
     data = encoded(60)
     with pytest.raises(DecodeError, match="expected 61 frames, packed 60"):
-        pack(data, replace(video.examine(data), num_frames=61), HOW)
+        pack(data, replace(probe.examine(data), num_frames=61), HOW)
 
 
 def test_no_two_files_become_one():
@@ -221,7 +221,7 @@ def test_a_packed_data_set_has_the_same_clips(raw, tmp_path, write):
 def test_the_pictures_of_a_packed_file_are_those_of_the_original():
     for path in (FILES["cart/wheel.avi"], FILES["dance/long.mp4"], FILES["dance/more 1.mkv"]):
         data = path.read_bytes()
-        shown = video.examine(data)
+        shown = probe.examine(data)
         found, packed = pack(data, shown, How(64, 64, crf=8))
         new = video.Shown(*(found[key] for key in ("num_frames", "height", "width", "access")))
         every = video.frames(data, replace(shown, access=video.SCAN), range(shown.num_frames), 64, 64).astype(np.int16)

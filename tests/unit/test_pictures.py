@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_video import HEIGHT, WIDTH, numbers, striped
 
-from finepseudo.data import video
+from finepseudo.data import probe, video
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child, answer
 from finepseudo.data.decode import Decoder
@@ -146,7 +146,7 @@ def test_large_folders_are_not_held_in_memory(tmp_path):
     pictures = Pictures(store, store.sizes(), keep_bytes=4 * (folder / NAMES[0]).stat().st_size)
     pictures.identity()
     assert 2 <= len(pictures._kept) <= 6
-    assert video.examine(pictures).num_frames == len(NAMES)
+    assert probe.examine(pictures).num_frames == len(NAMES)
 
 
 def test_a_recipe_of_folders(tmp_path):

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from finepseudo.data import video
+from finepseudo.data import probe, video
 from finepseudo.errors import DecodeError
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -58,7 +58,7 @@ def asked(count, seed=0):
     return [[0], [count - 1], [count - 1, 0], [0, 0, count // 2], list(range(0, count, max(1, count // 5)))[::-1], *few]
 
 
-def check(data, expected, look=video.examine):
+def check(data, expected, look=probe.examine):
     """Every order gives exactly the expected frames."""
     shown = look(data)
     assert shown.num_frames == len(expected)
@@ -76,7 +76,7 @@ def test_frames_of_files_that_say_their_numbers(name):
     if not known["rotation"] and known["size"] == [WIDTH, HEIGHT]:
         check(data, expected)
         return
-    shown, (width, height) = video.examine(data), known["size"]
+    shown, (width, height) = probe.examine(data), known["size"]
     upright = (width, height) if abs(known["rotation"]) == 90 else (height, width)
     assert (shown.num_frames, shown.height, shown.width) == (len(expected), *upright)
     for order in asked(len(expected)):
@@ -93,10 +93,10 @@ def test_a_glance_leads_to_the_same_frames(name):
     known, data = KNOWN[name], (CASES / "frames" / name).read_bytes()
     expected = [number for first, last in known["indices"] for number in range(first, last + 1)]
     if name != "corrupt_packet.mp4":
-        shown, found = video.examine(data), video.glance(io.BytesIO(data))
+        shown, found = probe.examine(data), probe.glance(io.BytesIO(data))
         assert replace(found, access="") == replace(shown, access="")
         if not known["rotation"] and known["size"] == [WIDTH, HEIGHT]:
-            check(data, expected, video.glance)
+            check(data, expected, probe.glance)
 
 
 @pytest.mark.parametrize(
@@ -111,20 +111,20 @@ def test_a_glance_leads_to_the_same_frames(name):
     ids=["closed", "open", "refresh", "mpeg4", "ts"],
 )
 def test_a_glance_seeks_where_key_frames_say_that_it_may(options, access):
-    assert check(encoded(90, **options), list(range(90)), video.glance).access.split()[0] == access
+    assert check(encoded(90, **options), list(range(90)), probe.glance).access.split()[0] == access
 
 
 @pytest.fixture
 def decoded(monkeypatch):
     """Times of all frames that are decoded."""
-    found, walk = [], video._Video.walk
+    found, walk = [], video.Video.walk
 
     def counted(self):
         for frame in walk(self):
             found.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video._Video, "walk", counted)
+    monkeypatch.setattr(video.Video, "walk", counted)
     return found
 
 
@@ -140,7 +140,7 @@ def test_a_glance_reads_and_decodes_little(monkeypatch, decoded):
             read.append(len(found))
             return found
 
-    assert video.glance(Counted(data)).num_frames == 300
+    assert probe.glance(Counted(data)).num_frames == 300
     assert len(decoded) == 1
     assert sum(read) < len(data) / 3
 
@@ -149,13 +149,13 @@ def test_a_glance_reads_and_decodes_little(monkeypatch, decoded):
 def test_a_glance_does_not_believe_an_index_of_more_than_is_there(share, tmp_path):
     (tmp_path / "whole.mp4").write_bytes(encoded(90, g=12))
     data = front(tmp_path / "whole.mp4")
-    assert video.glance(data).num_frames == 90
+    assert probe.glance(data).num_frames == 90
     cut = data[: round(share * len(data))]
     try:
-        assert video.glance(cut) == video.examine(cut)
+        assert probe.glance(cut) == probe.examine(cut)
     except (DecodeError, *video.FAILURES):
         with pytest.raises((DecodeError, *video.FAILURES)):
-            video.examine(cut)
+            probe.examine(cut)
 
 
 def front(path):
@@ -178,7 +178,7 @@ REAL = [path for path in sorted(SHARED.glob("data/videos/*/*")) if path.suffix i
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name[:24])
 def test_frames_of_real_files_are_those_of_decoding_from_the_start(path):
     data = path.read_bytes()
-    shown = video.examine(data)
+    shown = probe.examine(data)
     scan = replace(shown, access=video.SCAN)
     every = video.frames(data, scan, range(shown.num_frames), 48, 64).astype(np.int16)
     with av.open(io.BytesIO(data), metadata_errors="replace") as file:
@@ -213,9 +213,9 @@ def test_frames_of_every_kind_of_file(options, access):
 
 def test_a_long_file_is_read_where_it_is_asked_for(decoded):
     """Neither looking at it nor a clip decodes it whole."""
-    count = 3 * video.THOROUGH
+    count = 3 * probe.THOROUGH
     data = encoded(count, g=60, preset="ultrafast", bf=2)
-    shown = video.examine(data)
+    shown = probe.examine(data)
     assert (shown.num_frames, shown.access.split()[0]) == (count, "seek")
     assert len(decoded) < count / 4
     decoded.clear()
@@ -241,20 +241,20 @@ def test_a_broken_packet_costs_its_frames_and_no_others():
     with av.open(io.BytesIO(bytes(data))) as file:
         places = [packet.pos for packet in file.demux(video=0) if packet.size]
     data[places[40] + 8 : places[40] + 40] = b"\xff" * 32
-    shown = video.examine(bytes(data))
+    shown = probe.examine(bytes(data))
     found = video.frames(bytes(data), shown, range(shown.num_frames), HEIGHT, WIDTH)
     assert [n for n in numbers(found) if n in range(120)][:40] == list(range(40))
     assert shown.num_frames >= 119
     for place in places[10:60]:
         data[place + 8 : place + 60] = b"\xff" * 52
     with pytest.raises(DecodeError, match=r"\d+ of \d+ packets are broken"):
-        video.examine(bytes(data))
+        probe.examine(bytes(data))
 
 
 def test_pixels_that_are_not_square_are_stretched():
     shown = check(encoded(60), list(range(60)))
     assert (shown.height, shown.width) == (HEIGHT, WIDTH)
-    wide = video.examine(encoded(60, ratio=Fraction(16, 11)))
+    wide = probe.examine(encoded(60, ratio=Fraction(16, 11)))
     assert (wide.height, wide.width) == (HEIGHT, round(WIDTH * 16 / 11))
     assert wide.access != "decord"
 
@@ -262,7 +262,7 @@ def test_pixels_that_are_not_square_are_stretched():
 def test_what_shows_nothing_is_refused():
     for data in (b"no video " * 99, encoded(60)[:300]):
         with pytest.raises((DecodeError, *video.FAILURES)):
-            video.examine(data)
+            probe.examine(data)
 
 
 @pytest.mark.skipif(not KNOWN, reason="the folders of files are not beside this checkout")
@@ -270,4 +270,4 @@ def test_what_shows_nothing_is_refused():
     ("name", "even"), [("vfr.mp4", False), ("vfr_drop.mp4", False), ("base.mp4", True), ("x.ts", True)]
 )
 def test_uneven_times_are_noticed(name, even):
-    assert video.examine((CASES / "frames" / name).read_bytes()).even is even
+    assert probe.examine((CASES / "frames" / name).read_bytes()).even is even
