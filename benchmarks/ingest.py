@@ -32,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from finepseudo.data import probe, video
+from finepseudo.data.cache import PAYS
 from finepseudo.data.child import Child, answer
 from finepseudo.data.manifest import FOLDER, FOUND, Annotated, Manifest, manifest_parts
 from finepseudo.data.pack import How, pack
@@ -43,8 +44,9 @@ from finepseudo.storage.store import Store
 FPS, GOP, FRAMES, SIDE = 30, 250, 16, 128
 """Of the files, and of the clips that are asked for."""
 SCENES = 12  # different ones
-PLAN, BATCH = "plan", 2
-WAYS = ("bare decord", "stream, cache off", "stream, cold", "stream, warm")
+DETAIL, NOISE = 24, 8.0  # grey levels: 340x256 pixels then take about as many bytes as those of Kinetics
+PLAN, BATCH, EPOCHS = "plan", 8, round(PAYS)
+WAYS = ("bare decord", "cache off", "cache filling", "cache full")
 
 
 def spread(values: list[float]) -> str:
@@ -60,14 +62,22 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def scene(count: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-    """A camera that moves over a blurred random picture."""
+    """A camera that moves over a random picture, with the noise of a sensor."""
     rng, margin = np.random.default_rng(seed), 64
     coarse = rng.integers(0, 255, (height // 24, width // 24, 3)).astype(np.uint8)
-    sides = {"height": height + margin, "width": width + margin}
-    picture = av.VideoFrame.from_ndarray(coarse, format="rgb24").reformat(**sides, interpolation="BICUBIC").to_ndarray()
+    tall, wide = height + margin, width + margin
+    smooth = av.VideoFrame.from_ndarray(coarse, format="rgb24").reformat(
+        width=wide, height=tall, interpolation="BICUBIC"
+    )
+    fine = rng.integers(-DETAIL, DETAIL + 1, (tall // 2 + 1, wide // 2 + 1, 1)).repeat(2, 0).repeat(2, 1)
+    picture = np.clip(smooth.to_ndarray() + fine[:tall, :wide], 0, 255).astype(np.int16)
+    noise = np.round(rng.standard_normal(1 << 22) * NOISE).astype(np.int16)
     for number in range(count):
         y, x = (round(margin / 2 * (1 + np.sin(number / period))) for period in (17 + seed, 23))
-        yield np.ascontiguousarray(picture[y : y + height, x : x + width])
+        frame = picture[y : y + height, x : x + width]
+        start = int(rng.integers(0, len(noise) - frame.size))
+        frame = frame + noise[start : start + frame.size].reshape(frame.shape)
+        yield np.clip(frame, 0, 255).astype(np.uint8)
 
 
 def encoded(count: int, height: int, width: int, preset: str, seed: int = 0) -> bytes:
@@ -192,12 +202,12 @@ def bare_rate(processes: ProcessPoolExecutor, workers: int, paths: list[str]) ->
     return len(paths) / seconds(lambda: list(processes.map(bare, shares)))
 
 
-def stream_rate(run: Store, data: Store, files: int, recipe: Recipe) -> float:
-    """Clips a second of a training's first epoch that reach a consumer, from the first block on."""
+def stream_rate(run: Store, data: Store, blocks: int, recipe: Recipe) -> float:
+    """Clips a second of a training's first blocks that reach a consumer, from the first one on."""
     from finepseudo.runtime.ingest import scoring_stream
 
     ends, clips = list[float](), list[int]()
-    stream: Any = scoring_stream(run, data, PLAN, range(files // BATCH), recipe)
+    stream: Any = scoring_stream(run, data, PLAN, range(blocks), recipe)
     for block in stream.iter_batches(batch_size=None, prefetch_batches=0):
         assert not any(block["error"]), block["error"]
         ends.append(time.perf_counter())
@@ -206,7 +216,7 @@ def stream_rate(run: Store, data: Store, files: int, recipe: Recipe) -> float:
 
 
 def planned(data: Store, run: Store, bodies: list[bytes]) -> None:
-    """The files in a store, probed; and a training that reads each twice, so that the cache keeps them."""
+    """The files in a store, probed; and a training that reads each so often that the cache keeps them."""
     rows: list[dict[str, Any]] = []
     for number, body in enumerate(bodies):
         data.write(f"{number:04d}.mp4", body)
@@ -222,7 +232,7 @@ def planned(data: Store, run: Store, bodies: list[bytes]) -> None:
     row_N = manifest.rows("train")
     plan_classify(
         manifest, samples(row_N, manifest.truth(row_N)), frames=FRAMES, augment=Augment(), batch=BATCH,
-        steps=2 * len(rows) // BATCH, label_share=1.0, blocks_per_step=1, seed=0,
+        steps=EPOCHS * len(rows) // BATCH, label_share=1.0, blocks_per_step=1, seed=0,
     ).ensure(run, PLAN)  # fmt: skip
 
 
@@ -249,12 +259,18 @@ def measure_stream(folder: Path, files: int, workers: int, repetitions: int) -> 
                 shutil.rmtree(folder / "cache", ignore_errors=True)
                 bare_rate(processes, workers, paths[: 2 * workers])  # starts them
                 rates[name, "bare decord"].append(bare_rate(processes, workers, paths))
-                for way, of_way in zip(WAYS[1:], (off, recipe, recipe), strict=True):
-                    rates[name, way].append(stream_rate(runs[name], store, files, of_way))
+                epoch = files // BATCH
+                for way, of_way, blocks in zip(
+                    WAYS[1:], (off, recipe, recipe), (epoch, EPOCHS * epoch, epoch), strict=True
+                ):
+                    rates[name, way].append(stream_rate(runs[name], store, blocks, of_way))
     sizes = " and ".join(
         f"{statistics.mean(map(len, of_name)) / 1000:.0f} kB {name}" for name, of_name in bodies.items()
     )
-    print(f"{files} files of 10 s, 340x256, {sizes}; 16 frames at {SIDE}x{SIDE}; {workers} processes; clips a second")
+    print(
+        f"{files} files of 10 s, 340x256, {sizes}; 16 frames at {SIDE}x{SIDE}; {workers} processes; clips a second\n"
+        f"(cache filling: a training of {EPOCHS} epochs, whole)"
+    )
     for (name, way), found in rates.items():
         of_bare = spread([a / b for a, b in zip(found, rates[name, WAYS[0]], strict=True)])
         of_raw = spread([a / b for a, b in zip(found, rates["raw", way], strict=True)])

@@ -16,8 +16,8 @@ class PackOptions(RecipeOptions):
 
     to: str
     """The packed data set: a path, or a URI such as s3://bucket/packed. It becomes the recipe's data.root."""
-    gop: Count = 16
-    """Frames from one key frame to the next."""
+    gop: Count = 8
+    """Frames from one key frame to the next: 16 saves a tenth of the bytes and costs a fifth more time to decode."""
     crf: CountOrZero = 18
     """Quality of x264: less is better and larger; 18 to 26 are of use."""
     dry_run: bool = False

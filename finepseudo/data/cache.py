@@ -1,8 +1,8 @@
 """A byte-bounded cache of decoded clips on a node's disk, shared by all its processes, that knows the future.
 
 One file a clip and size, memory-mapped, committed by rename; the least recently used go first. How often a clip will be
-read follows from the plan: what is read hundreds of times pays, what is read once or twice would only cost, since a
-clip is kept whole and a row needs a few frames of it. Of more than fits, a fixed share is kept: clips that push each
+read follows from the plan: what is read hundreds of times pays, what is read a few times would only cost, since a clip
+is kept whole and a row needs a few frames of it. Of more than fits, a fixed share is kept: clips that push each
 other out would never be there when they are asked for.
 """
 
@@ -18,8 +18,9 @@ import numpy as np
 
 from finepseudo.data.plan import Plan, derive
 
-PAYS = 2.0
-"""Reads from which a clip is kept. A whole 10-s clip costs about twice the frames of a row to decode and write."""
+PAYS = 4.0
+"""Reads from which a clip is kept. To decode and write a 10-s clip whole costs up to two or three reads more than the
+frames of a row, and each later read saves most of one (benchmarks/ingest.py stream)."""
 ROOM = 0.9  # of the bound that a plan's clips may take: a share by chance is a little more or less
 
 

@@ -35,7 +35,7 @@ class How:
 
     height: int  # of the frames that are decoded from it
     width: int
-    gop: int = 16  # frames from one key frame to the next
+    gop: int = 8  # frames from one key frame to the next
     crf: int = 18  # x264's constant quality: less is better and larger
 
 
