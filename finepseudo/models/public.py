@@ -56,7 +56,7 @@ def convert(found: Mapping[str, Tensor], encoder: str, module: nn.Module) -> Con
     before = "backbone." if ENCODERS[encoder].part == "frame" else ""
     wanted = module.state_dict()
     state, renamed, aside, unknown = dict[str, Tensor](), dict[str, str](), list[str](), list[str]()
-    for name, tensor in found.items():
+    for name, tensor in sorted(found.items()):
         try:
             called = way.called(name)
         except KeyError:

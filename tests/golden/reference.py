@@ -51,7 +51,9 @@ def picture(*shape: int) -> Tensor:
     rng = np.random.default_rng(7)
     *_, H, W = shape
     y_HW, x_HW = np.mgrid[:H, :W] / max(H, W)
-    waves = np.sin(6 * (rng.standard_normal((*shape[:-2], 1, 1)) * y_HW + rng.standard_normal((*shape[:-2], 1, 1)) * x_HW))
+    waves = np.sin(
+        6 * (rng.standard_normal((*shape[:-2], 1, 1)) * y_HW + rng.standard_normal((*shape[:-2], 1, 1)) * x_HW)
+    )
     return torch.from_numpy((waves + 0.1 * rng.standard_normal(shape)).astype(np.float32))
 
 

@@ -17,6 +17,7 @@ from finepseudo.data.plan import plan_score
 from finepseudo.data.transforms import centre
 from finepseudo.errors import ArtefactError
 from finepseudo.models import weights
+from finepseudo.models.table import Preprocessing
 from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
