@@ -26,7 +26,7 @@ KEPT = 16  # numbers of each answer
 
 
 def filled(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """A tensor for each name: drawn by a generator that the name seeds, at the scale at which signals neither die nor grow.
+    """A tensor for each name, drawn by a generator that the name seeds, at a scale at which signals keep theirs.
 
     Variances are in 0.5..1.5, weights of norms around 1, other vectors around 0; matrices and convolutions have
     deviation sqrt(1 / fan in); counters are 0.
@@ -51,9 +51,8 @@ def picture(*shape: int) -> Tensor:
     rng = np.random.default_rng(7)
     *_, H, W = shape
     y_HW, x_HW = np.mgrid[:H, :W] / max(H, W)
-    waves = np.sin(
-        6 * (rng.standard_normal((*shape[:-2], 1, 1)) * y_HW + rng.standard_normal((*shape[:-2], 1, 1)) * x_HW)
-    )
+    down, right = rng.standard_normal((2, *shape[:-2], 1, 1))
+    waves = np.sin(6 * (down * y_HW + right * x_HW))
     return torch.from_numpy((waves + 0.1 * rng.standard_normal(shape)).astype(np.float32))
 
 

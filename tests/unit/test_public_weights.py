@@ -265,15 +265,12 @@ def test_an_unknown_layout_names_the_nearest(tmp_path):
 
 def test_weights_of_another_encoder_are_refused(resnet, tmp_path):
     source = put(tmp_path / "in", resnet)
-    assert (
-        "the file is of layout torchvision ResNet, for vtn_resnet18 or vtn_resnet50; expected for r3d_18: torchvision R3D"
-        in refused(source, "r3d_18")
-    )
+    taken = "the file is of layout torchvision ResNet, for vtn_resnet18 or vtn_resnet50"
+    assert f"{taken}; expected for r3d_18: torchvision R3D" in refused(source, "r3d_18")
     assert "expected for tiny_vtn: none, it has no public weights" in refused(source, "tiny_vtn")
     message = refused(source, "vtn_resnet50")
-    assert (
-        "of layout torchvision ResNet do not fit vtn_resnet50: 198 missing from the file: backbone.layer1.0" in message
-    )
+    assert "torchvision ResNet do not fit vtn_resnet50: " in message
+    assert " missing from the file: backbone.layer1.0.conv3.weight, backbone.layer1.0.bn3.weight" in message
     assert "of another shape" in message
     more = refused(put(tmp_path / "more", {**resnet, "layer5.0.weight": torch.ones(1)}))
     assert "1 unknown to the model: backbone.layer5.0.weight" in more
