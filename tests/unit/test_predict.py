@@ -17,7 +17,7 @@ from finepseudo.align.score import class_scores
 from finepseudo.data.plan import plan_score
 from finepseudo.data.transforms import augment, centre
 from finepseudo.errors import ArtefactError
-from finepseudo.models import weights
+from finepseudo.models import public, weights
 from finepseudo.models.table import Preprocessing
 from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
