@@ -10,6 +10,7 @@ import multiprocessing
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,6 +66,7 @@ def _answer(receiver: Connection, limit_s: float) -> str | None:
 def _convert(path: str, target: str, sender: Connection) -> None:
     """In the child."""
     said = ""
+    warnings.simplefilter("ignore")  # what is wrong with the file is told in one line, by `_told`
     try:
         # Tensors, numbers, text and containers of them: anything else is an error before it runs.
         found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
@@ -92,10 +94,9 @@ def _table(found: Any) -> dict[str, Tensor]:
 
 def _told(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if wants := re.search(r"GLOBAL (\S+)|Unsupported (?:class|global)[: ]+(\S+)", text):
-        name = wants[1] or wants[2]
+    if wants := re.search(r"GLOBAL (\S+)", text):
         return (
-            f"the pickled file wants {name}; expected tensors and plain containers alone: nothing of it was run. "
+            f"the pickled file wants {wants[1]}; expected tensors and plain containers alone: nothing of it was run. "
             "Save its state dict alone, or take it as safetensors"
         )
     if "TorchScript" in text:

@@ -16,7 +16,7 @@ from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import class_scores
 from finepseudo.data.plan import plan_score
 from finepseudo.data.transforms import augment, centre
-from finepseudo.errors import ArtefactError
+from finepseudo.errors import ArtefactError, WeightsError
 from finepseudo.models import public, weights
 from finepseudo.models.table import Preprocessing
 from finepseudo.recipe import Label, Models
@@ -212,8 +212,15 @@ def test_other_digest_and_other_shape_are_refused(named, tmp_path):
     how, _ = named
     run = Store(str(tmp_path / "run"))
     wrong = replace(how, models=replace(how.models, video_sha256="0" * 64))
-    with pytest.raises(ArtefactError, match="expected 0000"):
+    with pytest.raises(WeightsError, match=r"^\S+/public\.safetensors: weights have sha256 \w+, expected 0000"):
         ensure_initial(wrong, "video", K, run)
+    gone = replace(how, models=replace(how.models, video_weights=str(tmp_path / "gone")))
+    with pytest.raises(WeightsError, match=r"^\S+/gone: no such file$"):
+        ensure_initial(gone, "video", K, run)
+    another = replace(how, models=replace(how.models, frame_weights=how.models.video_weights))
+    another = replace(another, models=replace(another.models, frame_sha256=how.models.video_sha256))
+    with pytest.raises(WeightsError, match=r"public\.safetensors: weights do not fit TinyVTN: "):
+        ensure_initial(another, "frame", K, run)
     assert run.list("train/initial/video/snapshot") == []
     ensure_initial(how, "video", K, run)
     with pytest.raises(ArtefactError, match="was made from something else"):

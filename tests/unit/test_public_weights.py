@@ -218,6 +218,10 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused_before_it_runs(tmp_pat
         tmp_path / "in.pth"
     )
     assert not (tmp_path / "ran").exists()
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    assert "the pickled file wants torch.nn.modules.linear.Linear; expected tensors" in refused(tmp_path / "module.pth")
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "script.pt")
+    assert "is a TorchScript program; expected weights" in refused(tmp_path / "script.pt")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     assert "holds no table of tensors; expected one, got epoch" in refused(tmp_path / "none.pth")
 
