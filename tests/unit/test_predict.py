@@ -217,8 +217,8 @@ def test_other_digest_and_other_shape_are_refused(named, tmp_path):
     gone = replace(how, models=replace(how.models, video_weights=str(tmp_path / "gone")))
     with pytest.raises(WeightsError, match=r"^\S+/gone: no such file$"):
         ensure_initial(gone, "video", K, run)
-    another = replace(how, models=replace(how.models, frame_weights=how.models.video_weights))
-    another = replace(another, models=replace(another.models, frame_sha256=how.models.video_sha256))
+    same = {"frame_weights": how.models.video_weights, "frame_sha256": how.models.video_sha256}
+    another = replace(how, models=replace(how.models, **same))
     with pytest.raises(WeightsError, match=r"public\.safetensors: weights do not fit TinyVTN: "):
         ensure_initial(another, "frame", K, run)
     assert run.list("train/initial/video/snapshot") == []
