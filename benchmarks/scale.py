@@ -170,7 +170,7 @@ class Bench:
 
         def forward() -> None:
             raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
-            encoder(centre(raw, self.recipe.augment, self.recipe.frames.crop)).cpu()
+            encoder(centre(raw, self.recipe.augment, self.recipe.frames.crop, encoder.preprocessing)).cpu()
 
         with torch.inference_mode():
             return typical(forward) / math.prod(clip_BTHWC.shape[:2])

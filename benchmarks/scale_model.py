@@ -205,9 +205,8 @@ class Model:
         return [frame, [*video, self.training("train/supervise/video", "classify/video", recipe.supervise.steps)]]
 
     def pretrain(self, part: str, steps: int) -> list[StageCost]:
-        """GITDL, unless weights are given."""
-        given = getattr(self.recipe.models, f"{part}_weights") or not steps
-        return [] if given else [self.training(f"train/pretrain/{part}", f"gitdl/{part}", steps)]
+        """GITDL, where the recipe has steps of it."""
+        return [self.training(f"train/pretrain/{part}", f"gitdl/{part}", steps)] if steps else []
 
     def label(self, number: int) -> list[StageCost]:
         """Passes over the unlabelled videos through both encoders and the gallery; the first serves all methods."""

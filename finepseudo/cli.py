@@ -44,6 +44,14 @@ class Options(RecipeOptions):
 
 
 T = TypeVar("T", bound=RecipeOptions)
+U = TypeVar("U")
+
+Positional = tyro.conf.Positional  # of a value that has its place on the command line instead of a name
+
+
+def parse_plain(kind: type[U], argv: Sequence[str], *, program: str, description: str) -> U:
+    """Options of a job that has no recipe. Raises SystemExit: help was asked for, or an option is wrong."""
+    return tyro.cli(kind, args=list(argv), prog=program, description=description)
 
 
 def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str) -> T:

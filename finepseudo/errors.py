@@ -21,6 +21,10 @@ class ArtefactError(FinePseudoError):
     """An artefact is missing, incomplete, or not what its digest or its reader expects."""
 
 
+class WeightsError(ArtefactError):
+    """A file of weights is damaged, of a layout that nobody knows, or not of the encoder that is to start from it."""
+
+
 class StorageError(FinePseudoError):
     """A store refused or did not answer; that is never a property of the video that was asked for."""
 

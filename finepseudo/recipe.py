@@ -150,9 +150,11 @@ class Models:
     frame_options: dict[str, str] = field(default_factory=dict[str, str])
     """Options of f_A, such as `positions sinusoidal`."""
     video_options: dict[str, str] = field(default_factory=dict[str, str])
-    frame_weights: str = ""  # URI of safetensors weights; empty: pre-trained here without labels
+    frame_weights: str = ""
+    """URI of safetensors weights that f_A starts from, such as jobs/import_weights.py makes; empty: random ones. What
+    the file lacks is initialised. Pre-training goes on from them unless gitdl.frame_steps is 0."""
     frame_sha256: str = ""
-    video_weights: str = ""
+    video_weights: str = ""  # the same of f_E, and gitdl.video_steps; its number of classes may be another
     video_sha256: str = ""
 
     def encoder(self, part: Part) -> Encoder:
@@ -190,8 +192,8 @@ class GitdlLoss:
 class Gitdl(GitdlLoss):
     """Pre-training without labels (METHOD: GITDL)."""
 
-    frame_steps: CountOrZero = 800  # steps of f_A
-    video_steps: CountOrZero = 300  # steps of f_E on its time features; none where weights are given
+    frame_steps: CountOrZero = 800  # steps of f_A, from models.frame_weights or random weights; 0: none
+    video_steps: CountOrZero = 300  # steps of f_E on its time features, from models.video_weights or random; 0: none
     lr: NotNegative = 1e-3
     videos: Count = 16  # videos in one block
     frames: Several = 16  # n: frames of the global and of the local clip
@@ -413,11 +415,11 @@ def _check_across(recipe: Recipe) -> None:
             )
         encoder = recipe.models.encoder(part)
         stride = encoder.options.time_stride if isinstance(encoder.options, VideoOptions) else 1
-        if stride > 1 and recipe.gitdl.video_steps and not weights:
+        if stride > 1 and recipe.gitdl.video_steps:
             raise RecipeError(
                 f"gitdl.video_steps = {recipe.gitdl.video_steps}: {encoder.name} has one time feature for {stride} "
-                "frames, and pre-training compares frames; set --models.video-options temporal_stride_1 true, give "
-                "models.video_weights, or set gitdl.video_steps to 0"
+                "frames, and pre-training compares frames; set --models.video-options temporal_stride_1 true, or set "
+                "gitdl.video_steps to 0"
             )
     if recipe.data.rehearsal is not None:
         _check_rehearsal(recipe.data.rehearsal)

@@ -12,13 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finepseudo.models.table import Channels, Preprocessing
 from finepseudo.recipe import PixelAugment
 
-MEAN, STD = 0.45, 0.225  # of pixels in 0..1, the same for all channels, as video encoders are commonly trained with
 
+def augment(
+    clip_BTHWC: Tensor, seed_B: Sequence[int], options: PixelAugment, crop: int, preprocessing: Preprocessing
+) -> Tensor:
+    """Random crop, cutout, gain and colour: uint8 clips to normalised clip_BTCHW of `crop` x `crop` pixels.
 
-def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], options: PixelAugment, crop: int) -> Tensor:
-    """Random crop, cutout, gain and colour: uint8 clips to normalised clip_BTCHW of `crop` x `crop` pixels."""
+    What is cut out has the mean colour, so 0 after the normalisation.
+    """
     draws = [_draw(seed, options) for seed in seed_B]
     box_B4 = torch.tensor(np.stack([draw[0] for draw in draws]), dtype=torch.float32)
     colour_B4 = torch.tensor(np.stack([draw[1] for draw in draws]), dtype=torch.float32, device=clip_BTHWC.device)
@@ -28,15 +32,25 @@ def augment(clip_BTHWC: Tensor, seed_B: Sequence[int], options: PixelAugment, cr
     for index, (_, _, hole) in enumerate(draws):
         if hole is not None:
             top, bottom, left, right = (round(edge * crop) for edge in hole)
-            clip_BTCHW[index, :, :, top:bottom, left:right] = MEAN
-    return (clip_BTCHW - MEAN) / STD
+            clip_BTCHW[index, :, :, top:bottom, left:right] = _channels(preprocessing.mean, clip_BTCHW)
+    return normalise(clip_BTCHW, preprocessing)
 
 
-def centre(clip_BTHWC: Tensor, options: PixelAugment, crop: int) -> Tensor:
+def centre(clip_BTHWC: Tensor, options: PixelAugment, crop: int, preprocessing: Preprocessing) -> Tensor:
     """The same without chance, for inference: a centred crop of the mean size."""
     side = (1 + options.scale_min) / 2
     box_B4 = torch.tensor([[side, side, 0.0, 0.0]]).expand(len(clip_BTHWC), 4)
-    return (_crop(clip_BTHWC, box_B4, crop) - MEAN) / STD
+    return normalise(_crop(clip_BTHWC, box_B4, crop), preprocessing)
+
+
+def normalise(clip_BTCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(p - mean) / std of pixels p in 0..1, channel by channel."""
+    return (clip_BTCHW - _channels(preprocessing.mean, clip_BTCHW)) / _channels(preprocessing.std, clip_BTCHW)
+
+
+def _channels(values: Channels, like: Tensor) -> Tensor:
+    """value_C11, on the device of a clip."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 def _draw(seed: int, options: PixelAugment) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float, float] | None]:

@@ -115,17 +115,19 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
 
 
 def pretrain(steps: Steps, part: Part, count: int) -> Trained:
-    """GITDL on all training videos; the recipe's weights where it names some."""
+    """GITDL on all training videos, from the weights that the recipe names or from random ones; or these themselves."""
     recipe = steps.recipe
-    if getattr(recipe.models, f"{part}_weights") or count == 0:
-        if count == 0:
-            log.warning("gitdl.%s_steps is 0: the %s encoder is not pre-trained here", part, part)
-        return Trained(*ensure_initial(recipe, part, steps.manifest.num_classes, steps.run))
+    named, classes = bool(getattr(recipe.models, f"{part}_weights")), steps.manifest.num_classes
+    initial = Trained(*ensure_initial(recipe, part, classes, steps.run)) if named or not count else None
+    if initial and not count:
+        if not named:
+            log.warning("gitdl.%s_steps is 0 and no weights are named: the %s encoder starts at random", part, part)
+        return initial
     manifest, k = steps.manifest, recipe.optimiser.blocks_per_step
     train = np.setdiff1d(manifest.rows("train"), steps.split.test)
     plan = plan_gitdl(manifest, train, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
     loss = part_of(GitdlLoss, recipe.gitdl)
-    return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr)
+    return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr, init=initial)
 
 
 def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:

@@ -37,6 +37,7 @@ from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences, fingerprint
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
+from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
 from finepseudo.train.predict import Pass, Scores, embeddings, logits, part_name, read_part, sbar
 from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, label_table, temperatures
@@ -289,7 +290,7 @@ def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, execut
             share = 100 * seconds["cache_hits"] / max(1, seconds["rows"])
             log.info("%s: the cache of clips had %.1f %% of its reads", stage.name, share)
         else:  # the last worker died between its checkpoint and the snapshot
-            checkpoint.export_snapshot(run, stage.folder, lineage=lineage)
+            checkpoint.export_snapshot(run, stage.folder, lineage=lineage, beside=carried(stage.init))
     artefacts.check_lineage(run, folder, marker, lineage)
     return artefacts.marker_digest(marker)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,6 +14,44 @@ from finepseudo.fields import Count, from_text, nearest
 
 Part = Literal["frame", "video"]  # `frame` is f_A, `video` is f_E
 Positions = Literal["none", "sinusoidal"]
+
+
+Channels = tuple[float, float, float]  # red, green, blue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What an encoder takes for pixels p in 0..1: (p - mean) / std, channel by channel."""
+
+    mean: Channels = (0.45, 0.45, 0.45)
+    std: Channels = (0.225, 0.225, 0.225)
+
+    @classmethod
+    def of(cls, body: Any) -> Preprocessing:
+        """From JSON values, `mean` and `std` of three channels; what else `body` has is of no account.
+
+        Raises RecipeError: they are no such numbers.
+        """
+        mean, std = (cls._channels(name, body.get(name)) for name in ("mean", "std"))
+        if min(std) <= 0:
+            raise RecipeError(f"std: expected three numbers above 0, got {std}")
+        return cls(mean=mean, std=std)
+
+    @staticmethod
+    def _channels(name: str, values: Any) -> Channels:
+        try:
+            red, green, blue = map(float, values)
+        except (TypeError, ValueError):
+            raise RecipeError(f"{name}: expected three numbers, got {values!r}") from None
+        if not all(map(math.isfinite, (red, green, blue))):
+            raise RecipeError(f"{name}: expected three finite numbers, got {values!r}")
+        return red, green, blue
+
+
+# As the public weights of each family were trained; weights that were trained otherwise say so in their metadata.
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+KINETICS = Preprocessing(mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989))
+CLIP = Preprocessing(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +82,7 @@ class TinyR2Plus1DOptions(VideoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class R2Plus1D18Options(VideoOptions):
+class ClipResNetOptions(VideoOptions):
     temporal_stride_1: bool = False
     """The same parameters with temporal strides of 1: T frames give T time features, not T/8 [C]."""
 
@@ -56,14 +95,21 @@ class R2Plus1D18Options(VideoOptions):
 class Entry:
     part: Part
     options: type
-    made_by: str  # its class, as module:Class; constructed with its options, `size` and, for f_E, `num_classes`
+    made_by: str
+    """Its class, as module:Class below models/; constructed with its options, `size` and, for f_E, `num_classes`."""
+    preprocessing: Preprocessing = Preprocessing()
 
 
 ENCODERS: dict[str, Entry] = {
-    "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.encoders:TinyVTN"),
-    "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.encoders:VTNResNet18"),
-    "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.encoders:TinyR2Plus1D"),
-    "r2plus1d_18": Entry("video", R2Plus1D18Options, "finepseudo.models.encoders:R2Plus1D18"),
+    "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN"),
+    "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET),
+    "vtn_resnet50": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet50", IMAGENET),
+    "vtn_vit_s16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET),
+    "vtn_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET),
+    "vtn_clip_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP),
+    "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.tiny:TinyR2Plus1D"),
+    "r2plus1d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R2Plus1D18", KINETICS),
+    "r3d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R3D18", KINETICS),
 }
 
 
@@ -71,6 +117,7 @@ ENCODERS: dict[str, Entry] = {
 class Encoder:
     name: str
     options: Any
+    preprocessing: Preprocessing = Preprocessing()
 
     @property
     def part(self) -> Part:
@@ -86,4 +133,5 @@ def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | 
     if name not in names:
         which = {"frame": " that embeds frames (f_A)", "video": " that classifies clips (f_E)", None: ""}[part]
         raise RecipeError(f"no encoder {name!r}{which}{nearest(name, names)}; the choices are {', '.join(names)}")
-    return Encoder(name, from_text(ENCODERS[name].options, options or {}, f"encoder {name!r}"))
+    entry = ENCODERS[name]
+    return Encoder(name, from_text(entry.options, options or {}, f"encoder {name!r}"), entry.preprocessing)

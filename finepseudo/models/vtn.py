@@ -4,6 +4,7 @@ Axes: B batch, T frames, D embedding, F features (the Transformer's width), h he
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +21,26 @@ def sinusoidal_positions(num_frames: int, width: int, like: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """softmax(q k' / sqrt(d)) v over the frames of one clip, all heads at once.
+    """softmax(q k' / sqrt(d)) v over the frames of one clip, or the tokens of one frame, all heads at once.
 
     Written out with module calls only: the library's own layer reads the weights of its output projection from
-    outside that projection, which a sharded engine does not gather. T is a few dozen: the (T,T) matrix is small.
+    outside that projection, which a sharded engine does not gather.
+
+    Args:
+        fused: by torch's fused attention, which keeps no (T,T) matrix; without it the matrix is there, small where T is
+            a few dozen.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, fused: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused = heads, fused
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTF: Tensor) -> Tensor:
         q_BhTd, k_BhTd, v_BhTd = self.qkv(x_BTF).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            return self.out(F.scaled_dot_product_attention(q_BhTd, k_BhTd, v_BhTd).transpose(1, 2).flatten(2))
         weight_BhTT = (q_BhTd @ k_BhTd.mT * q_BhTd.shape[-1] ** -0.5).softmax(dim=-1)
         return self.out((weight_BhTT.to(v_BhTd.dtype) @ v_BhTd).transpose(1, 2).flatten(2))
 
@@ -41,12 +48,21 @@ class SelfAttention(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm layer: x + attention(norm x), then x + mlp(norm x); no dropout [C]."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        eps: float = 1e-5,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        fused: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attention = SelfAttention(width, heads, fused=fused)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), activation(), nn.Linear(mlp_width, width))
 
     def forward(self, x_BTF: Tensor) -> Tensor:
         x_BTF = x_BTF + self.attention(self.norm1(x_BTF))

@@ -1,7 +1,8 @@
 """Weights as bytes: safetensors with text metadata, loaded strictly. Storage is the caller's; pickle is nobody's."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -34,6 +35,12 @@ def read_state(data: bytes) -> dict[str, Tensor]:
         ) from error
 
 
+def read_text(data: bytes) -> dict[str, str]:
+    """The text metadata of a safetensors file whose tensors were read; empty where it has none."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {})
+
+
 def load_bytes(
     module: nn.Module, data: bytes, *, sha256: str | None, allow_missing: Collection[str] = frozenset()
 ) -> None:
@@ -46,17 +53,49 @@ def load_bytes(
     Raises ArtefactError for another digest, no safetensors file, names missing or unexpected, another shape or kind of
     number, or an allowed name that is not needed; the message lists every kind of fault with its names.
     """
-    found_digest = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found_digest != sha256.lower():
+    check_digest(data, sha256)
+    load_state(module, read_state(data), allow_missing=allow_missing)
+
+
+def check_digest(data: bytes, sha256: str | None) -> None:
+    """Raises ArtefactError unless the bytes are those of the digest; None fits all."""
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256.lower():
         raise ArtefactError(
-            f"weights have sha256 {found_digest}, expected {sha256}: the file is another one or was cut short; "
+            f"weights have sha256 {found}, expected {sha256}: the file is another one or was cut short; "
             "fetch it again, or correct the digest where the weights are named"
         )
-    found, wanted = read_state(data), module.state_dict()
+
+
+def load_state(module: nn.Module, found: Mapping[str, Tensor], *, allow_missing: Collection[str] = frozenset()) -> None:
+    """As `load_bytes`, of tensors by name."""
+    wanted = module.state_dict()
+    if said := faults(wanted, found, allow_missing=allow_missing):
+        raise ArtefactError(
+            f"weights do not fit {type(module).__name__}: {said}. Nothing was loaded: "
+            "build the model that the weights were made for, or correct allow_missing"
+        )
+    module.load_state_dict(found, strict=False)
+
+
+def faults(
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    *,
+    allow_missing: Collection[str] = frozenset(),
+    unknown: Sequence[str] = (),
+) -> str:
+    """What is amiss with tensors for a model, each kind of fault with its names; empty where nothing is.
+
+    Args:
+        wanted: the model's state dict.
+        allow_missing: names that must not be in `found`; the model keeps its own values for them.
+        unknown: more names that the model does not know.
+    """
     differ = [name for name in wanted if name in found and not _fits(found[name], wanted[name])]
-    faults = [
+    told = [
         _fault("missing from the file", [name for name in wanted if name not in found and name not in allow_missing]),
-        _fault("unknown to the model", [name for name in found if name not in wanted]),
+        _fault("unknown to the model", [*unknown, *(name for name in found if name not in wanted)]),
         _fault(
             "of another shape or kind of number",
             [f"{name} (file {_describe(found[name])}, model {_describe(wanted[name])})" for name in differ],
@@ -66,12 +105,7 @@ def load_bytes(
             sorted(name for name in allow_missing if name in found or name not in wanted),
         ),
     ]
-    if any(faults):
-        raise ArtefactError(
-            f"weights do not fit {type(module).__name__}: {'; '.join(filter(None, faults))}. Nothing was loaded: "
-            "build the model that the weights were made for, or correct allow_missing"
-        )
-    module.load_state_dict(found, strict=False)
+    return "; ".join(filter(None, told))
 
 
 def _fits(found: Tensor, wanted: Tensor) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -112,8 +113,14 @@ def load(engine: Engine, session: Session, store: Store, folder: str, *, lineage
     return step
 
 
-def export_snapshot(store: Store, folder: str, *, lineage: Mapping[str, Any]) -> None:
-    """From the last checkpoint to one file of weights for readers; needs no engine. Checkpoints go afterwards."""
+def export_snapshot(
+    store: Store, folder: str, *, lineage: Mapping[str, Any], beside: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
+    """From the last checkpoint to one file of weights for readers; needs no engine. Checkpoints go afterwards.
+
+    Args:
+        beside: other parts of the snapshot.
+    """
     step = committed_step(store, folder)
     tensors, whole = _assemble(store, f"{folder}/checkpoints/{step:08d}")
     shapes = json.loads(bytes(whole.pop("shapes").tolist()))
@@ -121,7 +128,7 @@ def export_snapshot(store: Store, folder: str, *, lineage: Mapping[str, Any]) ->
     state |= {name: parts["param"].view(shapes[name]) for name, parts in tensors.items()}
     state = {name: value for name, value in state.items() if not name.startswith("projection.")}
     data = weights.to_bytes(state, {"lineage": json.dumps(plain(lineage), sort_keys=True)})
-    artefacts.commit(store, f"{folder}/snapshot", {"weights.safetensors": data}, lineage)
+    artefacts.commit(store, f"{folder}/snapshot", {"weights.safetensors": data, **beside}, lineage)
     store.delete(f"{folder}/checkpoints")
 
 

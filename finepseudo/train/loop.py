@@ -20,6 +20,7 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.engine import Engine
+from finepseudo.train.initial import carried
 from finepseudo.train.session import Session
 from finepseudo.train.stage import Stage, build_objective
 
@@ -77,7 +78,7 @@ def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream
             with recorder.clock("wait"):
                 columns = next(blocks, None)
     if engine.steps == stage.steps and session.rank == 0:
-        checkpoint.export_snapshot(store, stage.folder, lineage=lineage)
+        checkpoint.export_snapshot(store, stage.folder, lineage=lineage, beside=carried(stage.init))
     session.gather(None)
 
 

@@ -6,7 +6,7 @@ Axes: B clips, T n m frames, D F features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ Output = tuple[Tensor, dict[str, Tensor]]
 class Objective(nn.Module):
     """An encoder and a loss; `forward(batch)` gives the block's loss and what to log beside it."""
 
-    def __init__(self, encoder: nn.Module, augmentation: PixelAugment, crop: int) -> None:
+    encoder: FrameEncoder | VideoEncoder
+
+    def __init__(self, encoder: FrameEncoder | VideoEncoder, augmentation: PixelAugment, crop: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.augmentation, self.crop = augmentation, crop
@@ -37,7 +39,11 @@ class Objective(nn.Module):
         """Of the distances that a new score head will see; nothing where there is no such head."""
 
     def clips(self, batch: ClipBatch) -> Tensor:
-        return augment(batch.clip_BTHWC, batch.seed_B, self.augmentation, self.crop)
+        return self.augmented(batch.clip_BTHWC, batch.seed_B)
+
+    def augmented(self, clip_BTHWC: Tensor, seed_B: Sequence[int]) -> Tensor:
+        """As the encoder takes pixels."""
+        return augment(clip_BTHWC, seed_B, self.augmentation, self.crop, self.encoder.preprocessing)
 
 
 class GitdlObjective(Objective):
@@ -64,7 +70,7 @@ class GitdlObjective(Objective):
         assert batch.other_BTHWC is not None
         assert batch.other_time_BT is not None
         # Two draws a video: the views must differ in more than time.
-        local = augment(batch.other_BTHWC, [seed ^ 1 for seed in batch.seed_B], self.augmentation, self.crop)
+        local = self.augmented(batch.other_BTHWC, [seed ^ 1 for seed in batch.seed_B])
         both = torch.cat([self.clips(batch), local])
         time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
         projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)

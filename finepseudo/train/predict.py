@@ -5,6 +5,7 @@ Axes: B rows, V views of a video, N videos, T frames, D embedding, K classes.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -22,10 +23,11 @@ from finepseudo.align.score import ClassScorer
 from finepseudo.data.transforms import centre
 from finepseudo.models import weights
 from finepseudo.models.encoders import build
-from finepseudo.models.table import Part
+from finepseudo.models.table import Part, Preprocessing
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
+from finepseudo.train.initial import preprocessing_of
 
 Columns = dict[str, np.ndarray]
 
@@ -152,26 +154,30 @@ class Predictor:
         """
         found: dict[str, Tensor] = {}
         if self.frame:
-            clips = self._clips(clip_0)
+            clips = functools.cache(functools.partial(self._clips, clip_0))
             for name, (encoder, _) in self.frame.items():
-                emb_BTD = encoder(clips).float()
+                emb_BTD = encoder(clips(encoder.preprocessing)).float()
                 if name not in self.scorers:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
                 found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
         if self.video:
-            clips = self._clips(clip_1)
+            clips = functools.cache(functools.partial(self._clips, clip_1))
             for name, encoder in self.video.items():
-                found[_LOGITS + name] = encoder(clips).float().unflatten(0, (-1, self.views)).mean(1)
+                logits_BK = encoder(clips(encoder.preprocessing)).float()
+                found[_LOGITS + name] = logits_BK.unflatten(0, (-1, self.views)).mean(1)
         # safetensors writes the memory of an array, whatever its strides.
         return {name: value.cpu().contiguous().numpy() for name, value in found.items()}
 
     @torch.inference_mode()
     def embed(self, name: str, clip_BTHWC: np.ndarray) -> Tensor:
-        return self.frame[name][0](self._clips(clip_BTHWC)).float()
+        encoder = self.frame[name][0]
+        return encoder(self._clips(clip_BTHWC, encoder.preprocessing)).float()
 
     def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
-        encoder = build(self.recipe.models.encoder(part), num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
+        chosen = self.recipe.models.encoder(part)
+        encoder = build(chosen, num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
+        encoder.preprocessing = preprocessing_of(uri, chosen)
         state = weights.read_state(artefacts.read_part(*located(uri), "weights.safetensors"))
         weights.load_bytes(encoder, weights.to_bytes(_below(state, "encoder."), {}), sha256=None)
         score, head = _below(state, "score."), None
@@ -187,9 +193,9 @@ class Predictor:
         gamma, mean = self.recipe.align.gamma, self.recipe.label.mean
         return ClassScorer(gallery, head, gamma=gamma, mean=mean, device=self.device)
 
-    def _clips(self, clip_BTHWC: np.ndarray) -> Tensor:
+    def _clips(self, clip_BTHWC: np.ndarray, preprocessing: Preprocessing) -> Tensor:
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
-        return centre(raw, self.recipe.augment, self.recipe.frames.crop)
+        return centre(raw, self.recipe.augment, self.recipe.frames.crop, preprocessing)
 
 
 def _digest(snapshot: str) -> str:

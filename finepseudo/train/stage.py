@@ -13,7 +13,7 @@ from finepseudo.models.table import Encoder, Part
 from finepseudo.recipe import Optimiser, PixelAugment, Pixels, Recipe, part_of
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import located
-from finepseudo.train.initial import random_encoder
+from finepseudo.train.initial import preprocessing_of, random_encoder
 from finepseudo.train.objectives import OBJECTIVES, Loss, Objective
 
 # What moves a training to another place, or ends it early, does not change its weights.
@@ -90,3 +90,4 @@ def _load_snapshot(objective: Objective, stage: Stage, *, new_head: bool) -> Non
     new = ("projection.", "score.") if new_head else ("projection.",)
     missing = {name for name in objective.state_dict() if name.startswith(new)}
     weights.load_bytes(objective, data, sha256=None, allow_missing=missing)
+    objective.encoder.preprocessing = preprocessing_of(stage.init, stage.encoder)

@@ -1,5 +1,6 @@
 """The whole story in one plain process, without Ray: what is trained, what is looked up, what is refused."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from clips import manifest
 
 from finepseudo.data.batch import make_batch
@@ -18,14 +20,17 @@ from finepseudo.data.stream import BlockReader
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import ensure_manifest, ensure_split, generate
-from finepseudo.driver.rounds import run_rounds
-from finepseudo.driver.steps import both, side_by_side
+from finepseudo.driver.rounds import pretrain, run_rounds
+from finepseudo.driver.steps import Steps, both, side_by_side
 from finepseudo.errors import ArtefactError, DecodeError, ManifestError, StorageError, TrainingError
+from finepseudo.models import weights
 from finepseudo.recipe import Data, Split
 from finepseudo.recipes import find
 from finepseudo.report.page import summary, write_report
-from finepseudo.run import Run
-from finepseudo.storage.store import Store
+from finepseudo.run import Run, data_store
+from finepseudo.storage import artefacts
+from finepseudo.storage.store import Store, located
+from finepseudo.train.initial import random_encoder
 
 SMOKE = find("rehearsal_smoke")
 RECIPE = replace(
@@ -120,6 +125,36 @@ def test_started_again_it_only_looks_up(first):
     again, executor = whole(RECIPE, folder)
     assert again == results
     assert (executor.trained, executor.passes) == (set(), {})
+
+
+def test_pretraining_goes_on_from_named_weights_unless_it_has_no_steps(first, tmp_path):
+    folder, *_ = first
+    shutil.copytree(folder / "data", tmp_path / "run/data")
+    source = random_encoder(RECIPE.models.encoder("frame"), num_classes=2, size=RECIPE.frames.crop, seed=77)
+    backbone = {f"backbone.{key}": value for key, value in source.backbone.state_dict().items()}
+    data = weights.to_bytes(backbone, {})
+    (tmp_path / "w.safetensors").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    named = replace(RECIPE.models, frame_weights=str(tmp_path / "w.safetensors"), frame_sha256=digest)
+    recipe, run = replace(RECIPE, models=named), Store(str(tmp_path / "run"))
+    executor = Watched(recipe)
+    manifest = ensure_manifest(recipe, run, executor)
+    split = ensure_split(recipe, run, data_store(recipe, run), manifest)
+    steps = Steps(recipe, run, run, manifest, split, executor, may_train=True)
+
+    start = pretrain(steps, "frame", 0)
+    assert executor.trained == set()
+    assert start.uri.endswith("train/initial/frame/snapshot")
+    begun = weights.read_state(artefacts.read_part(*located(start.uri), "weights.safetensors"))
+    assert all(torch.equal(begun[f"encoder.{key}"], value) for key, value in backbone.items())
+
+    end = pretrain(steps, "frame", 4)
+    assert executor.trained == {"pretrain/frame"}
+    assert artefacts.required(*located(end.uri))["lineage"]["init_digest"] == start.digest
+    # Four steps of warming up move the backbone a little from where it began, and not from anywhere else.
+    ended = weights.read_state(artefacts.read_part(*located(end.uri), "weights.safetensors"))
+    moved = max(float((ended[key] - begun[key]).abs().max()) for key in begun if key.endswith("fc.weight"))
+    assert 0 < moved < 0.02
 
 
 def test_another_method_later_trains_itself_alone(first, tmp_path):

@@ -14,14 +14,27 @@ import torch
 
 from finepseudo import models
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder, build
-from finepseudo.models.resnet import ResNet18, factored_width
+from finepseudo.models.resnet import resnet18
+from finepseudo.models.resnet3d import factored_width
 from finepseudo.models.table import ENCODERS, choose
 from finepseudo.models.tiny import TemporalStage
-from finepseudo.models.vtn import TemporalTransformer
+from finepseudo.models.vit import Tokens
+from finepseudo.models.vtn import SelfAttention, TemporalTransformer
 
 # What is expected of every encoder of the table. f_A: D and F; f_E: time features of 8 frames, and F.
-FRAME = {"tiny_vtn": (64, 128), "vtn_resnet18": (128, 256)}
-VIDEO = {"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512)}
+FRAME = {
+    "tiny_vtn": (64, 128),
+    **dict.fromkeys(("vtn_resnet18", "vtn_resnet50", "vtn_vit_s16", "vtn_vit_b16", "vtn_clip_vit_b16"), (128, 256)),
+}
+VIDEO = {"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512), "r3d_18": (1, 512)}
+# The largest ones are the classes of smaller ones; what is said of all takes minutes for them.
+LARGE = {"vtn_vit_b16", "vtn_clip_vit_b16"}
+
+
+def each(names):
+    return [pytest.param(name, marks=pytest.mark.long) if name in LARGE else name for name in names]
+
+
 # Another value of every option, which the default weights and answers must tell apart.
 OTHER = {"dim": "16", "positions": "sinusoidal", "dropout": "0.5", "temporal_stride_1": "true"}
 K = 5
@@ -55,12 +68,17 @@ def test_the_table_is_what_is_tested_here():
 def test_every_encoder_of_the_package_is_in_the_table():
     for file in Path(models.__file__).parent.glob("*.py"):
         importlib.import_module(f"finepseudo.models.{file.stem}")
-    classes = {kind.__name__ for base in (FrameEncoder, VideoEncoder) for kind in base.__subclasses__()}
+    kinds, classes = [FrameEncoder, VideoEncoder], set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        classes |= set() if kind.__subclasses__() else {kind.__name__}
     assert classes == {entry.made_by.partition(":")[2] for entry in ENCODERS.values()}
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [(name, item.name) for name, entry in ENCODERS.items() for item in fields(entry.options)]
+    ("name", "option"),
+    [(name, item.name) for name, entry in ENCODERS.items() if name not in LARGE for item in fields(entry.options)],
 )
 def test_every_option_changes_something(name, option):
     plain, other = make(name), build(choose(name, {option: OTHER[option]}), num_classes=K, size=32, seed=0)
@@ -72,12 +90,12 @@ def test_every_option_changes_something(name, option):
 
 
 @pytest.mark.parametrize("size", [8, 13, 28])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_frames_of_any_size(name, size):
     assert make(name, size=size).eval()(clip(size=size)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", FRAME)
+@pytest.mark.parametrize("name", each(FRAME))
 def test_frame_encoders_give_unit_embeddings(name):
     encoder, (dim, feature_dim) = make(name), FRAME[name]
     assert isinstance(encoder, FrameEncoder)
@@ -90,7 +108,7 @@ def test_frame_encoders_give_unit_embeddings(name):
         torch.testing.assert_close(emb_BTD.norm(dim=-1), torch.ones(2, 8))
 
 
-@pytest.mark.parametrize("name", FRAME)
+@pytest.mark.parametrize("name", each(FRAME))
 def test_embeddings_are_centred_over_all_frames(name):
     encoder = make(name)
     feat_BTF = encoder.features(clip())
@@ -111,20 +129,20 @@ def test_video_encoders_give_logits(name):
     torch.testing.assert_close(logits_BK, encoder.fc(feat_BTF.mean(dim=1)))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_clips_of_a_batch_do_not_mix_in_evaluation(name):
     encoder = make(name).eval()
     both = encoder(clip())
     torch.testing.assert_close(both, torch.cat([encoder(clip()[:1]), encoder(clip()[1:])]), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_the_same_input_gives_the_same_output(name):
     encoder = make(name).eval()
     assert torch.equal(encoder(clip()), encoder(clip()))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_weights_depend_on_the_seed_alone(name):
     first = make(name, seed=3).state_dict()
     torch.rand(7)
@@ -135,14 +153,14 @@ def test_weights_depend_on_the_seed_alone(name):
     assert any(not torch.equal(first[key], other[key]) for key in random)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_building_leaves_the_global_generator_alone(name):
     before = torch.get_rng_state()
     make(name)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_gradient_reaches_every_parameter(name):
     encoder = make(name)
     out = encoder(clip(T=4))
@@ -152,7 +170,7 @@ def test_gradient_reaches_every_parameter(name):
     assert not dead
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_bfloat16_autocast_keeps_buffers_and_embeddings_in_float32(name):
     encoder = make(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -166,7 +184,7 @@ def test_bfloat16_autocast_keeps_buffers_and_embeddings_in_float32(name):
         torch.testing.assert_close(out.norm(dim=-1), torch.ones(2, 4))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", each(ENCODERS))
 def test_no_parameter_is_read_outside_its_module(name):
     """Parameters are there only while their own module runs, as with an engine that shards them."""
     encoder = make(name).eval()
@@ -195,8 +213,22 @@ def test_double_precision_stays_double():
     assert make("tiny_vtn").double()(clip().double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("vtn_resnet50", 25_557_032 - 1000 * 2049),
+        ("vtn_vit_s16", 22_050_664 - 1000 * 385),
+        ("vtn_vit_b16", 86_567_656 - 1000 * 769),
+        ("vtn_clip_vit_b16", 86_192_640 - 768 * 512),
+    ],
+)
+def test_backbones_have_the_published_number_of_parameters_less_the_head(name, total):
+    assert count(make(name).backbone) == total
+
+
 def test_parameter_counts():
-    assert count(ResNet18()) == 11_176_512
+    assert count(build(choose("r3d_18"), num_classes=400, size=112, seed=0)) == 33_371_472
+    assert count(resnet18()) == 11_176_512
     assert count(build(choose("tiny_vtn"), num_classes=K, size=40, seed=0)) == 578_512
     assert count(build(choose("tiny_r2plus1d"), num_classes=14, size=40, seed=0)) == 330_782
 
@@ -286,8 +318,9 @@ def test_resnet18_has_the_public_names_and_shapes():
     assert sum(key.startswith("backbone.") for key in state) == 20 + 20 * 5
 
 
-def test_temporal_stride_1_keeps_the_parameters_and_all_time_features():
-    strided, dense = make("r2plus1d_18"), make("r2plus1d_18", temporal_stride_1=True)
+@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18"])
+def test_temporal_stride_1_keeps_the_parameters_and_all_time_features(name):
+    strided, dense = make(name), make(name, temporal_stride_1=True)
     a, b = strided.state_dict(), dense.state_dict()
     assert list(a) == list(b)
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -323,6 +356,41 @@ def test_the_frame_encoder_sees_the_order_of_frames():
     encoder = make("tiny_vtn").eval()
     x = clip(B=1)
     assert not torch.allclose(encoder(x.flip(1)).flip(1), encoder(x), atol=1e-3)
+
+
+def test_positions_are_interpolated_and_the_class_token_keeps_its_own():
+    tokens = Tokens(2).requires_grad_(False)
+    tokens.class_F.zero_()
+    y_hw, x_hw = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
+    tokens.position_LF[0] = 100
+    tokens.position_LF[1:] = torch.stack([y_hw.flatten(), x_hw.flatten()], 1)
+    same_LF = tokens(torch.zeros(1, 2, 14, 14))[0]
+    assert torch.equal(same_LF, tokens.position_LF)
+    token_LF = tokens(torch.zeros(3, 2, 4, 7))[1]
+    assert token_LF[0].tolist() == [100, 100]
+    y_hw, x_hw = token_LF[1:].unflatten(0, (4, 7)).unbind(-1)
+    # Bicubic keeps a ramp to a twentieth, inside: place i of h is at (i + 1/2) 14/h - 1/2 of the table.
+    torch.testing.assert_close(y_hw[1:3, 3], torch.tensor([1.5, 2.5]) * 14 / 4 - 0.5, atol=0.06, rtol=0)
+    torch.testing.assert_close(x_hw[2, 1:6], (torch.arange(1.0, 6) + 0.5) * 2 - 0.5, atol=0.06, rtol=0)
+    assert (y_hw - y_hw[:, :1]).abs().max() < 1e-5, "rows are rows"
+
+
+def test_frames_that_patches_do_not_divide_are_padded_with_the_mean_colour():
+    backbone = make("vtn_vit_s16").eval().backbone
+    frame = torch.randn(1, 3, 40, 24, generator=torch.Generator().manual_seed(0))
+    whole = torch.zeros(1, 3, 48, 32)
+    whole[:, :, :40, :24] = frame
+    torch.testing.assert_close(backbone(frame), backbone(whole))
+
+
+def test_fused_attention_is_the_same_attention():
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        plain = SelfAttention(12, 3)
+    fused = SelfAttention(12, 3, fused=True)
+    fused.load_state_dict(plain.state_dict())
+    x_BTF = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(fused(x_BTF), plain(x_BTF))
 
 
 def test_threads_that_build_at_the_same_time_do_not_mix_their_draws():

@@ -2,25 +2,28 @@
 
 import functools
 import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from training_helpers import CPU, K, case, largest_difference, picture, plain_loop, recipe
+from training_helpers import CPU, K, batch_of, case, largest_difference, launch, picture, plain_loop, recipe, train
 from training_helpers import clips as manifest
 
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import class_scores
 from finepseudo.data.plan import plan_score
-from finepseudo.data.transforms import centre
-from finepseudo.errors import ArtefactError
-from finepseudo.models import weights
+from finepseudo.data.transforms import augment, centre
+from finepseudo.errors import ArtefactError, WeightsError
+from finepseudo.models import public, weights
+from finepseudo.models.table import Preprocessing
 from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
-from finepseudo.storage.store import Store
-from finepseudo.train.initial import ensure_initial, random_encoder
+from finepseudo.storage.lineage import plain
+from finepseudo.storage.store import Store, located
+from finepseudo.train.initial import ensure_initial, preprocessing_of, random_encoder
 from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar
 from finepseudo.train.stage import build_objective
 
@@ -63,7 +66,7 @@ def seen(trained, clips):
     modules, _ = trained
     how = recipe()
     with torch.inference_mode():
-        normal = [centre(torch.from_numpy(clip), how.augment, how.frames.crop) for clip in clips]
+        normal = [centre(torch.from_numpy(clip), how.augment, how.frames.crop, Preprocessing()) for clip in clips]
         return modules["align"].encoder(normal[0]), modules["classify"].encoder(normal[1])
 
 
@@ -209,14 +212,72 @@ def test_other_digest_and_other_shape_are_refused(named, tmp_path):
     how, _ = named
     run = Store(str(tmp_path / "run"))
     wrong = replace(how, models=replace(how.models, video_sha256="0" * 64))
-    with pytest.raises(ArtefactError, match="expected 0000"):
+    with pytest.raises(WeightsError, match=r"^\S+/public\.safetensors: weights have sha256 \w+, expected 0000"):
         ensure_initial(wrong, "video", K, run)
+    gone = replace(how, models=replace(how.models, video_weights=str(tmp_path / "gone")))
+    with pytest.raises(WeightsError, match=r"^\S+/gone: no such file$"):
+        ensure_initial(gone, "video", K, run)
+    same = {"frame_weights": how.models.video_weights, "frame_sha256": how.models.video_sha256}
+    another = replace(how, models=replace(how.models, **same))
+    with pytest.raises(WeightsError, match=r"public\.safetensors: weights do not fit TinyVTN: "):
+        ensure_initial(another, "frame", K, run)
     assert run.list("train/initial/video/snapshot") == []
-    with pytest.raises(ArtefactError, match=r"of another shape.*fc\.weight"):
-        ensure_initial(how, "video", K + 1, run)
     ensure_initial(how, "video", K, run)
     with pytest.raises(ArtefactError, match="was made from something else"):
         ensure_initial(wrong, "video", K, run)
+
+
+def test_another_number_of_classes_starts_with_a_classifier_of_its_own(named, tmp_path):
+    how, source = named
+    uri, _ = ensure_initial(how, "video", K + 1, Store(str(tmp_path / "run")))
+    state = weights.read_state(artefacts.read_part(*located(uri), "weights.safetensors"))
+    assert state["encoder.fc.weight"].shape[0] == K + 1
+    own = {key: value for key, value in source.state_dict().items() if not key.startswith("fc.")}
+    assert all(torch.equal(state[f"encoder.{key}"], value) for key, value in own.items())
+
+
+ODD = Preprocessing(mean=(0.6, 0.5, 0.4), std=(0.5, 0.25, 0.125))
+
+
+@pytest.fixture
+def odd(named):
+    """The same weights, trained with pixels of other means and deviations."""
+    how, source = named
+    about = {"encoder": "tiny_r2plus1d", "preprocessing": plain(ODD)}
+    data = weights.to_bytes(source, {public.KEY: json.dumps(about)})
+    store, name = located(how.models.video_weights)
+    store.write(name, data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return replace(how, models=replace(how.models, video_sha256=sha256)), source
+
+
+def test_the_preprocessing_of_named_weights_goes_from_snapshot_to_snapshot(odd, clips, tmp_path):
+    how, source = odd
+    initial, digest = ensure_initial(how, "video", K, Store(str(tmp_path / "run")))
+    one = case(tmp_path / "run", "classify", "x", how=how, init=initial, init_digest=digest)
+    objective = build_objective(one.stage)
+    batch = batch_of(one.plan, 0)
+    assert objective.encoder.preprocessing == ODD
+    expected = augment(batch.clip_BTHWC, batch.seed_B, how.augment, how.frames.crop, ODD)
+    assert torch.equal(objective.clips(batch), expected)
+    outcomes = launch(1, tmp_path, train, [one])
+    assert outcomes[0][0].error == ""
+    snapshot = one.store.uri("train/x/snapshot")
+    assert preprocessing_of(snapshot, one.stage.encoder) == ODD
+    for uri in (initial, snapshot):
+        assert Predictor(how, K, Pass(video={"f_E": uri}), CPU).video["f_E"].preprocessing == ODD
+    with torch.inference_mode():
+        found = Predictor(how, K, Pass(video={"f_E": initial}, clips=VIEWS), CPU)(clips[0], clips[1])
+        clip_BTCHW = centre(torch.from_numpy(clips[1]), how.augment, how.frames.crop, ODD)
+        logits_NK = source.eval()(clip_BTCHW).unflatten(0, (-1, VIEWS)).mean(1)
+    torch.testing.assert_close(logits(found, "f_E"), logits_NK)
+
+
+def test_without_another_preprocessing_a_snapshot_has_its_weights_alone(named, tmp_path):
+    how, _ = named
+    uri, _ = ensure_initial(how, "video", K, Store(str(tmp_path)))
+    assert list(artefacts.required(*located(uri))["parts"]) == ["weights.safetensors"]
+    assert preprocessing_of(uri, how.models.encoder("video")) == Preprocessing()
 
 
 def test_random_weights_follow_the_seed(tmp_path):

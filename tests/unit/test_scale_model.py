@@ -194,9 +194,11 @@ def test_the_driver_fits_temperatures_to_a_bounded_sample():
     assert large == pytest.approx(14 * (SAMPLED * 2e-6 + 100_000 * 1e-6))
 
 
-def test_given_weights_are_not_trained_again():
-    how = recipe(models={"video_weights": "w.safetensors", "video_sha256": "0" * 64}, gitdl={"frame_steps": 0})
-    assert not [stage.name for stage in predict(how).stages if "pretrain/" in stage.name]
+def test_what_is_pretrained_is_the_choice_of_steps_whatever_the_weights():
+    models = {"video_weights": "w.safetensors", "video_sha256": "0" * 64}
+    for video_steps, expected in ((0, []), (7, ["train/pretrain/video"])):
+        how = recipe(models=models, gitdl={"frame_steps": 0, "video_steps": video_steps})
+        assert [stage.name for stage in predict(how).stages if "pretrain/" in stage.name] == expected
 
 
 def test_money_is_of_all_workers_for_the_whole_time():

@@ -16,7 +16,7 @@ def test_every_entry_is_a_class_of_this_package_that_takes_its_options(name):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all():
-    with pytest.raises(RecipeError, match=r"'vtn_resnet'.*did you mean 'vtn_resnet18'") as caught:
+    with pytest.raises(RecipeError, match=r"'vtn_resnet'.*did you mean 'vtn_resnet50' or 'vtn_resnet18'") as caught:
         choose("vtn_resnet")
     assert all(name in str(caught.value) for name in ENCODERS)
 
@@ -56,6 +56,7 @@ def test_options_are_read_as_their_type():
         (Models(frame="resnet"), "no encoder 'resnet'"),
         (Models(video_options={"dim": "3"}), "'tiny_r2plus1d' has no option 'dim'; the choices are dropout"),
         (Models(video="r2plus1d_18"), "one time feature for 8 frames"),
+        (Models(video="r3d_18"), "one time feature for 8 frames"),
     ],
 )
 def test_a_recipe_with_an_encoder_that_no_worker_could_build_is_refused(models, message):

@@ -6,6 +6,7 @@ import pytest
 from test_recipe import changed, leaves, with_leaf
 from training_helpers import case, recipe, what
 
+from finepseudo.models.table import KINETICS
 from finepseudo.recipe import Augment
 from finepseudo.storage.lineage import differences, plain
 from finepseudo.train.stage import stage_of
@@ -69,6 +70,15 @@ def test_plan_start_and_schedule_are_part_of_it_and_places_are_not(tmp_path):
     classifier = case(tmp_path, "classify", "y")
     more = replace(classifier.stage, num_classes=9).lineage()
     assert differences(more, plain(classifier.stage.lineage()))
+
+
+def test_what_pixels_an_encoder_takes_is_part_of_it_and_was_always_grey(tmp_path):
+    one = case(tmp_path, "classify", "w")
+    before = plain(one.stage.lineage())
+    assert before["encoder"].pop("preprocessing") == {"mean": [0.45] * 3, "std": [0.225] * 3}
+    assert differences(one.stage.lineage(), before) == [], "of a training before there was a choice"
+    other = replace(one.stage, encoder=replace(one.stage.encoder, preprocessing=KINETICS))
+    assert [line.split(":")[0] for line in differences(other.lineage(), before)] == ["encoder.preprocessing"]
 
 
 def test_augmentation_in_time_is_the_plans_affair(tmp_path):

@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from finepseudo.data.transforms import MEAN, STD, augment, centre
+from finepseudo.data import transforms
+from finepseudo.models.table import KINETICS, Preprocessing
 from finepseudo.recipe import Augment
 
+GREY = Preprocessing()
+MEAN, STD = GREY.mean[0], GREY.std[0]
 PLAIN = Augment(scale_min=1.0, cutout=0.0, gain=0.0, colour=0.0)
+
+
+def augment(clips, seeds, options, crop, preprocessing=GREY):
+    return transforms.augment(clips, seeds, options, crop, preprocessing)
+
+
+def centre(clips, options, crop, preprocessing=GREY):
+    return transforms.centre(clips, options, crop, preprocessing)
 
 
 def noise(clips=3, frames=4, side=20):
@@ -126,3 +137,24 @@ def test_centre_is_the_middle_of_the_mean_size():
         assert float(line[0] + line[-1]) / 2 == pytest.approx(19.5, abs=0.01)
         assert float(line[-1] - line[0]) == pytest.approx(0.75 * 39, abs=0.5)
     same(centre(noise(), Augment(), 16), centre(noise(), Augment(gain=0.9, cutout=1.0), 16))
+
+
+def test_each_channel_has_its_own_mean_and_deviation():
+    mean_C, std_C = np.array(KINETICS.mean), np.array(KINETICS.std)
+    for clips in (noise(), grey()):
+        side = clips.shape[2]
+        expected = (clips.double().numpy() / 255 - mean_C) / std_C
+        for found in (augment(clips, range(len(clips)), PLAIN, side, KINETICS), centre(clips, PLAIN, side, KINETICS)):
+            np.testing.assert_allclose(found.permute(0, 1, 3, 4, 2).numpy(), expected, atol=1e-4)
+
+
+def test_equal_channels_are_normalised_as_by_one_number():
+    pixels_BTCHW = noise().permute(0, 1, 4, 2, 3).float() / 255
+    same(transforms.normalise(pixels_BTCHW, GREY), (pixels_BTCHW - 0.45) / 0.225)
+
+
+def test_what_is_cut_out_is_nothing_to_the_encoder():
+    found = augment(grey(255), [3], replace(PLAIN, cutout=1.0), 40, KINETICS)
+    hole = (found == 0).all(dim=2)
+    assert 0 < hole.sum() < hole.numel()
+    assert (found == 0).any(dim=2).sum() == hole.sum(), "all channels at once"
