@@ -122,8 +122,9 @@ def read_source(source: str, sha256: str = "") -> Source:
         if not inside:
             folder, name = located(source)
             data = folder.read(name)
-            _check_digest(source, hashlib.sha256(data).hexdigest(), sha256)
-            return Source(name=name, sha256=hashlib.sha256(data).hexdigest(), tensors=read_tensors(data, source))
+            digest = hashlib.sha256(data).hexdigest()
+            weights.check_digest(digest, sha256 or None, f"{source}: ")
+            return Source(name=name, sha256=digest, tensors=read_tensors(data, source))
         return _read_folder(store, names, sha256)
     except OSError as error:
         raise WeightsError(str(error) if source in str(error) else f"{source}: {error}") from error
@@ -151,20 +152,21 @@ def _read_folder(store: Store, names: Sequence[str], sha256: str) -> Source:
     index = next((f"{name}{INDEX}" for name in WEIGHTS if f"{name}{INDEX}" in names), "")
     placed = _index(store, index) if index else dict[str, str]()
     files = sorted(set(placed.values())) if index else [_only_file(store, names)]
-    digests, tensors = list[str](), dict[str, Tensor]()
+    digests, tensors = dict[str, str](), dict[str, Tensor]()
     for name in files:
         try:
             data = store.read(name)
         except FileNotFoundError:
             raise WeightsError(f"{store.uri(index)}: names the shard {name}, which is not there") from None
-        digests.append(f"{name} {hashlib.sha256(data).hexdigest()}")
+        digests[name] = hashlib.sha256(data).hexdigest()
         found = read_tensors(data, store.uri(name))
         lacks = [tensor for tensor, place in placed.items() if place == name and tensor not in found]
         if lacks:
             raise WeightsError(f"{store.uri(name)}: expected {lacks[0]} in it, as {index} says; it is not there")
         tensors |= found
-    whole = digests[0].partition(" ")[2] if not index else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    _check_digest(store.uri(), whole, sha256)
+    lines = "\n".join(f"{name} {digest}" for name, digest in digests.items())
+    whole = hashlib.sha256(lines.encode()).hexdigest() if index else digests[files[0]]
+    weights.check_digest(whole, sha256 or None, f"{store.uri()}: ")
     name = store.root.rpartition("/")[2]
     return Source(name=name, sha256=whole, tensors=tensors, preprocessing=_said(store, names))
 
@@ -219,11 +221,6 @@ def _is_file(source: str) -> bool:
     """A file is listed as itself."""
     folder, name = located(source)
     return name in folder.sizes()
-
-
-def _check_digest(where: str, found: str, expected: str) -> None:
-    if expected and found != expected.lower():
-        raise WeightsError(f"{where}: sha256 {found}, expected {expected}: it is another file, or was cut short")
 
 
 def _write(out: str, data: bytes) -> None:

@@ -62,14 +62,20 @@ def frames_of(clip_BTCHW: Tensor) -> Tensor:
 class VTN(FrameEncoder):
     """f_A in VTN form [P]: a backbone per frame, three Transformer layers of width 256 with 8 heads; D = 128 [A].
 
-    The backbone takes frame_NCHW to feat_NF; its parameters are named `backbone.` + the names in its own file.
+    Its parameters are named `backbone.` + the names in the backbone's own file. Frames of any size.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, *, dim: int, positions: Positions) -> None:
+    @staticmethod
+    def make_backbone() -> Any:
+        """A subclass says it: frame_NCHW -> feat_NF, F = its `width`."""
+        raise NotImplementedError
+
+    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
         super().__init__()
+        del size
         self.dim, self.feature_dim = dim, 256
-        self.backbone = backbone
-        shape = {"in_width": width, "width": self.feature_dim, "layers": 3, "heads": 8, "mlp_ratio": 4}
+        self.backbone = self.make_backbone()
+        shape = {"in_width": self.backbone.width, "width": self.feature_dim, "layers": 3, "heads": 8, "mlp_ratio": 4}
         self.temporal = TemporalTransformer(**shape, positions=positions)
         self.embed = UnitProjection(self.feature_dim, dim)
 

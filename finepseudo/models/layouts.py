@@ -33,51 +33,93 @@ class Layout:
     fps: int = 0  # of the clips that they saw; 0: single pictures
 
 
-_TIMM: Rules = (
-    (r"cls_token", r"tokens.class_F"),
-    (r"pos_embed", r"tokens.position_LF"),
-    (r"patch_embed\.proj\.(.+)", r"patches.project.\1"),
-    (r"blocks\.(\d+)\.(norm[12]\..+)", r"layers.\1.\2"),
-    (r"blocks\.(\d+)\.attn\.qkv\.(.+)", r"layers.\1.attention.qkv.\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.(.+)", r"layers.\1.attention.out.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc1\.(.+)", r"layers.\1.mlp.0.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc2\.(.+)", r"layers.\1.mlp.2.\2"),
-    (r"norm\.(.+)", r"norm.\1"),
+def _vit(
+    *,
+    class_embedding: str,
+    positions: str,
+    patches: str,
+    before: str = "",
+    layer: str,
+    norms: str,
+    qkv: str,
+    out: str,
+    first: str,
+    second: str,
+    last: str,
+) -> Rules:
+    """Of a Vision Transformer: patterns of what a library calls its parts, up to `weight` or `bias`.
+
+    Args:
+        before: norm before the first layer; empty: there is none.
+        layer: what stands before the names of a layer, with a group `number`.
+        norms: with a group `which`, 1 or 2.
+        qkv: with a group `third`, q, k or v, where these are tensors of their own.
+        first, second: of the MLP.
+    """
+    end, third = r"(?P<end>.+)", r"#\g<third>" if "(?P<third>" in qkv else ""
+    return (
+        (class_embedding, "tokens.class_F"),
+        (positions, "tokens.position_LF"),
+        (patches + end, r"patches.project.\g<end>"),
+        *([(before + end, r"norm_in.\g<end>")] if before else []),
+        (layer + norms + end, r"layers.\g<number>.norm\g<which>.\g<end>"),
+        (layer + qkv + end, rf"layers.\g<number>.attention.qkv.\g<end>{third}"),
+        (layer + out + end, r"layers.\g<number>.attention.out.\g<end>"),
+        (layer + first + end, r"layers.\g<number>.mlp.0.\g<end>"),
+        (layer + second + end, r"layers.\g<number>.mlp.2.\g<end>"),
+        (last + end, r"norm.\g<end>"),
+    )
+
+
+_TIMM = _vit(
+    class_embedding=r"cls_token",
+    positions=r"pos_embed",
+    patches=r"patch_embed\.proj\.",
+    layer=r"blocks\.(?P<number>\d+)\.",
+    norms=r"norm(?P<which>[12])\.",
+    qkv=r"attn\.qkv\.",
+    out=r"attn\.proj\.",
+    first=r"mlp\.fc1\.",
+    second=r"mlp\.fc2\.",
+    last=r"norm\.",
 )
-_TORCHVISION: Rules = (
-    (r"class_token", r"tokens.class_F"),
-    (r"encoder\.pos_embedding", r"tokens.position_LF"),
-    (r"conv_proj\.(.+)", r"patches.project.\1"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(.+)", r"layers.\1.norm\2.\3"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(.+)", r"layers.\1.attention.qkv.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(.+)", r"layers.\1.attention.out.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.(.+)", r"layers.\1.mlp.0.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.(.+)", r"layers.\1.mlp.2.\2"),
-    (r"encoder\.ln\.(.+)", r"norm.\1"),
+_TORCHVISION = _vit(
+    class_embedding=r"class_token",
+    positions=r"encoder\.pos_embedding",
+    patches=r"conv_proj\.",
+    layer=r"encoder\.layers\.encoder_layer_(?P<number>\d+)\.",
+    norms=r"ln_(?P<which>[12])\.",
+    qkv=r"self_attention\.in_proj_",
+    out=r"self_attention\.out_proj\.",
+    first=r"mlp\.(?:0|linear_1)\.",
+    second=r"mlp\.(?:3|linear_2)\.",
+    last=r"encoder\.ln\.",
 )
-_OPENAI: Rules = (
-    (r"class_embedding", r"tokens.class_F"),
-    (r"positional_embedding", r"tokens.position_LF"),
-    (r"conv1\.(.+)", r"patches.project.\1"),
-    (r"ln_pre\.(.+)", r"norm_in.\1"),
-    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(.+)", r"layers.\1.norm\2.\3"),
-    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(.+)", r"layers.\1.attention.qkv.\2"),
-    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(.+)", r"layers.\1.attention.out.\2"),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.+)", r"layers.\1.mlp.0.\2"),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.+)", r"layers.\1.mlp.2.\2"),
-    (r"ln_post\.(.+)", r"norm.\1"),
+_OPENAI = _vit(
+    class_embedding=r"class_embedding",
+    positions=r"positional_embedding",
+    patches=r"conv1\.",
+    before=r"ln_pre\.",
+    layer=r"transformer\.resblocks\.(?P<number>\d+)\.",
+    norms=r"ln_(?P<which>[12])\.",
+    qkv=r"attn\.in_proj_",
+    out=r"attn\.out_proj\.",
+    first=r"mlp\.c_fc\.",
+    second=r"mlp\.c_proj\.",
+    last=r"ln_post\.",
 )
-_HUB_CLIP: Rules = (
-    (r"embeddings\.class_embedding", r"tokens.class_F"),
-    (r"embeddings\.position_embedding\.weight", r"tokens.position_LF"),
-    (r"embeddings\.patch_embedding\.(.+)", r"patches.project.\1"),
-    (r"pre_layrnorm\.(.+)", r"norm_in.\1"),
-    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.+)", r"layers.\1.norm\2.\3"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(.+)", r"layers.\1.attention.qkv.\3#\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.+)", r"layers.\1.attention.out.\2"),
-    (r"encoder\.layers\.(\d+)\.mlp\.fc1\.(.+)", r"layers.\1.mlp.0.\2"),
-    (r"encoder\.layers\.(\d+)\.mlp\.fc2\.(.+)", r"layers.\1.mlp.2.\2"),
-    (r"post_layernorm\.(.+)", r"norm.\1"),
+_HUB_CLIP = _vit(
+    class_embedding=r"embeddings\.class_embedding",
+    positions=r"embeddings\.position_embedding\.weight",
+    patches=r"embeddings\.patch_embedding\.",
+    before=r"pre_layrnorm\.",
+    layer=r"encoder\.layers\.(?P<number>\d+)\.",
+    norms=r"layer_norm(?P<which>[12])\.",
+    qkv=r"self_attn\.(?P<third>[qkv])_proj\.",
+    out=r"self_attn\.out_proj\.",
+    first=r"mlp\.fc1\.",
+    second=r"mlp\.fc2\.",
+    last=r"post_layernorm\.",
 )
 _CLIPS: dict[str, Any] = {"size": 112, "frames": 16, "fps": 15}
 

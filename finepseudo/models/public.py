@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def load(module: Any, encoder: str, data: bytes, *, sha256: str | None) -> str:
     Returns what was loaded and what was left as it was initialised, in words.
     Raises ArtefactError: another digest, damaged, made for another encoder, names or shapes that differ.
     """
-    weights.check_digest(data, sha256)
+    weights.check_digest(hashlib.sha256(data).hexdigest(), sha256)
     found = weights.read_state(data)
     about = read_about(data)
     if about and about.get("encoder") != encoder:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from finepseudo.models.encoders import VTN
-from finepseudo.models.table import Positions
 
 WIDTHS = (64, 128, 256, 512)  # channels of layer1 to layer4
 
@@ -113,18 +112,12 @@ def resnet50() -> ResNet:
 
 
 class VTNResNet18(VTN):
-    """ResNet-18 per frame. Frames of any size."""
+    """ResNet-18 per frame."""
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
-        del size  # the mean over positions takes frames of any size
-        backbone = resnet18()
-        super().__init__(backbone, backbone.width, dim=dim, positions=positions)
+    make_backbone = staticmethod(resnet18)
 
 
 class VTNResNet50(VTN):
-    """ResNet-50 per frame. Frames of any size."""
+    """ResNet-50 per frame."""
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
-        del size
-        backbone = resnet50()
-        super().__init__(backbone, backbone.width, dim=dim, positions=positions)
+    make_backbone = staticmethod(resnet50)

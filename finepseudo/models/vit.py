@@ -5,12 +5,13 @@ Axes: B batch, T frames, C channels, H W pixels, F features, N = B*T frames of a
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finepseudo.models.encoders import VTN
-from finepseudo.models.table import Positions
 from finepseudo.models.vtn import TransformerLayer
 
 PATCH, GRID = 16, 14  # pixels of a patch; patches along a side of the public weights' frames of 224 x 224
@@ -95,24 +96,18 @@ class ViT(nn.Module):
 
 
 class VTNViTS16(VTN):
-    """ViT-S/16 per frame; 21,665,664 parameters in the backbone. Frames of any size."""
+    """ViT-S/16 per frame; 21,665,664 parameters in the backbone."""
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
-        del size  # positions are interpolated when frames come
-        super().__init__(ViT(384, 6), 384, dim=dim, positions=positions)
+    make_backbone = staticmethod(partial(ViT, 384, 6))
 
 
 class VTNViTB16(VTN):
-    """ViT-B/16 per frame; 85,798,656 parameters in the backbone. Frames of any size."""
+    """ViT-B/16 per frame; 85,798,656 parameters in the backbone."""
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
-        del size
-        super().__init__(ViT(768, 12), 768, dim=dim, positions=positions)
+    make_backbone = staticmethod(partial(ViT, 768, 12))
 
 
 class VTNCLIPViTB16(VTN):
-    """CLIP's visual ViT-B/16 per frame; 85,799,424 parameters in the backbone. Frames of any size."""
+    """CLIP's visual ViT-B/16 per frame; 85,799,424 parameters in the backbone."""
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
-        del size
-        super().__init__(ViT(768, 12, clip=True), 768, dim=dim, positions=positions)
+    make_backbone = staticmethod(partial(ViT, 768, 12, clip=True))

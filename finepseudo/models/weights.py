@@ -8,7 +8,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from finepseudo.errors import ArtefactError
+from finepseudo.errors import ArtefactError, WeightsError
 
 
 def to_bytes(weights: nn.Module | Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -53,16 +53,15 @@ def load_bytes(
     Raises ArtefactError for another digest, no safetensors file, names missing or unexpected, another shape or kind of
     number, or an allowed name that is not needed; the message lists every kind of fault with its names.
     """
-    check_digest(data, sha256)
+    check_digest(hashlib.sha256(data).hexdigest(), sha256)
     load_state(module, read_state(data), allow_missing=allow_missing)
 
 
-def check_digest(data: bytes, sha256: str | None) -> None:
-    """Raises ArtefactError unless the bytes are those of the digest; None fits all."""
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256.lower():
-        raise ArtefactError(
-            f"weights have sha256 {found}, expected {sha256}: the file is another one or was cut short; "
+def check_digest(found: str, expected: str | None, where: str = "") -> None:
+    """Raises WeightsError, its text beginning with `where`, unless two hexadecimal digests are equal; None fits all."""
+    if expected is not None and found != expected.lower():
+        raise WeightsError(
+            f"{where}weights have sha256 {found}, expected {expected}: the file is another one or was cut short; "
             "fetch it again, or correct the digest where the weights are named"
         )
 

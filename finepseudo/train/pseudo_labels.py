@@ -124,5 +124,4 @@ def pseudo_samples(table: pa.Table, *, soft: bool) -> pa.Table:
     """The accepted videos as samples, each weighted by its confidence; with their kept classes, where asked for."""
     targets = ["top", "top_p"] if soft else []
     kept = table.select(["clip", "label", "confidence", *targets]).filter(table["accepted"]).combine_chunks()
-    targets = {name: kept[name] for name in targets}
-    return samples(kept["clip"], kept["label"], kept["confidence"], **targets)
+    return samples(kept["clip"], kept["label"], kept["confidence"], **{name: kept[name] for name in targets})
