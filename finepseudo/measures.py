@@ -48,6 +48,19 @@ def per_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int)
     return np.where(total > 0, right / np.maximum(total, 1), np.nan)
 
 
+def most_confused(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int, most: int) -> list[tuple[int, int, int]]:
+    """The pairs of classes that are confused most often: (true class, label, videos), the largest count first.
+
+    A pair is ordered: c taken for d is not d taken for c. Of equal counts, the lower true class and label come first.
+    """
+    label, truth = _same_length(label=label_N, truth=truth_N)
+    _check_classes("label", label, num_classes)
+    _check_classes("truth", truth, num_classes)
+    pair, count = np.unique((truth * num_classes + label)[truth != label], return_counts=True)
+    order = np.argsort(-count, kind="stable")[:most]
+    return [(int(pair[at]) // num_classes, int(pair[at]) % num_classes, int(count[at])) for at in order]
+
+
 def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error over equal bins of (0, 1]; NaN without videos.
 

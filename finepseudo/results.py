@@ -21,8 +21,9 @@ from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 
-VERSION = 2  # of results.json
+VERSION = 3  # of results.json
 CURVE_POINTS = 50  # of a precision x coverage curve, about: what a plot can show
+MOST_CONFUSED = 12  # pairs of classes that are kept
 RESAMPLES = 50  # draws of videos for the standard error of the pair test
 
 Labels = NDArray[np.integer[Any]]
@@ -38,6 +39,16 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Videos of one class that were given another; classes are places in Results.classes."""
+
+    truth: int
+    label: int
+    videos: int
+    share: float  # of the true class's videos
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """How well probabilities name the classes of N videos."""
 
@@ -46,6 +57,7 @@ class Accuracy:
     mean_class: Share
     calibration_error: float
     per_class: list[float | None]  # None for a class without a video
+    confused: list[Confusion]  # the most confused pairs, at most MOST_CONFUSED
     videos: int
 
 
@@ -195,7 +207,7 @@ _READER = TypeAdapter(Results)
 
 
 def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
-    """Top-1, top-5 and the mean over classes with their standard errors, calibration error, accuracy of every class.
+    """Top-1, top-5 and the mean over classes with their standard errors, calibration error, each class, confusions.
 
     The variance of the mean over classes is the sum of the classes' variances p (1 - p) / n, by their number squared.
     """
@@ -212,6 +224,10 @@ def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
         mean_class=Share(float(per_class_K[tested_K].mean()), float(np.sqrt(variance.sum()) / tested_K.sum())),
         calibration_error=measures.calibration_error(p_NK.max(1), label_N == truth_N),
         per_class=[float(share) if count else None for share, count in zip(per_class_K, count_K, strict=True)],
+        confused=[
+            Confusion(truth, label, videos, videos / int(count_K[truth]))
+            for truth, label, videos in measures.most_confused(label_N, truth_N, K, MOST_CONFUSED)
+        ],
         videos=N,
     )
 

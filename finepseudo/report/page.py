@@ -36,6 +36,7 @@ KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", 
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
 CLEAR = 2.0  # standard errors from which a difference is called one
+CONFUSED = 6  # pairs of classes that the page shows of each prediction
 ROUNDS_PRINTED = 4  # more rounds than this are on the page only; the lines give the last one of each method
 
 Seconds = Mapping[str, float]
@@ -68,6 +69,7 @@ def write_report(run: Run) -> str:
         rounds=[_round_row(one) for one in results.all_rounds()],
         quality=_quality_plot(results),
         classes=_class_rows(run, results),
+        confused=_confused_rows(results),
         kinds=[(kind, title, colour) for (kind, title), colour in zip(KINDS.items(), COLOURS, strict=True)],
         longest=max(map(_whole, _trainings(results)), default=0.0),
         examples=examples,
@@ -344,6 +346,24 @@ def _class_rows(run: Run, results: Results) -> list[dict[str, Any]]:
             row |= {"of these right": _short(right / known if known else None)}
         rows.append(row)
     return rows
+
+
+def _confused_rows(results: Results) -> list[dict[str, Any]]:
+    """The pairs of classes that finepseudo, or else the last method measured, takes for each other most often."""
+    if not results.measured:
+        return []
+    name = "finepseudo" if "finepseudo" in results.measured else list(results.measured)[-1]
+    return [
+        {
+            "prediction": f"{name} {part}",
+            "true class": results.classes[one.truth],
+            "taken for": results.classes[one.label],
+            "videos": one.videos,
+            "share": _short(one.share),
+        }
+        for part in ("f_E", "fused")
+        for one in getattr(results.measured[name], part).confused[:CONFUSED]
+    ]
 
 
 def _drawn(example: Example) -> dict[str, Any]:

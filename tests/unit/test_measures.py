@@ -36,6 +36,15 @@ def test_accuracy_of_a_class_without_videos_is_undefined():
         m.per_class_accuracy([0, 1], [0], 2)
 
 
+def test_most_confused_pairs_are_ordered_and_say_which_way():
+    truth, label = [0, 0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 0, 1, 0, 0, 0, 1]
+    assert m.most_confused(label, truth, 3, 9) == [(2, 0, 3), (0, 1, 2), (1, 0, 1), (2, 1, 1)]
+    assert m.most_confused(label, truth, 3, 2) == [(2, 0, 3), (0, 1, 2)]
+    assert m.most_confused(truth, truth, 3, 9) == m.most_confused([], [], 3, 9) == []
+    with pytest.raises(ValueError, match="label within 0..2, got 3 in row 1"):
+        m.most_confused([0, 3], [0, 0], 3, 9)
+
+
 def slow_ece(confidence, right, bins):
     total = 0.0
     for b in range(bins):

@@ -25,6 +25,7 @@ from finepseudo.report.examples import SHOWN, _chosen, choose_examples
 from finepseudo.report.page import figure, summary, write_report
 from finepseudo.results import (
     Accuracy,
+    Confusion,
     Curve,
     ManifestCounts,
     Measured,
@@ -50,7 +51,7 @@ FIGURE = r"[+-]?(?:1\.|\.)\d{3} ±(?:\.\d{3}|\?)"
 def accuracy(top1):
     return Accuracy(
         top1=Share(top1, 0.012), top5=Share(0.9, 0.012), mean_class=Share(top1, 0.012), calibration_error=0.05,
-        per_class=[0.5, None, 1.0, 0.0, 0.25, 0.75], videos=40,
+        per_class=[0.5, None, 1.0, 0.0, 0.25, 0.75], confused=[Confusion(3, 2, 7, 0.875)], videos=40,
     )  # fmt: skip
 
 
@@ -222,6 +223,7 @@ def test_page_of_figures_alone(tmp_path):
     assert "No method of this run" in page
     assert "Learning curves" in page
     assert re.search(r"<td>&lt;script&gt;alert\(&#39;x&#39;\)&lt;/script&gt;</td><td>3</td><td>\.500</td>", page)
+    assert re.search(r"finepseudo fused</td><td>tuck</td><td>twist</td><td>7</td><td>\.875<", page)
     assert page_of(run, results(), base) == page
 
 
