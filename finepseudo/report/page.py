@@ -22,7 +22,7 @@ from finepseudo import measures
 from finepseudo.errors import FinePseudoError
 from finepseudo.recipe import METHODS, described
 from finepseudo.report.examples import Example, choose_examples
-from finepseudo.results import STAGE_2, Results, RoundResult, Share
+from finepseudo.results import STAGE_2, Interval, Results, RoundResult, Share
 from finepseudo.run import REPORT, Run, training
 from finepseudo.storage import artefacts
 
@@ -32,6 +32,7 @@ PAIRS = (
     ("dtw", "soft-DTW, pre-trained f_A"),
     ("score", "alignability score, after L_AV"),
 )
+F_A = {"pretrained": "pre-trained", "aligned": "after L_AV"}
 KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
@@ -65,6 +66,7 @@ def write_report(run: Run) -> str:
         headline=[_order_sentence(results), *_label_sentence(results), *_gain_sentences(results)],
         methods=_method_rows(results),
         pairs=_pair_rows(results),
+        frames=_frame_rows(results),
         curves=_learning_plot(run, results),
         rounds=[_round_row(one) for one in results.all_rounds()],
         quality=_quality_plot(results),
@@ -87,6 +89,11 @@ def figure(share: Share | None, sign: str = "") -> str:
         return "-"
     se = f" ±{_short(share.se)}" if _known(share.se) else " ±?"
     return _short(share.value, sign) + se
+
+
+def interval(found: Interval | None) -> str:
+    """`.812 (.790 to .835)`."""
+    return "not known" if found is None else f"{_short(found.value)} ({_short(found.low)} to {_short(found.high)})"
 
 
 def gain(results: Results, part: str, other: str) -> Share | None:
@@ -116,6 +123,20 @@ def _pair_rows(results: Results) -> list[dict[str, Any]]:
     if not all(key in scores and _known(scores[key].value) for key, _ in PAIRS):
         return []
     return [{"name": title, **vars(scores[key]), "text": figure(scores[key])} for key, title in PAIRS]
+
+
+def _frame_rows(results: Results) -> list[dict[str, str]]:
+    """What each f_A knows of the course of an action."""
+    return [
+        {
+            "f_A": F_A.get(name, name),
+            "Kendall's tau": interval(found.kendall_tau),
+            "progression, R²": interval(found.progression),
+            "phases right": interval(found.phase),
+            "by chance": "not known" if found.phase_chance is None else _short(found.phase_chance),
+        }
+        for name, found in results.frames.items()
+    ]
 
 
 def _order_sentence(results: Results) -> str:

@@ -6,16 +6,18 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clips import manifest
 
+from finepseudo import rehearsal
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
 from finepseudo.data.plan import Plan, plan_score
 from finepseudo.data.stream import BlockReader
-from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.evaluate import ensure_results, frame_truth
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import ensure_manifest, ensure_split, generate
 from finepseudo.driver.rounds import run_rounds
@@ -155,6 +157,29 @@ def test_an_ablation_shares_what_it_does_not_change(first, tmp_path):
     assert found.snapshots["supervised"].f_E == str(folder / "train/supervised/round-1/video/snapshot")
 
 
+def test_frames_have_the_truth_of_the_moment_that_was_embedded(first):
+    folder, results, _ = first
+    story = run_rounds(RECIPE, Store(str(folder)), InProcess(RECIPE), train=False)
+    spec, ids = RECIPE.data.rehearsal, [video_id for video_id, _ in rehearsal.video_ids(SMOKE.data.rehearsal, "test")]
+    found = frame_truth(story.steps, ids)
+    decoder = Decoder(Store(str(folder / "data")), 32, 32, ClipCache("", 0), Child(60))
+    plan = plan_score(story.steps.manifest, story.steps.manifest.rows_of(ids), align_frames=12, video_frames=12,
+                      clips=1, block_videos=4)  # fmt: skip
+    for row, phase_T, progress_T in zip(plan.rows(0, 3), found.phase_NT, found.progress_NT, strict=False):
+        truth = rehearsal.truth(spec, "test", row["video_id"])
+        every_F = decoder.clips({**row}, [np.arange(row["num_frames"])])[0].astype(int)
+        (shown_T,) = decoder.clips(row, [row["frames_0"]])
+        nearest_T = [int(np.abs(every_F - frame).sum((1, 2, 3)).argmin()) for frame in shown_T.astype(int)]
+        assert (truth.phase_F[nearest_T] == phase_T).all()
+        assert np.abs(rehearsal.through_action(truth)[nearest_T] - progress_T).max() < 0.05
+        assert (np.diff(progress_T) >= 0).all()
+    assert frame_truth(story.steps, ["nobody"]) is None
+    assert set(results.frames) == {"pretrained", "aligned"}
+    assert results.frames["pretrained"] != results.frames["aligned"]
+    assert {quality.videos for quality in results.frames.values()} == {20}
+    assert all(0 < quality.phase_chance < quality.phase.high <= 1 for quality in results.frames.values())
+
+
 def test_pseudo_labels_weigh_their_confidence_in_the_next_plan(first):
     folder, _, _ = first
     run = Run.at(Store(str(folder)))
@@ -261,7 +286,7 @@ def test_a_collection_with_a_few_labels_and_no_test_split(tmp_path):
     found = ensure_results(run_rounds(recipe, store, InProcess(recipe)))
     assert sorted(found.classes) == sorted(spec.words)
     assert (found.split.labelled, found.split.unlabelled) == (10, 50)
-    assert (found.measured, found.gains, found.pairs.scores) == ({}, {}, {})
+    assert (found.measured, found.gains, found.pairs.scores, found.frames) == ({}, {}, {}, {})
     (one,) = found.rounds["finepseudo"]
     assert (one.quality.unlabelled, one.quality.known, one.quality.precision_all["p"]) == (50, 0, None)
     rows = {row["video_id"]: row for row in every_row(store, "align/frame")}
