@@ -98,26 +98,32 @@ class Tables:
             lines += _table(["f_A", *FRAMES.values()], rows)
         if self.ablations:
             lines += ["", "## Ablations of finepseudo", "", "Gains are over the whole, seed by seed.", ""]
-            lines += _table(["", "f_E", "fused", "f_E gains", "fused gains"], self._ablation_rows())
+            lines += _table(["", "seeds", "f_E", "fused", "f_E gains", "fused gains"], self._ablation_rows())
         if self.budgets:
             lines += ["", "## Budgets of labels", "", *([f"![top-1 by share of labels]({curve})", ""] if curve else [])]
             lines += self._budget_tables()
         if self.failed:
-            lines += ["", "## Runs without results", ""]
+            lines += ["", "## Runs without results", "", "A variant that fails is worse than the seeds it has say.", ""]
             lines += _table(["run", "why"], [[name, why] for name, why in self.failed.items()])
         return "\n".join(lines) + "\n"
 
     def _ablation_rows(self) -> list[list[str]]:
         whole = self.whole.top1.get(OURS)
-        rows = [["all", _text(whole["f_E"]), _text(whole["fused"]), "", ""]] if whole else []
+        rows = (
+            [["all", str(len(self.whole.seeds)), _text(whole["f_E"]), _text(whole["fused"]), "", ""]] if whole else []
+        )
         for name, found in self.ablations.items():
             parts = [_text(found.top1[part]) for part in ("f_E", "fused")]
-            rows.append([name.replace("_", " ", 1), *parts, *(_text(found.gain[p], "+") for p in ("f_E", "fused"))])
+            gains = [_text(found.gain[part], "+") for part in ("f_E", "fused")]
+            rows.append([name.replace("no_", "no "), str(len(found.top1["f_E"].by_seed)), *parts, *gains])
         return rows
 
     def _budget_tables(self) -> list[str]:
         head = ["", *(f"{100 * budget:g} %" for budget in self.budgets)]
-        counts = ["labelled clips", *("/".join(map(str, sorted({*of.labelled}))) for of in self.budgets.values())]
+        counts = [
+            ["labelled clips", *("/".join(map(str, sorted({*of.labelled}))) for of in self.budgets.values())],
+            ["seeds", *(str(len(of.seeds)) for of in self.budgets.values())],
+        ]
         lines: list[str] = []
         for title, names, read in (
             ("top-1, f_E", METHODS, lambda of, name: of.top1.get(name, {}).get("f_E")),
@@ -126,7 +132,7 @@ class Tables:
         ):
             sign = "+" if title == "difference" else ""
             cells = [[name, *(_text(read(of, name), sign) for of in self.budgets.values())] for name in names]
-            lines += [f"**{title}**", "", *_table(head, [counts, *cells]), ""]
+            lines += [f"**{title}**", "", *_table(head, [*counts, *cells]), ""]
         return lines[:-1]
 
 
@@ -224,7 +230,10 @@ def _names(every: Iterable[Comparison]) -> list[str]:
 def _seeds(compared: Comparison) -> str:
     count = "/".join(map(str, sorted({*compared.labelled})))
     seeds = ", ".join(map(str, compared.seeds))
-    return f"Label seeds {seeds}; {count} labelled clips. Mean ± standard error over the seeds."
+    return (
+        f"Label seeds {seeds}; {count} labelled clips. Mean ± standard error over the seeds, differences paired; "
+        "of few seeds the error is itself uncertain. Data, test videos and pre-training are the same for all."
+    )
 
 
 def _method_rows(compared: Comparison) -> list[list[str]]:

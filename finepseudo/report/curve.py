@@ -23,7 +23,7 @@ def budget_curve(budgets: Mapping[float, Comparison]) -> str:
         if (points := {share: of.top1[name][part] for share, of in budgets.items() if name in of.top1})
     }
     lowest = min((one.mean - (one.se or 0) for points in lines.values() for one in points.values()), default=0.0)
-    low = max(0.0, math.floor(lowest / STEP) * STEP)
+    low = max(0.0, math.floor(lowest / STEP + 1e-9) * STEP)
     first, last = math.log(min(budgets)), math.log(max(budgets))
 
     def x(share: float) -> float:

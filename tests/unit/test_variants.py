@@ -1,16 +1,19 @@
 """Which runs a comparison makes, what they share, and what becomes of one that fails."""
 
+import importlib
+import json
 import shutil
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pytest
 from test_driver import RECIPE, Watched
-from test_recipes import job
+from test_recipes import ROOT, job
 
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.variants import run_variants
 from finepseudo.errors import RecipeError, TrainingError
-from finepseudo.recipe import METHODS, digest
+from finepseudo.recipe import METHODS, Recipe, digest
 from finepseudo.recipes.variants import ABLATIONS, changed, variants
 from finepseudo.storage.store import Store
 
@@ -137,3 +140,35 @@ def test_a_run_whose_labels_collapse_takes_the_others_not_with_it(compared, tmp_
     assert isinstance(error, TrainingError)
     assert "almost nothing is accepted" in str(error)
     assert results == found["labels-0.125/seed-0"]
+
+
+@dataclass
+class Plain(InProcess):
+    """In place of the executor on Ray, which takes another recipe in the same way."""
+
+    recipe: Recipe
+
+
+def test_the_job_writes_tables_curve_and_pages(compared, tmp_path, monkeypatch, capsys):
+    root, *_ = compared
+    shutil.copytree(root.root, tmp_path / "run")
+    store = Store(str(tmp_path / "run"))
+    steps = {"gitdl.frame-steps": 4, "gitdl.video-steps": 4, "align.steps": 4, "supervise.steps": 4}
+    steps |= {"rounds.video-steps": 4, "rounds.frame-rounds": 1, "rounds.frame-steps": 4}
+    numbers = [str(item) for name, value in steps.items() for item in (f"--{name}", value)]
+    arguments = ["rehearsal_smoke", "--run", store.root, "--seeds", "0", "--ablations", "--budgets", "0.125", *numbers]
+    monkeypatch.setattr("finepseudo.runtime.executor.on_ray", lambda recipe: nullcontext(Plain(recipe)))
+    monkeypatch.syspath_prepend(ROOT / "jobs")
+    importlib.import_module("compare").job(arguments)
+    assert "finepseudo f_E - supervised f_E" in capsys.readouterr().out
+    body = json.loads(store.read("compare.json"))
+    assert (body["seeds"], body["labelled"], list(body["budgets"])) == ([0], [10], ["0.125", "0.25"])
+    assert list(body["ablations"]) == [*ABLATIONS, "f_E only", "f_A only"]
+    assert body["failed"] == {}
+    assert body["frames"]["aligned"].keys() == {"kendall_tau", "progression", "phase"}
+    text = store.read("compare.md").decode()
+    assert "| no L_Score | 1 |" in text
+    assert "![top-1 by share of labels](budgets.svg)" in text
+    assert store.read("budgets.svg").startswith(b"<svg ")
+    for one in ("seed-0", "no_L_Score/seed-0", "labels-0.125/seed-0"):
+        assert store.exists(f"{one}/report.html")
