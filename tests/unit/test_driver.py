@@ -11,6 +11,7 @@ import pytest
 from clips import manifest
 
 from finepseudo import rehearsal
+from finepseudo.data import sampling
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
@@ -26,6 +27,7 @@ from finepseudo.errors import ArtefactError, DecodeError, ManifestError, Storage
 from finepseudo.recipe import Data, Split
 from finepseudo.recipes import find
 from finepseudo.report.page import summary, write_report
+from finepseudo.results import FrameTruth, frame_quality
 from finepseudo.run import Run
 from finepseudo.storage.store import Store
 
@@ -178,6 +180,23 @@ def test_frames_have_the_truth_of_the_moment_that_was_embedded(first):
     assert results.frames["pretrained"] != results.frames["aligned"]
     assert {quality.videos for quality in results.frames.values()} == {20}
     assert all(0 < quality.phase_chance < quality.phase.high <= 1 for quality in results.frames.values())
+
+
+@pytest.mark.parametrize("name", ["pretrained", "aligned"])
+def test_frames_are_measured_with_the_truth_of_their_own_videos(first, name):
+    folder, results, _ = first
+    run, spec = Run.at(Store(str(folder))), SMOKE.data.rehearsal
+    embedded, labelled = run.embeddings(name), set(run.labelled_ids())
+    halves = [embedded.among(labelled), embedded.among(set(embedded.video_ids) - labelled)]
+    truths = []
+    for split, half in zip(("train", "test"), halves, strict=True):
+        every = [rehearsal.truth(spec, split, video_id) for video_id in half.video_ids]
+        shown = [sampling.spread(len(truth.phase_F), RECIPE.frames.align) for truth in every]
+        phases = [truth.phase_F[at_T] for truth, at_T in zip(every, shown, strict=True)]
+        progress = [rehearsal.through_action(truth)[at_T] for truth, at_T in zip(every, shown, strict=True)]
+        truths.append(FrameTruth(np.stack(phases), np.stack(progress)))
+    label_N = run.manifest().truth(run.manifest().rows_of(halves[1].video_ids))
+    assert results.frames[name] == frame_quality(halves[0].emb_NTD, halves[1].emb_NTD, label_N, tuple(truths))
 
 
 def test_pseudo_labels_weigh_their_confidence_in_the_next_plan(first):

@@ -90,11 +90,11 @@ def test_phases_come_back_by_their_codes_and_unseen_ones_never():
 
 
 def course(videos, seed, classes=2, T=12):
-    """Embeddings that follow the progress, with noise; its phases are thirds."""
+    """Embeddings that follow the progress, with noise; its phases are two quarters and a half."""
     rng = np.random.default_rng(seed)
     progress_NT = np.sort(rng.random((videos, T)), 1)
     angle_NT = torch.as_tensor(2 * progress_NT + rng.normal(0, 0.2, (videos, T)))
-    truth = FrameTruth((progress_NT * 3).astype(int), progress_NT)
+    truth = FrameTruth(np.minimum((progress_NT * 4).astype(int), 2), progress_NT)
     return arc(angle_NT), np.arange(videos) % classes, truth
 
 
