@@ -6,6 +6,7 @@ Axes: N videos, K classes, P pairs. A measure that is undefined (no such class, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,19 @@ def per_class_accuracy(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int)
     total = np.bincount(truth, minlength=num_classes)
     right = np.bincount(truth[label == truth], minlength=num_classes)
     return np.where(total > 0, right / np.maximum(total, 1), np.nan)
+
+
+def most_confused(label_N: ArrayLike, truth_N: ArrayLike, num_classes: int, most: int) -> list[tuple[int, int, int]]:
+    """The pairs of classes that are confused most often: (true class, label, videos), the largest count first.
+
+    A pair is ordered: c taken for d is not d taken for c. Of equal counts, the lower true class and label come first.
+    """
+    label, truth = _same_length(label=label_N, truth=truth_N)
+    _check_classes("label", label, num_classes)
+    _check_classes("truth", truth, num_classes)
+    pair, count = np.unique((truth * num_classes + label)[truth != label], return_counts=True)
+    order = np.argsort(-count, kind="stable")[:most]
+    return [(int(pair[at]) // num_classes, int(pair[at]) % num_classes, int(count[at])) for at in order]
 
 
 def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 15) -> float:
@@ -118,6 +132,26 @@ def pair_ap_standard_error(
     found = np.array([_weighted_ap(score, same, draw[index[:, 0]] * draw[index[:, 1]]) for draw in draws])
     found = found[~np.isnan(found)]
     return float(found.std(ddof=1)) if len(found) > 1 else math.nan
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.int64]], float], count: int, *, resamples: int = 200, seed: int = 0
+) -> tuple[float, float] | None:
+    """The 95 % percentile interval of a figure, when `count` videos are drawn anew with replacement.
+
+    Args:
+        statistic: the figure where each video is there as often as the draw (count,) says.
+    Returns the 2.5 % and the 97.5 % quantile; draws that give NaN are left out, None where fewer than two remain.
+    """
+    if not count:
+        return None
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    found = np.array([statistic(draw) for draw in draws], float)
+    found = found[~np.isnan(found)]
+    if len(found) < 2:
+        return None
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def proportion_standard_error(share: float, count: int) -> float:

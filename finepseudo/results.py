@@ -6,8 +6,8 @@ Axes: N videos, P pairs, K classes, T frames, D embedding. What is compared come
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from finepseudo import measures
+from finepseudo.align import frames
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 
-VERSION = 2  # of results.json
+VERSION = 3  # of results.json
 CURVE_POINTS = 50  # of a precision x coverage curve, about: what a plot can show
+MOST_CONFUSED = 12  # pairs of classes that are kept
 RESAMPLES = 50  # draws of videos for the standard error of the pair test
 
 Labels = NDArray[np.integer[Any]]
@@ -38,6 +40,25 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A figure, and the 95 % interval of its bootstrap over videos."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Videos of one class that were given another; classes are places in Results.classes."""
+
+    truth: int
+    label: int
+    videos: int
+    share: float  # of the true class's videos
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """How well probabilities name the classes of N videos."""
 
@@ -46,6 +67,7 @@ class Accuracy:
     mean_class: Share
     calibration_error: float
     per_class: list[float | None]  # None for a class without a video
+    confused: list[Confusion]  # the most confused pairs, at most MOST_CONFUSED
     videos: int
 
 
@@ -96,6 +118,25 @@ class PairTest:
     pairs: int
     same: int
     scores: dict[str, Share]
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTruth:
+    """What is known of the frames that were embedded."""
+
+    phase_NT: Labels  # codes
+    progress_NT: Floats  # through the whole action, 0..1
+
+
+@dataclass(frozen=True)
+class FrameQuality:
+    """What one f_A's embeddings know of the course of an action (align/frames.py); None where it is not known."""
+
+    videos: int  # held-out ones, those of the pair test
+    kendall_tau: Interval | None  # mean over ordered pairs of one class; None where no class has two videos
+    progression: Interval | None  # R²; None, as the phase, where the truth of frames is not known
+    phase: Interval | None  # share of the frames whose phase is found
+    phase_chance: float | None  # of those in the phase that most labelled frames are in
 
 
 @dataclass(frozen=True)
@@ -160,6 +201,7 @@ class Results:
     measured: dict[str, Measured]  # by method, and STAGE_2
     rounds: dict[str, list[RoundResult]]  # by method
     pairs: PairTest
+    frames: dict[str, FrameQuality]  # by f_A: pretrained, aligned; empty without held-out videos
     gains: dict[str, Share]  # of finepseudo: `<f_E or fused>, over <method>`
     snapshots: dict[str, Snapshots]  # by method, and STAGE_2
     predictions: str  # below the run: a table with one row a test video, its truth, and the label by `<method>/<part>`
@@ -195,7 +237,7 @@ _READER = TypeAdapter(Results)
 
 
 def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
-    """Top-1, top-5 and the mean over classes with their standard errors, calibration error, accuracy of every class.
+    """Top-1, top-5 and the mean over classes with their standard errors, calibration error, each class, confusions.
 
     The variance of the mean over classes is the sum of the classes' variances p (1 - p) / n, by their number squared.
     """
@@ -212,6 +254,10 @@ def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
         mean_class=Share(float(per_class_K[tested_K].mean()), float(np.sqrt(variance.sum()) / tested_K.sum())),
         calibration_error=measures.calibration_error(p_NK.max(1), label_N == truth_N),
         per_class=[float(share) if count else None for share, count in zip(per_class_K, count_K, strict=True)],
+        confused=[
+            Confusion(truth, label, videos, videos / int(count_K[truth]))
+            for truth, label, videos in measures.most_confused(label_N, truth_N, K, MOST_CONFUSED)
+        ],
         videos=N,
     )
 
@@ -304,6 +350,46 @@ def pair_test(pretrained_NTD: Tensor, aligned_NTD: Tensor, label_N: Labels, gamm
             value = measures.pair_average_precision(score_P, same_P)
             scores[name] = Share(value, measures.pair_ap_standard_error(score_P, same_P, video_P2, resamples=RESAMPLES))
     return PairTest(len(label_N), len(first_P), int(same_P.sum()), scores)
+
+
+def frame_quality(
+    labelled_GTD: Tensor, test_NTD: Tensor, label_N: Labels, truth: tuple[FrameTruth, FrameTruth] | None
+) -> FrameQuality:
+    """Kendall's tau, phase progression and phase classification of held-out videos, as align/frames.py defines them.
+
+    Args:
+        label_N: classes of the held-out videos.
+        truth: of the labelled videos and of the held-out ones; None where it is not known.
+    """
+    N = len(label_N)
+    tau_NN = frames.kendall_tau(test_NTD, torch.as_tensor(label_N)).numpy()
+    there_NN, tau_NN = ~np.isnan(tau_NN), np.nan_to_num(tau_NN)
+
+    def tau(count_N: NDArray[np.int64]) -> float:
+        weight_NN = np.outer(count_N, count_N) * there_NN
+        return float((weight_NN * tau_NN).sum() / weight_NN.sum()) if weight_NN.any() else np.nan
+
+    found = FrameQuality(N, _interval(tau, N), None, None, None)
+    if truth is None:
+        return found
+    of_labelled, of_test = truth
+    progress_NT = torch.as_tensor(of_test.progress_NT)
+    found_NT = frames.phase_progression(labelled_GTD, torch.as_tensor(of_labelled.progress_NT), test_NTD)
+    phase_NT = frames.phase_classification(labelled_GTD, torch.as_tensor(of_labelled.phase_NT), test_NTD).numpy()
+    right_N = (phase_NT == of_test.phase_NT).mean(1)
+    codes, counts = np.unique(of_labelled.phase_NT, return_counts=True)
+    return replace(
+        found,
+        progression=_interval(lambda count_N: frames.r_squared(found_NT, progress_NT, torch.as_tensor(count_N)), N),
+        phase=_interval(lambda count_N: float((right_N * count_N).sum() / count_N.sum()), N),
+        phase_chance=float((of_test.phase_NT == codes[counts.argmax()]).mean()),
+    )
+
+
+def _interval(statistic: Callable[[NDArray[np.int64]], float], count: int) -> Interval | None:
+    """None where the figure is not defined."""
+    value, bounds = statistic(np.ones(count, np.int64)), measures.bootstrap_interval(statistic, count)
+    return None if np.isnan(value) or bounds is None else Interval(value, *bounds)
 
 
 def _curve(confidence_N: Floats, label_N: Labels, truth_N: Labels) -> Curve:

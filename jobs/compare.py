@@ -1,4 +1,4 @@
-"""The method against its baselines over several label seeds, all from one pre-training."""
+"""The method against its baselines, its ablations and by budget of labels, over label seeds, from one pre-training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from finepseudo.cli import Options, describe, logged_to, main, parse
+from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS
+from finepseudo.recipes.variants import ABLATIONS, Variant, variants
 from finepseudo.storage.store import Store
 
 
@@ -16,36 +18,52 @@ class CompareOptions(Options):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the labelled/unlabelled split; everything else is the same."""
+    ablations: bool = False
+    """Run finepseudo without L_AT, without L_Score and without GITDL as well."""
+    budgets: tuple[float, ...] = ()
+    """Shares of labelled videos, such as 0.01 0.02 0.05 0.1 0.2: every method is run with each."""
     dry_run: bool = False
     """Say what would be done, and stop."""
 
 
 def job(argv: Sequence[str]) -> None:
-    """Parse, run every method for every seed, print the table."""
+    """Parse, run everything for every seed, write the tables."""
     options = parse(CompareOptions, argv, program="jobs/compare.py", description=__doc__ or "")
-    root = Store(options.run)
-    recipe = replace(options.recipe, methods=tuple(METHODS))
+    root, recipe = Store(options.run), replace(options.recipe, methods=tuple(METHODS))
+    runs = variants(recipe, options.seeds, ablations=options.ablations, budgets=options.budgets)
     if options.dry_run:
-        print(describe(recipe, root), f"label seeds: {', '.join(map(str, options.seeds))}", sep="\n")
+        print(describe(recipe, root), f"{len(runs)} runs:", *(_said(root, one) for one in runs), sep="\n")
         return
-    from finepseudo.driver.evaluate import ensure_results
-    from finepseudo.driver.rounds import run_rounds
-    from finepseudo.report.comparison import compare
+    from finepseudo.driver.variants import run_variants
+    from finepseudo.report.comparison import tables
+    from finepseudo.report.curve import budget_curve
     from finepseudo.report.page import write_report
+    from finepseudo.results import Results
     from finepseudo.run import Run
     from finepseudo.runtime.executor import on_ray
 
-    results, base = {}, Store(options.base) if options.base else root.child("shared")
+    found, base = [], Store(options.base) if options.base else root.child("shared")
     with logged_to(root), on_ray(recipe) as executor:
-        for seed in options.seeds:
-            run = root.child(f"seed-{seed}")
-            of_seed = replace(recipe, split=replace(recipe.split, seed=seed))
-            results[seed] = ensure_results(run_rounds(of_seed, run, executor, base))
-            write_report(Run.at(run, base))
-    compared = compare(results)
+        for one, results in run_variants(runs, root, base, lambda recipe: replace(executor, recipe=recipe)):
+            found.append((one, results))
+            if isinstance(results, Results):
+                write_report(Run.at(root.child(one.folder), base))
+    compared = tables(found, own=recipe.split.label_fraction)
+    if compared.budgets:
+        root.write("budgets.svg", budget_curve(compared.budgets).encode())
     root.write("compare.json", compared.to_json())
-    print(compared.table())
-    print(f"figures: {root.uri('compare.json')}")
+    root.write("compare.md", compared.markdown("budgets.svg").encode())
+    print(compared.whole.table())
+    print(f"figures: {root.uri('compare.json')}\ntables: {root.uri('compare.md')}")
+    if compared.failed:
+        raise TrainingError(f"{len(compared.failed)} of {len(runs)} runs have no results: {'; '.join(compared.failed)}")
+
+
+def _said(root: Store, one: Variant) -> str:
+    state = "has results" if root.exists(f"{one.folder}/results.json") else "to be run"
+    fields = [f"--{name.replace('_', '-')} {value:g}" for name, value in ABLATIONS.get(one.ablation, {}).items()]
+    fields += [f"--split.label-fraction {one.recipe.split.label_fraction:g} --split.seed {one.seed}"]
+    return f"  {one.folder}: {state}; {' '.join(fields)} --methods {' '.join(one.recipe.methods)}"
 
 
 if __name__ == "__main__":

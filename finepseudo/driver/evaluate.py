@@ -7,7 +7,7 @@ K classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from finepseudo import results
 from finepseudo.align import collaborate
 from finepseudo.data.manifest import UNKNOWN
-from finepseudo.data.plan import drawn
+from finepseudo.data.plan import drawn, plan_score
 from finepseudo.driver.rounds import Start, Story
-from finepseudo.driver.steps import Steps, Trained
+from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
 from finepseudo.recipe import METHODS, digest
+from finepseudo.rehearsal import Truth, through_action
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
 from finepseudo.run import RESULTS, SCORES, SECONDS, Run, pair_videos
 from finepseudo.storage import artefacts
@@ -62,6 +63,7 @@ def ensure_results(story: Story) -> Results:
             measured=measured,
             rounds={name: [_round(steps, one) for one in finish.rounds] for name, finish in story.finishes.items()},
             pairs=_pairs(steps, story.start),
+            frames=_frames(steps, story.start),
             gains=_gains(predictions),
             snapshots={
                 STAGE_2: _snapshots(steps, story.start.frame, story.start.video),
@@ -147,8 +149,7 @@ def _round(steps: Steps, name: str) -> RoundResult:
 
 def _pairs(steps: Steps, start: Start) -> results.PairTest:
     """The pair test on the held-out videos that were embedded beside D_l."""
-    row_N = pair_videos(steps.recipe, steps.manifest, steps.split.test)
-    truth = dict(zip(steps.manifest.ids(row_N), steps.manifest.truth(row_N).tolist(), strict=True))
+    truth = _held_out(steps)
     if not truth:
         return results.PairTest(videos=0, pairs=0, same=0, scores={})
     pretrained, aligned = (embedded.among(truth.keys()) for embedded in (start.pretrained, start.aligned))
@@ -156,6 +157,52 @@ def _pairs(steps: Steps, start: Start) -> results.PairTest:
         raise AssertionError("the pair test needs the same videos before and after alignment")
     label_N = np.array([truth[video_id] for video_id in pretrained.video_ids])
     return results.pair_test(pretrained.emb_NTD, aligned.emb_NTD, label_N, steps.recipe.align.gamma)
+
+
+def _frames(steps: Steps, start: Start) -> dict[str, results.FrameQuality]:
+    """How far the frames of the same videos are aligned, by f_A before and after L_AV; fitted on D_l."""
+    held_out, labelled = _held_out(steps), set(steps.split.labelled_ids)
+    found: dict[str, results.FrameQuality] = {}
+    for name, embedded in {"pretrained": start.pretrained, "aligned": start.aligned}.items():
+        if not held_out:
+            continue
+        real, test = embedded.among(labelled), embedded.among(held_out.keys())
+        label_N = np.array([held_out[video_id] for video_id in test.video_ids])
+        of_real, of_test = (frame_truth(steps, videos.video_ids) for videos in (real, test))
+        truth = (of_real, of_test) if of_real and of_test else None
+        found[name] = results.frame_quality(real.emb_NTD, test.emb_NTD, label_N, truth)
+    return found
+
+
+def frame_truth(steps: Steps, video_ids: Sequence[str]) -> results.FrameTruth | None:
+    """Phase and progress of the frames that `Steps.embed` shows f_A; None where the data set does not know them."""
+    recipe, manifest = steps.recipe, steps.manifest
+    if recipe.data.rehearsal is None:
+        return None
+    every = artefacts.read_table(steps.data, "rehearsal", "truth.parquet").to_pylist()
+    rows = {row.pop("video_id"): Truth(**{name: np.array(of_F) for name, of_F in row.items()}) for row in every}
+    if not rows.keys() >= set(video_ids):
+        return None  # the generated videos, under annotations of another hand
+    plan = plan_score(
+        manifest,
+        manifest.rows_of(video_ids),
+        align_frames=recipe.frames.align,
+        video_frames=recipe.frames.video,
+        clips=1,
+        block_videos=BLOCK_VIDEOS,
+    )
+    shown = [row["start"] + np.asarray(row["frames_0"]) for row in plan.rows(0, len(plan))]
+    truths = [rows[video_id] for video_id in video_ids]
+    return results.FrameTruth(
+        phase_NT=np.stack([truth.phase_F[at_T] for truth, at_T in zip(truths, shown, strict=True)]),
+        progress_NT=np.stack([through_action(truth)[at_T] for truth, at_T in zip(truths, shown, strict=True)]),
+    )
+
+
+def _held_out(steps: Steps) -> dict[str, int]:
+    """Classes of the videos of the pair test."""
+    row_N = pair_videos(steps.recipe, steps.manifest, steps.split.test)
+    return dict(zip(steps.manifest.ids(row_N), steps.manifest.truth(row_N).tolist(), strict=True))
 
 
 def _snapshots(steps: Steps, frame: Trained, video: Trained) -> Snapshots:

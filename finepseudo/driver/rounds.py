@@ -9,7 +9,7 @@ A killed run that is started again with the same command continues and ends with
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +63,13 @@ class Story:
 
 
 def run_rounds(
-    recipe: Recipe, run: Store, executor: Executor, base: Store | None = None, *, train: bool = True
+    recipe: Recipe,
+    run: Store,
+    executor: Executor,
+    base: Store | None = None,
+    *,
+    kin: Sequence[Store] = (),
+    train: bool = True,
 ) -> Story:
     """Train, or continue to train, everything that the recipe asks for.
 
@@ -74,6 +80,7 @@ def run_rounds(
         base: another run directory whose data, manifest and pre-training are used (and made if missing); the run's own
             by default. Any other training that is committed there is used too if it would be the same one here: an
             ablation shares all that it does not change.
+        kin: more run directories whose trainings are used in the same way.
         train: False: only read what is committed.
     Raises:
         ArtefactError: the run directory belongs to another recipe; or, without `train`, a stage is not committed.
@@ -85,7 +92,7 @@ def run_rounds(
         artefacts.copy(base, run, FOLDER)  # a plan lies beside the manifest of its clips
     split = ensure_split(recipe, run, data_store(recipe, base), manifest)
     shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
-    steps = Steps(recipe, run, base, manifest, split, executor, may_train=train)
+    steps = Steps(recipe, run, base, manifest, split, executor, kin=tuple(kin), may_train=train)
     start = stage_2(steps, shared)
     return Story(steps, shared, start, run_methods(steps, start))
 

@@ -70,6 +70,7 @@ class Steps:
     manifest: Manifest
     split: Split
     executor: Executor
+    kin: tuple[Store, ...] = ()  # more directories like the base, for trainings alone
     may_train: bool = True
 
     data: Store = field(init=False)
@@ -119,10 +120,11 @@ class Steps:
             score_mean=compared.mean if compared else 0.0,
             score_std=compared.std if compared else 0.0,
         )
-        theirs = artefacts.committed(self.base, folder) if self.base != self.run else None
-        if theirs is not None and not differences(stage.lineage(), theirs["lineage"]):
-            log.info("%s: used from %s", name, self.base.uri())
-            return Trained(self.base.uri(folder), artefacts.marker_digest(theirs))
+        for other in (self.base, *self.kin):
+            theirs = artefacts.committed(other, folder) if other != self.run else None
+            if theirs is not None and not differences(stage.lineage(), theirs["lineage"]):
+                log.info("%s: used from %s", name, other.uri())
+                return Trained(other.uri(folder), artefacts.marker_digest(theirs))
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self._trainings:

@@ -5,5 +5,5 @@ From an id to its file: ids -> motion -> figure -> scene -> render -> files.
 
 from finepseudo.rehearsal.files import annotations, encode_mp4, video
 from finepseudo.rehearsal.ids import SPLITS, letters, video_ids
-from finepseudo.rehearsal.motion import PHASES, truth
+from finepseudo.rehearsal.motion import PHASES, Truth, through_action, truth
 from finepseudo.rehearsal.render import clip, nuisance

@@ -83,6 +83,18 @@ def truth(spec: Rehearsal, split: str, video_id: str) -> Truth:
     return make_timeline(spec, split, video_id).truth
 
 
+def through_action(truth: Truth) -> np.ndarray:
+    """Progress through the whole action, 0..1, of each frame: 0 before the crouch, 1 after the landing.
+
+    Crouch, elements and landing count the same, however long each takes: (parts done + progress in this one) / parts.
+    """
+    part_F, parts = truth.element_F + 1, truth.element_F.max() + 2
+    progress_F = (part_F + truth.progress_F) / parts
+    progress_F[truth.phase_F == PHASES.index("idle")] = 0
+    progress_F[truth.phase_F == PHASES.index("rest")] = 1
+    return progress_F
+
+
 def make_timeline(spec: Rehearsal, split: str, video_id: str) -> Timeline:
     """Draw the clip's time nuisance and lay the word out in time."""
     pace, parts = PACES[spec.time], ("crouch", *word_of(spec, split, video_id))

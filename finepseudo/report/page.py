@@ -22,7 +22,7 @@ from finepseudo import measures
 from finepseudo.errors import FinePseudoError
 from finepseudo.recipe import METHODS, described
 from finepseudo.report.examples import Example, choose_examples
-from finepseudo.results import STAGE_2, Results, RoundResult, Share
+from finepseudo.results import STAGE_2, Interval, Results, RoundResult, Share
 from finepseudo.run import REPORT, Run, training
 from finepseudo.storage import artefacts
 
@@ -32,10 +32,12 @@ PAIRS = (
     ("dtw", "soft-DTW, pre-trained f_A"),
     ("score", "alignability score, after L_AV"),
 )
+F_A = {"pretrained": "pre-trained", "aligned": "after L_AV"}
 KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
 CLEAR = 2.0  # standard errors from which a difference is called one
+CONFUSED = 6  # pairs of classes that the page shows of each prediction
 ROUNDS_PRINTED = 4  # more rounds than this are on the page only; the lines give the last one of each method
 
 Seconds = Mapping[str, float]
@@ -64,10 +66,12 @@ def write_report(run: Run) -> str:
         headline=[_order_sentence(results), *_label_sentence(results), *_gain_sentences(results)],
         methods=_method_rows(results),
         pairs=_pair_rows(results),
+        frames=_frame_rows(results),
         curves=_learning_plot(run, results),
         rounds=[_round_row(one) for one in results.all_rounds()],
         quality=_quality_plot(results),
         classes=_class_rows(run, results),
+        confused=_confused_rows(results),
         kinds=[(kind, title, colour) for (kind, title), colour in zip(KINDS.items(), COLOURS, strict=True)],
         longest=max(map(_whole, _trainings(results)), default=0.0),
         examples=examples,
@@ -85,6 +89,11 @@ def figure(share: Share | None, sign: str = "") -> str:
         return "-"
     se = f" ±{_short(share.se)}" if _known(share.se) else " ±?"
     return _short(share.value, sign) + se
+
+
+def interval(found: Interval | None) -> str:
+    """`.812 (.790 to .835)`."""
+    return "not known" if found is None else f"{_short(found.value)} ({_short(found.low)} to {_short(found.high)})"
 
 
 def gain(results: Results, part: str, other: str) -> Share | None:
@@ -114,6 +123,20 @@ def _pair_rows(results: Results) -> list[dict[str, Any]]:
     if not all(key in scores and _known(scores[key].value) for key, _ in PAIRS):
         return []
     return [{"name": title, **vars(scores[key]), "text": figure(scores[key])} for key, title in PAIRS]
+
+
+def _frame_rows(results: Results) -> list[dict[str, str]]:
+    """What each f_A knows of the course of an action."""
+    return [
+        {
+            "f_A": F_A.get(name, name),
+            "Kendall's tau": interval(found.kendall_tau),
+            "progression, R²": interval(found.progression),
+            "phases right": interval(found.phase),
+            "by chance": "not known" if found.phase_chance is None else _short(found.phase_chance),
+        }
+        for name, found in results.frames.items()
+    ]
 
 
 def _order_sentence(results: Results) -> str:
@@ -344,6 +367,24 @@ def _class_rows(run: Run, results: Results) -> list[dict[str, Any]]:
             row |= {"of these right": _short(right / known if known else None)}
         rows.append(row)
     return rows
+
+
+def _confused_rows(results: Results) -> list[dict[str, Any]]:
+    """The pairs of classes that finepseudo, or else the last method measured, takes for each other most often."""
+    if not results.measured:
+        return []
+    name = "finepseudo" if "finepseudo" in results.measured else list(results.measured)[-1]
+    return [
+        {
+            "prediction": f"{name} {part}",
+            "true class": results.classes[one.truth],
+            "taken for": results.classes[one.label],
+            "videos": one.videos,
+            "share": _short(one.share),
+        }
+        for part in ("f_E", "fused")
+        for one in getattr(results.measured[name], part).confused[:CONFUSED]
+    ]
 
 
 def _drawn(example: Example) -> dict[str, Any]:

@@ -7,17 +7,20 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from clips import manifest
 
+from finepseudo import rehearsal
+from finepseudo.data import sampling
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
 from finepseudo.data.plan import Plan, plan_score
 from finepseudo.data.stream import BlockReader
-from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.evaluate import ensure_results, frame_truth
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import ensure_manifest, ensure_split, generate
 from finepseudo.driver.rounds import pretrain, run_rounds
@@ -27,6 +30,7 @@ from finepseudo.models import weights
 from finepseudo.recipe import Data, Split
 from finepseudo.recipes import find
 from finepseudo.report.page import summary, write_report
+from finepseudo.results import FrameTruth, frame_quality
 from finepseudo.run import Run, data_store
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
@@ -190,6 +194,46 @@ def test_an_ablation_shares_what_it_does_not_change(first, tmp_path):
     assert found.snapshots["supervised"].f_E == str(folder / "train/supervised/round-1/video/snapshot")
 
 
+def test_frames_have_the_truth_of_the_moment_that_was_embedded(first):
+    folder, results, _ = first
+    story = run_rounds(RECIPE, Store(str(folder)), InProcess(RECIPE), train=False)
+    spec, ids = RECIPE.data.rehearsal, [video_id for video_id, _ in rehearsal.video_ids(SMOKE.data.rehearsal, "test")]
+    found = frame_truth(story.steps, ids)
+    decoder = Decoder(Store(str(folder / "data")), 32, 32, ClipCache("", 0), Child(60))
+    plan = plan_score(story.steps.manifest, story.steps.manifest.rows_of(ids), align_frames=12, video_frames=12,
+                      clips=1, block_videos=4)  # fmt: skip
+    for row, phase_T, progress_T in zip(plan.rows(0, 3), found.phase_NT, found.progress_NT, strict=False):
+        truth = rehearsal.truth(spec, "test", row["video_id"])
+        every_F = decoder.clips({**row}, [np.arange(row["num_frames"])])[0].astype(int)
+        (shown_T,) = decoder.clips(row, [row["frames_0"]])
+        nearest_T = [int(np.abs(every_F - frame).sum((1, 2, 3)).argmin()) for frame in shown_T.astype(int)]
+        assert (truth.phase_F[nearest_T] == phase_T).all()
+        assert np.abs(rehearsal.through_action(truth)[nearest_T] - progress_T).max() < 0.05
+        assert (np.diff(progress_T) >= 0).all()
+    assert frame_truth(story.steps, ["nobody"]) is None
+    assert set(results.frames) == {"pretrained", "aligned"}
+    assert results.frames["pretrained"] != results.frames["aligned"]
+    assert {quality.videos for quality in results.frames.values()} == {20}
+    assert all(0 < quality.phase_chance < quality.phase.high <= 1 for quality in results.frames.values())
+
+
+@pytest.mark.parametrize("name", ["pretrained", "aligned"])
+def test_frames_are_measured_with_the_truth_of_their_own_videos(first, name):
+    folder, results, _ = first
+    run, spec = Run.at(Store(str(folder))), SMOKE.data.rehearsal
+    embedded, labelled = run.embeddings(name), set(run.labelled_ids())
+    halves = [embedded.among(labelled), embedded.among(set(embedded.video_ids) - labelled)]
+    truths = []
+    for split, half in zip(("train", "test"), halves, strict=True):
+        every = [rehearsal.truth(spec, split, video_id) for video_id in half.video_ids]
+        shown = [sampling.spread(len(truth.phase_F), RECIPE.frames.align) for truth in every]
+        phases = [truth.phase_F[at_T] for truth, at_T in zip(every, shown, strict=True)]
+        progress = [rehearsal.through_action(truth)[at_T] for truth, at_T in zip(every, shown, strict=True)]
+        truths.append(FrameTruth(np.stack(phases), np.stack(progress)))
+    label_N = run.manifest().truth(run.manifest().rows_of(halves[1].video_ids))
+    assert results.frames[name] == frame_quality(halves[0].emb_NTD, halves[1].emb_NTD, label_N, tuple(truths))
+
+
 def test_pseudo_labels_weigh_their_confidence_in_the_next_plan(first):
     folder, _, _ = first
     run = Run.at(Store(str(folder)))
@@ -296,7 +340,7 @@ def test_a_collection_with_a_few_labels_and_no_test_split(tmp_path):
     found = ensure_results(run_rounds(recipe, store, InProcess(recipe)))
     assert sorted(found.classes) == sorted(spec.words)
     assert (found.split.labelled, found.split.unlabelled) == (10, 50)
-    assert (found.measured, found.gains, found.pairs.scores) == ({}, {}, {})
+    assert (found.measured, found.gains, found.pairs.scores, found.frames) == ({}, {}, {}, {})
     (one,) = found.rounds["finepseudo"]
     assert (one.quality.unlabelled, one.quality.known, one.quality.precision_all["p"]) == (50, 0, None)
     rows = {row["video_id"]: row for row in every_row(store, "align/frame")}

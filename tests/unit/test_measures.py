@@ -36,6 +36,15 @@ def test_accuracy_of_a_class_without_videos_is_undefined():
         m.per_class_accuracy([0, 1], [0], 2)
 
 
+def test_most_confused_pairs_are_ordered_and_say_which_way():
+    truth, label = [0, 0, 0, 1, 1, 2, 2, 2, 2], [0, 1, 1, 0, 1, 0, 0, 0, 1]
+    assert m.most_confused(label, truth, 3, 9) == [(2, 0, 3), (0, 1, 2), (1, 0, 1), (2, 1, 1)]
+    assert m.most_confused(label, truth, 3, 2) == [(2, 0, 3), (0, 1, 2)]
+    assert m.most_confused(truth, truth, 3, 9) == m.most_confused([], [], 3, 9) == []
+    with pytest.raises(ValueError, match="label within 0..2, got 3 in row 1"):
+        m.most_confused([0, 3], [0, 0], 3, 9)
+
+
 def slow_ece(confidence, right, bins):
     total = 0.0
     for b in range(bins):
@@ -142,3 +151,19 @@ def test_counts_and_agreement():
         m.class_counts([0, -1], 2)
     assert m.agreement([0, 1, 2, 2], [0, 1, 1, 2]) == 0.75
     assert math.isnan(m.agreement([], []))
+
+
+def test_bootstrap_interval_covers_a_mean_as_often_as_it_says():
+    inside = 0
+    for seed in range(100):
+        value = RNG(seed).normal(size=40)
+        low, high = m.bootstrap_interval(lambda count, of=value: float((of * count).sum() / count.sum()), 40, seed=seed)
+        inside += low <= 0 <= high
+    assert 86 <= inside <= 99
+    assert m.bootstrap_interval(lambda count: float(count[0]), 9) == m.bootstrap_interval(lambda c: float(c[0]), 9)
+
+
+def test_bootstrap_interval_leaves_out_what_is_undefined():
+    assert m.bootstrap_interval(lambda count: math.nan, 9) is None
+    assert m.bootstrap_interval(lambda count: 1.0, 0) is None
+    assert m.bootstrap_interval(lambda count: math.nan if count[0] else 2.0, 9) == (2.0, 2.0)

@@ -140,6 +140,19 @@ def test_truth_follows_the_class_word(time):
         assert (np.diff(truth.progress_F)[same] >= 0).all()
 
 
+@pytest.mark.parametrize("time", [1, 2])
+def test_an_action_goes_on_from_0_to_1_part_by_part(time):
+    spec = Rehearsal(time=time)
+    for name, label in some_ids(spec, "train", 8):
+        truth, parts = rehearsal.truth(spec, "train", name), len(spec.words[label].replace("-", "")) + 1
+        through_F = rehearsal.through_action(truth)
+        assert (np.diff(through_F) >= 0).all()
+        phases = [rehearsal.PHASES[code] for code in truth.phase_F]
+        for at, (phase, element, progress) in enumerate(zip(phases, truth.element_F, truth.progress_F, strict=True)):
+            known = {"idle": 0, "rest": 1, "crouch": progress / parts}
+            assert through_F[at] == pytest.approx(known.get(phase, (element + 1 + progress) / parts))
+
+
 def test_annotations_in_the_form_of_diving48():
     spec = Rehearsal(train_per_class=3, test_per_class=2)
     files = {name: json.loads(data) for name, data in rehearsal.annotations(spec).items()}

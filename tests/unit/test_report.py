@@ -25,7 +25,10 @@ from finepseudo.report.examples import SHOWN, _chosen, choose_examples
 from finepseudo.report.page import figure, summary, write_report
 from finepseudo.results import (
     Accuracy,
+    Confusion,
     Curve,
+    FrameQuality,
+    Interval,
     ManifestCounts,
     Measured,
     PairTest,
@@ -50,7 +53,7 @@ FIGURE = r"[+-]?(?:1\.|\.)\d{3} ±(?:\.\d{3}|\?)"
 def accuracy(top1):
     return Accuracy(
         top1=Share(top1, 0.012), top5=Share(0.9, 0.012), mean_class=Share(top1, 0.012), calibration_error=0.05,
-        per_class=[0.5, None, 1.0, 0.0, 0.25, 0.75], videos=40,
+        per_class=[0.5, None, 1.0, 0.0, 0.25, 0.75], confused=[Confusion(3, 2, 7, 0.875)], videos=40,
     )  # fmt: skip
 
 
@@ -93,6 +96,12 @@ def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0)
             for name in methods
         },
         pairs=PairTest(20, 100, 10, {name: Share(value, 0.01) for name, value in values.items()} if pairs else {}),
+        frames={
+            "pretrained": FrameQuality(
+                20, Interval(0.5, 0.4, 0.6), Interval(-0.2, -0.3, 0.1), Interval(0.8, 0.7, 0.9), 0.3
+            ),
+            "aligned": FrameQuality(20, Interval(0.75, 0.625, 0.875), None, None, None),
+        },
         gains={f"{part}, over supervised": Share(0.05, 0.02) for part in ("f_E", "fused")} if compared else {},
         snapshots={"stage_2": Snapshots("train/align/frame/snapshot", "train/x/snapshot", "a1", HOSTILE)},
         predictions="results/1/predictions.parquet",
@@ -222,6 +231,10 @@ def test_page_of_figures_alone(tmp_path):
     assert "No method of this run" in page
     assert "Learning curves" in page
     assert re.search(r"<td>&lt;script&gt;alert\(&#39;x&#39;\)&lt;/script&gt;</td><td>3</td><td>\.500</td>", page)
+    cells = (".500 (.400 to .600)", "-.200 (-.300 to .100)", ".800 (.700 to .900)", ".300")
+    assert "<td>".join(["pre-trained</td>", *(f"{cell}</td>" for cell in cells)]) in page
+    assert "<td>".join(["after L_AV</td>", ".750 (.625 to .875)</td>", *3 * ["not known</td>"]]) in page
+    assert re.search(r"finepseudo fused</td><td>tuck</td><td>twist</td><td>7</td><td>\.875<", page)
     assert page_of(run, results(), base) == page
 
 

@@ -13,7 +13,18 @@ from test_report import results as sample_results
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 from finepseudo.measures import pair_average_precision
-from finepseudo.results import Results, RoundLabels, Share, accuracy, gain, gains, pair_test, round_quality, share
+from finepseudo.results import (
+    Confusion,
+    Results,
+    RoundLabels,
+    Share,
+    accuracy,
+    gain,
+    gains,
+    pair_test,
+    round_quality,
+    share,
+)
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2])
 
@@ -33,6 +44,7 @@ def test_accuracy_by_hand():
     assert figures.mean_class.se == pytest.approx(math.sqrt(0.25 / 2) / 3)
     assert figures.per_class == [1.0, 0.5, 0.0, None]
     assert figures.calibration_error == pytest.approx(0.7 - 4 / 6)
+    assert figures.confused == [Confusion(1, 0, 1, 0.5), Confusion(2, 1, 1, 1.0)]
     assert figures.videos == 6
 
 
@@ -187,7 +199,7 @@ def test_results_are_read_as_they_were_written():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 0}, "results of version 0, expected 2.*jobs/evaluate.py writes them again"),
+        ({"version": 0}, "results of version 0, expected 3.*jobs/evaluate.py writes them again"),
         ({"version": None}, "results of version None"),
         ({"classes": 3}, "field classes: "),
         ({"pairs": {"videos": "many"}}, "field pairs.videos: "),

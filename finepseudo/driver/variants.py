@@ -1,0 +1,36 @@
+"""The runs of a comparison, one after the other, all from one pre-training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.executor import Executor
+from finepseudo.driver.rounds import run_rounds
+from finepseudo.errors import TrainingError
+from finepseudo.recipe import Recipe
+from finepseudo.recipes.variants import Variant
+from finepseudo.results import Results
+from finepseudo.storage.store import Store
+
+log = logging.getLogger("finepseudo")
+
+
+def run_variants(
+    runs: Sequence[Variant], root: Store, base: Store, executor: Callable[[Recipe], Executor]
+) -> Iterator[tuple[Variant, Results | TrainingError]]:
+    """Results of each, as it is done; what is committed below `root` and in `base` is looked up.
+
+    A training that cannot go on, such as one on labels that have collapsed, is a finding on its variant: it takes the
+    place of the results, and the other runs go on.
+    """
+    for number, one in enumerate(runs):
+        log.info("%s: run %d of %d", one.folder, number + 1, len(runs))
+        kin = (root.child(one.kin),) if one.kin else ()
+        try:
+            story = run_rounds(one.recipe, root.child(one.folder), executor(one.recipe), base, kin=kin)
+            yield one, ensure_results(story)
+        except TrainingError as error:
+            log.warning("%s: %s", one.folder, error)
+            yield one, error

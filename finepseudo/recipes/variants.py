@@ -1,0 +1,87 @@
+"""The runs of a comparison: the recipe over label seeds, its ablations, and its budgets of labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finepseudo.errors import RecipeError
+from finepseudo.recipe import METHODS, Recipe
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no_L_AT": {"align.triplet_weight": 0.0},
+    "no_L_Score": {"align.score_weight": 0.0},
+    "no_GITDL": {"gitdl.frame_steps": 0, "gitdl.video_steps": 0},
+}
+"""Fields of the recipe that each changes."""
+METHOD_ABLATIONS = {"f_E only": "pseudo_video", "f_A only": "pseudo_align"}
+"""What alone makes the pseudo-labels, and the method that it is: nothing of these is run twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One run of a comparison."""
+
+    folder: str  # of the run, below that of the comparison
+    recipe: Recipe
+    seed: int  # of the labels
+    ablation: str = ""
+    budget: float | None = None  # share of labelled videos
+    kin: str = ""  # folder of the run that it shares trainings with
+
+
+def changed(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields, such as `align.margin`, of other values."""
+    for name, value in fields.items():
+        section, _, field = name.partition(".")
+        part = dataclasses.replace(getattr(recipe, section), **{field: value})
+        recipe = dataclasses.replace(recipe, **{section: part})
+    return recipe
+
+
+def variants(
+    recipe: Recipe, seeds: Sequence[int], *, ablations: bool = False, budgets: Sequence[float] = ()
+) -> list[Variant]:
+    """What to run, in this order: every method, each ablation of finepseudo, every method by budget; over the seeds.
+
+    The budget that is the recipe's own is the run with every method.
+    Raises RecipeError: no seed, or one twice; a budget that is no share; budgets where a list says which clips keep
+        their label.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"--seeds: expected at least one, each once, got {', '.join(map(str, seeds)) or 'none'}")
+    if wrong := [budget for budget in budgets if not 0 < budget <= 1]:
+        raise RecipeError(f"--budgets: expected shares above 0 and up to 1, such as 0.05, got {wrong[0]:g}")
+    if budgets and recipe.split.labelled:
+        raise RecipeError(
+            f"--budgets sets split.label_fraction, but split.labelled = {recipe.split.labelled!r} says which clips "
+            "keep their label; give one of them"
+        )
+    whole = dataclasses.replace(recipe, methods=tuple(METHODS))
+    ours = dataclasses.replace(recipe, methods=("finepseudo",))
+    seeded = [(seed, {"split.seed": seed}) for seed in seeds]
+    runs = [Variant(folder=f"seed-{seed}", recipe=changed(whole, fields), seed=seed) for seed, fields in seeded]
+    for name, fields in ABLATIONS.items() if ablations else ():
+        runs += [
+            Variant(
+                folder=f"{name}/seed-{seed}",
+                recipe=changed(ours, {**fields, **of_seed}),
+                seed=seed,
+                ablation=name,
+                kin=f"seed-{seed}",
+            )
+            for seed, of_seed in seeded
+        ]
+    for budget in sorted({*budgets} - {recipe.split.label_fraction}):
+        runs += [
+            Variant(
+                folder=f"labels-{budget:g}/seed-{seed}",
+                recipe=changed(whole, {"split.label_fraction": budget, **of_seed}),
+                seed=seed,
+                budget=budget,
+            )
+            for seed, of_seed in seeded
+        ]
+    return runs
