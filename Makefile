@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 PYTEST ?= -m "not long"
+TESTERS ?= 2
 
 .PHONY: demo test lint setup setup-dev clean
 
 demo: setup  ## the main job, whole, on generated video files
 	$(BIN)/python jobs/run.py rehearsal --run $(RUN)
 
-test: setup-dev  ## the tests; PYTEST= runs the long ones too
+test: setup-dev  ## the tests; PYTEST= runs the long ones too, TESTERS=0 all in one process
 	$(BIN)/python -m pip check
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(PYTEST)
 
 lint: setup-dev  ## style and types
 	$(BIN)/ruff check .

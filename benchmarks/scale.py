@@ -192,7 +192,14 @@ class Bench:
 
         def decide() -> None:
             p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            label_table(collaborate.decide(p_A_NK, p_E_NK, ids, threshold=0.5), np.arange(N), p_A_NK, p_E_NK)
+            label_table(
+                collaborate.decide(
+                    collaborate.fuse(p_A_NK, p_E_NK), p_A_NK, p_E_NK, ids, threshold=0.5, knownness_N=p_A_NK[:, 0]
+                ),
+                np.arange(N),
+                p_A_NK,
+                p_E_NK,
+            )
 
         both = typical(lambda: temperatures(sbar_NK, logits_NK, 0.9)), typical(decide)
         return both[0] / (N * self.classes), both[1] / (N * self.classes)

@@ -154,6 +154,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def auroc(score_N: ArrayLike, positive_N: ArrayLike) -> tuple[float, float]:
+    """Area under the ROC curve, the share of (positive, negative) pairs that the score orders rightly, ties half.
+
+    With its standard error by Hanley and McNeil's formula. NaN where one of the two kinds is missing.
+    """
+    score, positive = np.asarray(score_N, float), np.asarray(positive_N, bool)
+    if score.shape != positive.shape or score.ndim != 1:
+        raise ValueError(f"expected score and positive of one length, got {score.shape} and {positive.shape}")
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return math.nan, math.nan
+    from sklearn.metrics import roc_auc_score  # as above
+
+    area = float(roc_auc_score(positive, score))
+    pairs_of_positives, pairs_of_negatives = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (n - 1) * (pairs_of_positives - area**2) + (m - 1) * (pairs_of_negatives - area**2)
+    return area, math.sqrt(max(0.0, variance) / (n * m))
+
+
 def proportion_standard_error(share: float, count: int) -> float:
     """Standard error sqrt(p (1 - p) / n) of a share of `count` independent cases; NaN without a case."""
     if not 0 <= share <= 1:

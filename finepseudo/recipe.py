@@ -37,6 +37,11 @@ class MethodTraits:
         """Whether it makes pseudo-labels; otherwise it trains on D_l alone."""
         return self.uses_p_A or self.uses_p_E
 
+    @property
+    def fuses(self) -> bool:
+        """Whether its pseudo-labels are made of both."""
+        return self.uses_p_A and self.uses_p_E
+
 
 METHODS: dict[Method, MethodTraits] = {
     "supervised": MethodTraits(),
@@ -59,9 +64,15 @@ class Rehearsal:
     """The generated fine-grained data set (`finepseudo/rehearsal`)."""
 
     words: tuple[str, ...] = WORDS
-    """Class words over the alphabet T (tuck), P (pike), W (twist), K (straddle), ended by -U or -F."""
+    """Class words over the alphabet T (tuck), B (tuck backwards), P (pike), W (twist), K (straddle), ended by -U (arms
+    up), -S (arms to the side) or -F (folded)."""
     train_per_class: Count = 80
     test_per_class: Count = 40
+    persons: CountOrZero = 0
+    """Persons that training clips show, each of one body, clothing, gym, camera and tempo; 0: every clip its own."""
+    strangers: CountOrZero = 0  # persons that test clips alone show: half of these clips
+    rates: Annotated[float, Interval(ge=1, le=100)] = 1.0
+    """The first class has this many times the training clips of the last, those between fall evenly in the ratio."""
     size: Annotated[int, Ge(16)] = 112  # height and width of the files, pixels
     look: Annotated[int, Interval(ge=0, le=3)] = 1  # look nuisance, 0 (none) to 3
     time: Annotated[int, Interval(ge=0, le=2)] = 1  # time nuisance, 1 or 2
@@ -100,6 +111,9 @@ class Split:
     """List of the clips that keep their label, below data.root or a URI: ids, paths, or the split file of another run.
     Empty: label_fraction of those that have one."""
     unlabelled: str = ""  # list of the clips to be labelled; empty: all other training clips
+    novel: tuple[str, ...] = ()
+    """Classes no clip of which keeps its label: an open-world experiment, where D_u has classes that D_l lacks."""
+    drop_novel: bool = False  # their clips are not in D_u either: the closed world that an open one is compared with
     held_out: Share = 0.0
     """Share of the labelled clips of each class, at least one, that are test clips; the same ones for every seed."""
 
@@ -267,6 +281,9 @@ class Label:
     mean: Literal["log_odds", "score"] = "log_odds"  # what is averaged over the gallery members of a class
     per_class_max: CountOrZero = 0  # largest number of gallery members of a class; 0: all
     clips: Count = 1  # clips per unlabelled video, averaged before the fusion
+    known: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
+    """Open world: a video less alignable with every class than this quantile of the labelled ones, each with the
+    others, is taken for one of an unknown class and gets no label by p_A. 0: all classes are known."""
     min_coverage: Share = 0.01  # guard: stop when a smaller share of the unlabelled videos is accepted
     max_class_share: Share = 0.6  # guard: stop when one class takes a larger share of the accepted labels
     min_agreement: Share = 0.05  # guard: stop when p_E and p_A name the same class for a smaller share of the videos
@@ -428,8 +445,12 @@ def _check_across(recipe: Recipe) -> None:
 def _check_rehearsal(spec: Rehearsal) -> None:
     if len(set(spec.words)) < 2 or len(set(spec.words)) < len(spec.words):
         raise RecipeError(f"data.rehearsal.words: expected at least two classes, each once, got {spec.words}")
-    wrong = [word for word in spec.words if not re.fullmatch("[TPWK]+-[UF]", word)]
+    wrong = [word for word in spec.words if not re.fullmatch("[TBPWK]+-[USF]", word)]
     if wrong:
-        raise RecipeError(f"data.rehearsal.words: expected letters of T, P, W, K and then -U or -F, got {wrong[0]!r}")
+        raise RecipeError(
+            f"data.rehearsal.words: expected letters of T, B, P, W, K and then -U, -S or -F, got {wrong[0]!r}"
+        )
+    if spec.strangers and not spec.persons:
+        raise RecipeError("data.rehearsal.strangers: there are none where no persons are known; set persons too")
     if spec.size % 2:
         raise RecipeError(f"data.rehearsal.size: expected an even number of pixels, got {spec.size}")

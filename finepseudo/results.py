@@ -90,6 +90,17 @@ class RoundLabels:
     confidence: Floats
     confidence_A: Floats
     confidence_E: Floats
+    knownness: Floats
+
+
+@dataclass(frozen=True)
+class OpenWorld:
+    """How well a round tells the videos of classes that D_l lacks, the novel ones, from the others."""
+
+    novel: int  # unlabelled videos whose truth is such a class
+    auroc: dict[str, Share]  # of known against novel, by `knownness` (max Sbar), `p_A` and `p_E` (each by its maximum)
+    contamination: Share | None  # share of the accepted videos of known truth that are novel
+    coverage_known: float  # share of the others that are accepted
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ class RoundQuality:
     right_per_class: list[int]  # of these
     curves: dict[str, Curve]  # empty where no truth is known
     known: int  # unlabelled videos whose truth is known: what precision, calibration error and curves are over
+    open_world: OpenWorld | None  # None where D_u has no video of a class that D_l lacks, as far as it is known
 
 
 @dataclass(frozen=True)
@@ -262,12 +274,15 @@ def accuracy(p_NK: Floats, truth_N: Labels) -> Accuracy:
     )
 
 
-def round_quality(labels: RoundLabels, truth_N: Labels, known_N: NDArray[np.bool_], num_classes: int) -> RoundQuality:
+def round_quality(
+    labels: RoundLabels, truth_N: Labels, known_N: NDArray[np.bool_], num_classes: int, novel: Sequence[int] = ()
+) -> RoundQuality:
     """Precision of p_E, p_A and p, over all and over the accepted videos, with coverage, agreement and curves.
 
     Args:
         truth_N: any class where it is not known.
         known_N: where it is; what needs the truth is over these alone, and None of none.
+        novel: classes without a labelled video.
     """
     by_p = {"p_E": labels.label_E, "p_A": labels.label_A, "p": labels.label}
     scored = {
@@ -296,6 +311,20 @@ def round_quality(labels: RoundLabels, truth_N: Labels, known_N: NDArray[np.bool
             if some
         },
         known=int(known_N.sum()),
+        open_world=_open_world(labels, known_N, np.isin(truth_N, novel)),
+    )
+
+
+def _open_world(labels: RoundLabels, known_N: NDArray[np.bool_], novel_N: NDArray[np.bool_]) -> OpenWorld | None:
+    novel_N, other_N, kept_N = known_N & novel_N, known_N & ~novel_N, labels.accepted
+    if not novel_N.any() or not other_N.any():
+        return None
+    scores = {"knownness": labels.knownness, "p_A": labels.confidence_A, "p_E": labels.confidence_E}
+    return OpenWorld(
+        novel=int(novel_N.sum()),
+        auroc={name: Share(*measures.auroc(score_N[known_N], other_N[known_N])) for name, score_N in scores.items()},
+        contamination=share(novel_N[known_N & kept_N]),
+        coverage_known=float(kept_N[other_N].mean()),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from finepseudo.cli import Options, describe, logged_to, main, parse
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS
-from finepseudo.recipes.variants import ABLATIONS, Variant, variants
+from finepseudo.recipes.variants import ABLATIONS, OPEN_WORLD, Variant, variants
 from finepseudo.storage.store import Store
 
 
@@ -22,6 +22,8 @@ class CompareOptions(Options):
     """Run finepseudo without L_AT, without L_Score and without GITDL as well."""
     budgets: tuple[float, ...] = ()
     """Shares of labelled videos, such as 0.01 0.02 0.05 0.1 0.2: every method is run with each."""
+    novel: tuple[str, ...] = ()
+    """Classes that lose all labels in three more runs of finepseudo: with them filtered, unfiltered, and left out."""
     dry_run: bool = False
     """Say what would be done, and stop."""
 
@@ -30,7 +32,7 @@ def job(argv: Sequence[str]) -> None:
     """Parse, run everything for every seed, write the tables."""
     options = parse(CompareOptions, argv, program="jobs/compare.py", description=__doc__ or "")
     root, recipe = Store(options.run), replace(options.recipe, methods=tuple(METHODS))
-    runs = variants(recipe, options.seeds, ablations=options.ablations, budgets=options.budgets)
+    runs = variants(recipe, options.seeds, ablations=options.ablations, budgets=options.budgets, novel=options.novel)
     if options.dry_run:
         print(describe(recipe, root), f"{len(runs)} runs:", *(_said(root, one) for one in runs), sep="\n")
         return
@@ -61,7 +63,9 @@ def job(argv: Sequence[str]) -> None:
 
 def _said(root: Store, one: Variant) -> str:
     state = "has results" if root.exists(f"{one.folder}/results.json") else "to be run"
-    fields = [f"--{name.replace('_', '-')} {value:g}" for name, value in ABLATIONS.get(one.ablation, {}).items()]
+    changed = ABLATIONS.get(one.ablation, {}) | OPEN_WORLD.get(one.world, {})
+    fields = [f"--{name.replace('_', '-')} {value:g}" for name, value in changed.items()]
+    fields += [f"--split.novel {' '.join(one.recipe.split.novel)}"] if one.world else []
     fields += [f"--split.label-fraction {one.recipe.split.label_fraction:g} --split.seed {one.seed}"]
     return f"  {one.folder}: {state}; {' '.join(fields)} --methods {' '.join(one.recipe.methods)}"
 

@@ -5,6 +5,7 @@ Axes: N unlabelled videos, G gallery, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class PseudoLabels:
     label_A: NDArray[np.int64]  # argmax of p_A
     label_E: NDArray[np.int64]  # argmax of p_E
     p_NK: NDArray[np.float32]
+    knownness: NDArray[np.float32]  # max_c Sbar_c, before the softmax
 
 
 def p_align(sbar_NK: Tensor, tau: float) -> Tensor:
@@ -104,6 +106,26 @@ def fit_temperature(logits_NK: Tensor, confidence: float) -> float:
     return float(np.exp((low + high) / 2))
 
 
+def knownness(sbar_NK: Tensor) -> Tensor:
+    """How alignable a video is with the class it is most alignable with, (N,): low for one of an unknown class.
+
+    max_c Sbar_c                                                                              [P]
+    """
+    return sbar_NK.max(1).values
+
+
+def leave_one_out_knownness(gallery: Gallery, odds_GG: Tensor) -> Tensor:
+    """The known-ness of each gallery member among the others; those of a class of one are left out.           [C]
+
+    Args:
+        odds_GG: what a class mean is taken over, of every pair (align.head.alignability); the diagonal is not read.
+    Returns float64, one value a member that was asked; none where no class has two.
+    Raises ValueError if `odds_GG` does not fit the gallery.
+    """
+    sbar_GK, asked_G = _among_others(gallery, odds_GG)
+    return knownness(sbar_GK[asked_G]) if bool(asked_G.any()) else sbar_GK.new_empty(0)
+
+
 def leave_one_out_accuracy(gallery: Gallery, dist_GG: Tensor) -> float | None:
     """Share of the gallery that its other members would label rightly: an estimate of p_A's accuracy.    [C]
 
@@ -117,56 +139,68 @@ def leave_one_out_accuracy(gallery: Gallery, dist_GG: Tensor) -> float | None:
     Returns the accuracy in [0, 1]; None if no class has two members.
     Raises ValueError if `dist_GG` does not fit the gallery.
     """
-    G = len(gallery)
-    if tuple(dist_GG.shape) != (G, G):
-        raise ValueError(f"expected dist ({G}, {G}) for a gallery of {G}, got {tuple(dist_GG.shape)}")
+    sbar_GK, asked_G = _among_others(gallery, -dist_GG)
     label_G = gallery.label_G.to(dist_GG.device)
-    near_GG = (-dist_GG.detach().double()).fill_diagonal_(0)
-    member_GK = torch.nn.functional.one_hot(label_G, gallery.num_classes).double()
-    count_GK = member_GK.sum(0) - member_GK
-    sbar_GK = torch.where(count_GK > 0, near_GG @ member_GK / count_GK.clamp_min(1), -torch.inf)
-    asked_G = (count_GK * member_GK).sum(1) > 0
     return float((sbar_GK.argmax(1) == label_G)[asked_G].double().mean()) if bool(asked_G.any()) else None
 
 
+def _among_others(gallery: Gallery, near_GG: Tensor) -> tuple[Tensor, Tensor]:
+    """Class means of each member over the others, -inf for a class without one, and who has another of its class."""
+    G = len(gallery)
+    if tuple(near_GG.shape) != (G, G):
+        raise ValueError(f"expected one value for each of ({G}, {G}) pairs of a gallery, got {tuple(near_GG.shape)}")
+    near_GG = near_GG.detach().double().clone().fill_diagonal_(0)
+    member_GK = torch.nn.functional.one_hot(gallery.label_G.to(near_GG.device), gallery.num_classes).double()
+    count_GK = member_GK.sum(0) - member_GK
+    sbar_GK = torch.where(count_GK > 0, near_GG @ member_GK / count_GK.clamp_min(1), -torch.inf)
+    return sbar_GK, (count_GK * member_GK).sum(1) > 0
+
+
 def decide(
+    p_NK: Tensor,
     p_A_NK: Tensor,
     p_E_NK: Tensor,
     video_ids: Sequence[str],
     *,
     threshold: float,
-    uses_p_A: bool = True,
-    uses_p_E: bool = True,
+    knownness_N: Tensor,
+    known: float = -math.inf,
 ) -> PseudoLabels:
     """The pseudo-labels of a round.
 
-        p = (p_A + p_E) / 2  where both are used, otherwise the one that is                       [P]
-        label = argmax p, accepted if max p >= θ in [0, 1]                                        [P]
+        label = argmax p, accepted if max p >= θ and max_c Sbar_c >= θ_known                      [P]
 
-    Raises ValueError where shapes do not fit, names are not distinct, a probability is not finite (rows are named),
-    θ is out of range, or neither p_A nor p_E is used.
+    Args:
+        p_NK: what labels are made of: p_A, p_E, or both fused.
+        threshold: θ, in [0, 1].
+        knownness_N: max_c Sbar_c.
+        known: θ_known; below it a video is taken for one of a class that has no labelled video.
+    Raises ValueError where shapes do not fit, names are not distinct, a probability is not finite (rows are named), or
+    θ is out of range.
     """
-    used = [p_NK for p_NK, uses in ((p_A_NK, uses_p_A), (p_E_NK, uses_p_E)) if uses]
-    if not used:
-        raise ValueError("expected labels made of p_A, p_E or both, got neither")
     if not 0 <= threshold <= 1:
         raise ValueError(f"expected threshold in [0, 1], got {threshold}")
-    p_NK = (fuse(*used) if len(used) == 2 else used[0]).detach().float().cpu().numpy()
-    N, names = len(video_ids), len(set(video_ids))
-    if p_NK.ndim != 2 or len(p_NK) != N or p_NK.shape[1] == 0 or names != N:
-        raise ValueError(f"expected p (N,K) for N = {N} distinct video_ids, got {p_NK.shape} and {names} names")
-    bad = np.flatnonzero(~np.isfinite(p_NK).all(1)).tolist()
+    N, names, shape = len(video_ids), len(set(video_ids)), tuple(p_NK.shape)
+    if len(shape) != 2 or shape[0] != N or shape[1] == 0 or names != N:
+        raise ValueError(f"expected p (N,K) for N = {N} distinct video_ids, got {shape} and {names} names")
+    if not tuple(p_A_NK.shape) == tuple(p_E_NK.shape) == shape:
+        raise ValueError(f"expected p_A and p_E of p's shape {shape}, got {tuple(p_A_NK.shape)}, {tuple(p_E_NK.shape)}")
+    if tuple(knownness_N.shape) != (N,):
+        raise ValueError(f"expected knownness ({N},), got {tuple(knownness_N.shape)}")
+    p_NK, p_A_NK, p_E_NK, near_N = (of.detach().float().cpu() for of in (p_NK, p_A_NK, p_E_NK, knownness_N))
+    bad = (~p_NK.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"expected finite probabilities, got {len(bad)} bad rows: {[video_ids[n] for n in bad[:8]]}")
-    confidence = p_NK.max(1)
+    confidence_N = p_NK.max(1).values
     return PseudoLabels(
         video_ids=tuple(video_ids),
-        label=p_NK.argmax(1),
-        confidence=confidence,
-        accepted=confidence >= threshold,
-        label_A=p_A_NK.detach().float().cpu().numpy().argmax(1),
-        label_E=p_E_NK.detach().float().cpu().numpy().argmax(1),
-        p_NK=p_NK,
+        label=p_NK.argmax(1).numpy(),
+        confidence=confidence_N.numpy(),
+        accepted=((confidence_N >= threshold) & (near_N >= known)).numpy(),
+        label_A=p_A_NK.argmax(1).numpy(),
+        label_E=p_E_NK.argmax(1).numpy(),
+        p_NK=p_NK.numpy(),
+        knownness=near_N.numpy(),
     )
 
 

@@ -18,6 +18,7 @@ from finepseudo.data.formats import lists, match
 from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import drawn
 from finepseudo.errors import ManifestError
+from finepseudo.fields import nearest
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
 from finepseudo.storage.tables import pc
@@ -72,10 +73,13 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
         labelled = _by_class(manifest, _listed(manifest, options.labelled, "labelled", train, data))
     else:
         labelled = np.concatenate(list(_shares(manifest, train, options.label_fraction, "split", options.seed)))
+    novel = novel_classes(manifest, options)
+    labelled = labelled[~np.isin(manifest.truth(labelled), novel)]
     if not len(labelled):
         known = int((manifest.truth(train) != UNKNOWN).sum())
         how = f"split.labelled = {options.labelled}" if options.labelled else ""
         how = how or f"split.label_fraction = {options.label_fraction:g}"
+        how += f", split.novel = {', '.join(options.novel)}" if options.novel else ""
         how += f", split.held_out = {options.held_out:g}" if options.held_out else ""
         raise ManifestError(
             f"no class has a labelled video: {known} usable training videos with a label, {how}; check the "
@@ -87,10 +91,23 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
         if said := lists.overlap(labelled, others):
             log.warning("split: %s; they count as labelled", said)
     others = np.setdiff1d(others, labelled)
+    if options.drop_novel:
+        others = others[~np.isin(manifest.truth(others), novel)]
     ids, every = tuple(manifest.ids(labelled)), manifest.clips["video_id"]
     digests = {"labelled": lists.digest(ids), "unlabelled": lists.digest(match.take(every, others), in_order=True)}
     digests["test"] = lists.digest(match.take(every, test))
     return Split(options.seed, options.label_fraction, labelled, others, test, ids, digests)
+
+
+def novel_classes(manifest: Manifest, options: recipe.Split) -> list[int]:
+    """Classes that `split.novel` names.
+
+    Raises ManifestError: there is no such class.
+    """
+    names = list(manifest.class_names)
+    if wrong := [name for name in options.novel if name not in names]:
+        raise ManifestError(f"split.novel: there is no class {wrong[0]!r}{nearest(wrong[0], names)}")
+    return [names.index(name) for name in options.novel]
 
 
 def _shares(manifest: Manifest, row_N: np.ndarray, share: float, *key: object) -> Iterator[np.ndarray]:

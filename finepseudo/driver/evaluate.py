@@ -19,6 +19,7 @@ from finepseudo import results
 from finepseudo.align import collaborate
 from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.plan import drawn, plan_score
+from finepseudo.data.split import novel_classes
 from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
 from finepseudo.recipe import METHODS, digest
@@ -97,6 +98,8 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     manifest, unlabelled = steps.manifest, steps.split.unlabelled
     test = steps.split.test
     test = test[manifest.truth(test) != UNKNOWN]
+    # Of an open world's experiment, what could be right: the classes that have labels.
+    test = test[~np.isin(manifest.truth(test), novel_classes(manifest, steps.recipe.split))]
     if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
@@ -141,8 +144,9 @@ def _round(steps: Steps, name: str) -> RoundResult:
     columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
     truth_N = steps.manifest.truth(table.column("clip").to_numpy())
     known_N = truth_N != UNKNOWN
+    novel = np.setdiff1d(np.arange(steps.manifest.num_classes), steps.label_N).tolist()
     quality = results.round_quality(
-        RoundLabels(**columns), np.where(known_N, truth_N, 0), known_N, steps.manifest.num_classes
+        RoundLabels(**columns), np.where(known_N, truth_N, 0), known_N, steps.manifest.num_classes, novel
     )
     return RoundResult(name, quality, reader.temperatures(name))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from finepseudo.errors import ManifestError
 from finepseudo.recipe import METHODS, Recipe, Rehearsal
 from finepseudo.run import SPLIT, data_store
 from finepseudo.storage import artefacts, tables
-from finepseudo.storage.lineage import fingerprint
+from finepseudo.storage.lineage import chosen, fingerprint
 from finepseudo.storage.store import Store
 from finepseudo.storage.tables import pc
 
@@ -87,7 +86,7 @@ def ensure_split(recipe: Recipe, run: Store, data: Store, manifest: Manifest) ->
 
 def generate(spec: Rehearsal, data: Store, executor: Executor) -> None:
     """Write what is missing of the rehearsal set: videos, annotations, and the exact phases of every frame."""
-    lineage = asdict(spec)
+    lineage = chosen(spec)  # a field that is added changes nothing of what is there
     marker = artefacts.committed(data, "rehearsal")
     if marker is None:
         there = set(data.list("videos"))

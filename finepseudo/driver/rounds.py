@@ -167,7 +167,7 @@ def _self_train(
         name = round_name(method, number)
         later_scores = functools.partial(_score_unlabelled, steps, name, frame, video, gallery)
         scores = first_scores if number == 1 else later_scores
-        table = steps.label(name, method, frame, video, scores, start.accuracy_A)
+        table = steps.label(name, method, frame, video, gallery, scores, start.accuracy_A)
         names.append(name)
         pseudo = pseudo_samples(table, soft=rounds.targets == "soft")
         train_video = functools.partial(_round_video, steps, name, pseudo, video)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +40,8 @@ from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
-from finepseudo.train.predict import Pass, Scores, embeddings, logits, part_name, read_part, sbar
-from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, label_table, temperatures
+from finepseudo.train.predict import Pass, Scores, embeddings, logits, part_name, read_part, sbar, score_head
+from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, known_from, label_table, temperatures
 from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
@@ -214,10 +215,13 @@ class Steps:
         method: Method,
         frame: Trained,
         video: Trained,
+        gallery: Gallery,
         scores: Callable[[], Scores],
         accuracy_A: float | None,
     ) -> pa.Table:
-        """Committed pseudo-labels of D_u by f_A and f_E; `scores` is asked only where they are not committed yet.
+        """Committed pseudo-labels of D_u by f_A, with its gallery, and f_E.
+
+        `scores` is asked only where they are not committed yet.
 
         Raises TrainingError: they are useless (`guard`), with advice.
         """
@@ -228,16 +232,21 @@ class Steps:
             some = found.columns(SAMPLED, self.seed(f"temperatures/{name}"))
             heat = temperatures(sbar(some, "f_A"), logits(some, "f_E"), accuracy_A)
             sink, writer = io.BytesIO(), None
+            known = -math.inf
+            if recipe.label.known and traits.uses_p_A:
+                known = known_from(gallery, score_head(frame.uri), recipe, self.seed(f"known/{name}"))
             for batch in found.batches():
-                p_A_NK = collaborate.p_align(sbar(batch, "f_A"), heat.tau_A)
+                sbar_NK = sbar(batch, "f_A")
+                p_A_NK = collaborate.p_align(sbar_NK, heat.tau_A)
                 p_E_NK = collaborate.p_video(logits(batch, "f_E"), heat.tau_E)
                 made = collaborate.decide(
+                    collaborate.fuse(p_A_NK, p_E_NK) if traits.fuses else p_A_NK if traits.uses_p_A else p_E_NK,
                     p_A_NK,
                     p_E_NK,
                     self.manifest.ids(batch["clip"]),
                     threshold=recipe.label.threshold,
-                    uses_p_A=traits.uses_p_A,
-                    uses_p_E=traits.uses_p_E,
+                    knownness_N=collaborate.knownness(sbar_NK),
+                    known=known,
                 )
                 table = label_table(made, batch["clip"], p_A_NK, p_E_NK)
                 writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
@@ -257,6 +266,7 @@ class Steps:
             "method": method,
             "threshold": recipe.label.threshold,
             "split": self.split.fingerprint,
+            **({"known": recipe.label.known} if recipe.label.known else {}),
         }
         artefacts.ensure(self.run, folder, lineage, make)
         table = tables.mapped(self.run, folder, LABELS)

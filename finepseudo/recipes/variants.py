@@ -16,6 +16,12 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no_GITDL": {"gitdl.frame_steps": 0, "gitdl.video_steps": 0},
 }
 """Fields of the recipe that each changes."""
+OPEN_WORLD: Mapping[str, Mapping[str, Any]] = {
+    "open": {"label.known": 0.05},
+    "open_unfiltered": {"label.known": 0.0},
+    "closed": {"split.drop_novel": True},
+}
+"""What becomes of the novel classes' clips: filtered by known-ness, taken for known ones, or not there."""
 METHOD_ABLATIONS = {"f_E only": "pseudo_video", "f_A only": "pseudo_align"}
 """What alone makes the pseudo-labels, and the method that it is: nothing of these is run twice."""
 
@@ -29,6 +35,7 @@ class Variant:
     seed: int  # of the labels
     ablation: str = ""
     budget: float | None = None  # share of labelled videos
+    world: str = ""  # one of OPEN_WORLD
     kin: str = ""  # folder of the run that it shares trainings with
 
 
@@ -42,9 +49,15 @@ def changed(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
 
 
 def variants(
-    recipe: Recipe, seeds: Sequence[int], *, ablations: bool = False, budgets: Sequence[float] = ()
+    recipe: Recipe,
+    seeds: Sequence[int],
+    *,
+    ablations: bool = False,
+    budgets: Sequence[float] = (),
+    novel: Sequence[str] = (),
 ) -> list[Variant]:
-    """What to run, in this order: every method, each ablation of finepseudo, every method by budget; over the seeds.
+    """What to run, in this order, over the seeds: every method, each ablation of finepseudo, every method by budget,
+    and finepseudo in an open world where the classes of `novel` have no label.
 
     The budget that is the recipe's own is the run with every method.
     Raises RecipeError: no seed, or one twice; a budget that is no share; budgets where a list says which clips keep
@@ -81,6 +94,17 @@ def variants(
                 recipe=changed(whole, {"split.label_fraction": budget, **of_seed}),
                 seed=seed,
                 budget=budget,
+            )
+            for seed, of_seed in seeded
+        ]
+    for world, fields in OPEN_WORLD.items() if novel else ():
+        runs += [
+            Variant(
+                folder=f"{world}/seed-{seed}",
+                recipe=changed(ours, {"split.novel": tuple(novel), **fields, **of_seed}),
+                seed=seed,
+                world=world,
+                kin="" if world == "open" else f"open/seed-{seed}",
             )
             for seed, of_seed in seeded
         ]

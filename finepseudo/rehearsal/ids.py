@@ -2,9 +2,10 @@
 
 A class word such as `TPW-U` names the elements in their order, then the landing:
 
-    T tuck somersault    P pike somersault    W full twist    K straddle hold    |    U landing, arms up    F folded
+    T tuck somersault    B tuck, backwards    P pike somersault    W full twist    K straddle hold
+    U landing, arms up   S arms to the side   F folded
 
-All randomness is keyed by the clip's own id: adding clips or classes changes no other clip.
+All randomness is keyed by the clip's own id, or by its person's: adding clips or classes changes no other clip.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import numpy as np
 
 from finepseudo.recipe import Rehearsal
 
-ELEMENTS, LANDINGS = "TPWK", "UF"
+ELEMENTS, LANDINGS = "TBPWK", "USF"
 SPLITS = ("train", "test")
 
 
@@ -32,7 +33,10 @@ def _labels(spec: Rehearsal, split: str) -> dict[str, int]:
     if split not in SPLITS:
         raise ValueError(f"expected a split of {SPLITS}, got {split!r}")
     count = spec.train_per_class if split == "train" else spec.test_per_class
-    keys = [(f"{spec.seed}/{split}/{word}/{i}", label) for label, word in enumerate(spec.words) for i in range(count)]
+    keys: list[tuple[str, int]] = []
+    for label, word in enumerate(spec.words):
+        rate = spec.rates ** (-label / (len(spec.words) - 1)) if split == "train" else 1.0
+        keys += [(f"{spec.seed}/{split}/{word}/{i}", label) for i in range(max(1, round(count * rate)))]
     return dict(sorted((hashlib.sha256(key.encode()).hexdigest()[:12], label) for key, label in keys))
 
 
@@ -49,6 +53,16 @@ def word_of(spec: Rehearsal, split: str, video_id: str) -> tuple[str, ...]:
     return letters(spec.words[label])
 
 
-def stream(video_id: str, purpose: str) -> np.random.Generator:
-    """Random numbers of one clip for one purpose, which no draw for another purpose moves."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{video_id}/{purpose}".encode()).digest()[:16], "big"))
+def person_of(spec: Rehearsal, split: str, video_id: str) -> str | None:
+    """Who is seen in a clip, by a draw that knows nothing of its class; None where every clip is of its own."""
+    if not spec.persons:
+        return None
+    rng = stream(video_id, "person")
+    strange = spec.strangers and split == "test" and rng.random() < 0.5
+    kind, number = ("stranger", spec.strangers) if strange else ("person", spec.persons)
+    return f"{spec.seed}/{kind}-{rng.integers(number)}"
+
+
+def stream(key: str, purpose: str) -> np.random.Generator:
+    """Random numbers of one clip or person for one purpose, which no draw for another purpose moves."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{key}/{purpose}".encode()).digest()[:16], "big"))

@@ -6,15 +6,17 @@ pose, so any order is possible.
 Axes: F frames, K key poses, A pose angles (rad).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from finepseudo.recipe import Rehearsal
-from finepseudo.rehearsal.ids import stream, word_of
+from finepseudo.rehearsal.ids import person_of, stream, word_of
 
-PHASES = ("idle", "crouch", "T", "P", "W", "K", "U", "F", "rest")  # code = index; rest is the idle time after landing
-DURATION = {"crouch": 1.0, "T": 1.6, "P": 1.8, "W": 1.5, "K": 1.4, "U": 1.2, "F": 1.2}  # shares of the active length
+PHASES = ("idle", "crouch", "T", "P", "W", "K", "U", "F", "rest", "B", "S")  # code = index; rest: idle after landing
+DURATION = {"crouch": 1.0, "T": 1.6, "B": 1.6, "P": 1.8, "W": 1.5, "K": 1.4, "U": 1.2, "S": 1.2, "F": 1.2}
+"""Shares of the active length."""
 # hip, knee, shoulder, elbow flexion; straddle (each leg outwards); lean of the trunk; lift (0 on the floor, 1 in air)
 POSES = {
     "stand": (0.00, 0.00, 0.15, 0.15, 0.06, 0.00, 0.0),
@@ -25,6 +27,7 @@ POSES = {
     "twist": (0.00, 0.00, 2.95, 0.15, 0.02, 0.00, 1.0),
     "straddle": (1.45, 0.00, 1.30, 0.05, 1.20, 0.15, 1.0),
     "up": (0.00, 0.00, 2.90, 0.10, 0.06, 0.00, 0.0),
+    "side": (0.00, 0.00, 1.55, 0.05, 0.06, 0.00, 0.0),
     "fold": (2.25, 1.30, 1.50, 0.10, 0.08, 1.60, 0.0),
 }
 # (progress, pose) of each phase; between two of them the pose moves by cosine easing
@@ -32,12 +35,16 @@ KEYS = {
     "idle": ((0.0, "stand"), (1.0, "stand")),
     "crouch": ((0.0, "stand"), (0.5, "squat"), (1.0, "air")),
     "T": ((0.0, "air"), (0.25, "tuck"), (0.75, "tuck"), (1.0, "air")),
+    "B": ((0.0, "air"), (0.25, "tuck"), (0.75, "tuck"), (1.0, "air")),
     "P": ((0.0, "air"), (0.25, "pike"), (0.75, "pike"), (1.0, "air")),
     "W": ((0.0, "air"), (0.25, "twist"), (0.75, "twist"), (1.0, "air")),
     "K": ((0.0, "air"), (0.25, "straddle"), (0.75, "straddle"), (1.0, "air")),
     "U": ((0.0, "air"), (0.5, "squat"), (1.0, "up")),
+    "S": ((0.0, "air"), (0.5, "squat"), (1.0, "side")),
     "F": ((0.0, "air"), (0.5, "squat"), (1.0, "fold")),
 }
+OWN_TEMPO = 0.3  # of a clip, where its person has one: share of the active length that the clip draws itself
+TURNS = {"T": 1, "P": 1, "B": -1}  # somersaults forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +106,9 @@ def make_timeline(spec: Rehearsal, split: str, video_id: str) -> Timeline:
     """Draw the clip's time nuisance and lay the word out in time."""
     pace, parts = PACES[spec.time], ("crouch", *word_of(spec, split, video_id))
     rng = stream(video_id, "time")
-    active = int(rng.integers(pace.active[0], pace.active[1] + 1))
+    active, person = int(rng.integers(pace.active[0], pace.active[1] + 1)), person_of(spec, split, video_id)
+    tempo = _tempo(person, pace) if person else {}
+    active = round(OWN_TEMPO * active + (1 - OWN_TEMPO) * tempo.get("active", active))
     before, after = (int(n) for n in rng.integers(0, pace.idle + 1, size=2))
     total = before + active + after
     drop_rate = rng.uniform(0, pace.drop)
@@ -109,6 +118,7 @@ def make_timeline(spec: Rehearsal, split: str, video_id: str) -> Timeline:
     rng = stream(video_id, "parts")  # a stream of its own: its length depends on the word
     # 2.5 sd: beyond that a part of level 2 could fall between two frames
     stretch, warp = np.exp(np.clip(rng.standard_normal((len(parts), 2)), -2.5, 2.5) * (pace.stretch_sd, pace.warp_sd)).T
+    stretch *= np.array([tempo.get(part, 1.0) for part in parts])
     share = np.array([DURATION[part] for part in parts]) * stretch
     edges = np.concatenate(([0.0], np.cumsum(share / share.sum()))) * active
 
@@ -138,6 +148,13 @@ def make_timeline(spec: Rehearsal, split: str, video_id: str) -> Timeline:
     return Timeline(shown, parts[-1], source_F, {name: float(value) for name, value in nuisance.items()})
 
 
+def _tempo(person: str, pace: Pace) -> dict[str, float]:
+    """A person's active length, and how long they take for each part, relative to others."""
+    rng = stream(person, "tempo")
+    own = {"active": rng.uniform(*pace.active)}
+    return own | {part: math.exp(pace.stretch_sd * rng.uniform(-1, 1)) for part in sorted(DURATION)}
+
+
 def poses(timeline: Timeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pose of every frame, pose_FA, the angle of its somersault, turn_F, and that of its twist, spin_F."""
     phase_F, F = timeline.truth.phase_F, len(timeline.source_F)
@@ -146,8 +163,8 @@ def poses(timeline: Timeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         phase, in_phase_F = PHASES[code], phase_F == code
         progress = timeline.truth.progress_F[in_phase_F]
         pose_FA[in_phase_F] = _pose(progress, phase) if phase != "rest" else _pose(np.ones(1), timeline.landing)
-        if phase in ("T", "P"):
-            turn_F[in_phase_F] = 2 * np.pi * _ease(progress)
+        if phase in TURNS:
+            turn_F[in_phase_F] = TURNS[phase] * 2 * np.pi * _ease(progress)
         elif phase == "W":
             spin_F[in_phase_F] = 2 * np.pi * _ease(progress)
     return pose_FA, turn_F, spin_F

@@ -29,12 +29,13 @@ class Clip:
 
 def nuisance(spec: Rehearsal, split: str, video_id: str) -> dict[str, float]:
     """The clip's nuisance values, length included, without drawing figures."""
-    return make_timeline(spec, split, video_id).nuisance | make_scene(spec, video_id).nuisance
+    return make_timeline(spec, split, video_id).nuisance | make_scene(spec, split, video_id).nuisance
 
 
 def clip(spec: Rehearsal, split: str, video_id: str) -> Clip:
     """Render one clip: a pure function of the spec and the id."""
-    timeline, scene, rng = make_timeline(spec, split, video_id), make_scene(spec, video_id), stream(video_id, "camera")
+    timeline, scene = make_timeline(spec, split, video_id), make_scene(spec, split, video_id)
+    rng = stream(video_id, "camera")
     n, size, px, F = scene.nuisance, spec.size, spec.size / REFERENCE, len(timeline.source_F)
 
     # the camera shakes and drifts, and with it all that is seen

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from finepseudo.recipe import Rehearsal
-from finepseudo.rehearsal.ids import stream
+from finepseudo.rehearsal.ids import person_of, stream
 
 REFERENCE = 112
 FLOOR = 0.91  # height of the floor line, shares of the frame from its top
 AZIMUTH = 0.75  # mean camera azimuth, 0 = seen from the gymnast's right, pi/2 = from the front
 POSITION = (3.0, 1.5)  # the gymnast's and floor's place: uniform within +- px, across and down
 MARGIN = 24  # px of background around the frame, for a moving camera
+PERSONAL = ("scale", "azimuth", "mirror", "trunk", "arm", "leg")  # what all clips of a person share, beside colours
 RIGHT = 0.6  # brightness of the right limbs, relative to the left ones
 CONTRAST = 45.0  # least difference of luminance between limbs, trunk, head and the mean background of wild looks
 LUMA = np.array((0.299, 0.587, 0.114))
@@ -62,15 +63,14 @@ class Scene:
     nuisance: dict[str, float]
 
 
-def make_scene(spec: Rehearsal, video_id: str) -> Scene:
-    """Draw the clip's look nuisance: body, camera, colours, background."""
-    rng, look, px = stream(video_id, "look"), LOOKS[spec.look], spec.size / REFERENCE
-    n = {"place_x": rng.uniform(-POSITION[0], POSITION[0]), "place_y": rng.uniform(-POSITION[1], POSITION[1])}
-    n |= {"scale": rng.uniform(*look.scale), "azimuth": AZIMUTH + look.azimuth_sd * rng.standard_normal()}
-    n |= {"drift_x": look.drift_sd * rng.standard_normal(), "drift_y": look.drift_sd * rng.standard_normal() / 4}
-    n |= {"jitter": rng.uniform(*look.jitter), "gain": rng.uniform(*look.gain), "noise": rng.uniform(*look.noise)}
-    n |= {"mirror": float(look.mirror and rng.random() < 0.5), "sway": rng.uniform(0, 2 * math.pi)}
-    n |= {part: rng.uniform(*look.proportion) for part in ("trunk", "arm", "leg")}
+def make_scene(spec: Rehearsal, split: str, video_id: str) -> Scene:
+    """Draw the look nuisance: body, camera, colours, background; of the clip's person, where it has one."""
+    person, look, px = person_of(spec, split, video_id), LOOKS[spec.look], spec.size / REFERENCE
+    rng = stream(person or video_id, "look")
+    n = _numbers(rng, look)
+    if person:
+        of_clip = _numbers(stream(video_id, "look"), look)
+        n |= {name: value for name, value in of_clip.items() if name not in PERSONAL}
     margin, floor = round(MARGIN * px), FLOOR * spec.size + n["place_y"] * px
     side = spec.size + 2 * margin
     if look.wild:
@@ -91,6 +91,16 @@ def make_scene(spec: Rehearsal, video_id: str) -> Scene:
     line = background[top : top + (round(2 * px) or 1)]
     line[:] = line // 3 + (0 if line.mean() > 96 else 80)
     return Scene(palette.astype(np.float32), background, margin, floor, n)
+
+
+def _numbers(rng: np.random.Generator, look: Look) -> dict[str, float]:
+    n = {"place_x": rng.uniform(-POSITION[0], POSITION[0]), "place_y": rng.uniform(-POSITION[1], POSITION[1])}
+    n |= {"scale": rng.uniform(*look.scale), "azimuth": AZIMUTH + look.azimuth_sd * rng.standard_normal()}
+    n |= {"drift_x": look.drift_sd * rng.standard_normal(), "drift_y": look.drift_sd * rng.standard_normal() / 4}
+    n |= {"jitter": rng.uniform(*look.jitter), "gain": rng.uniform(*look.gain), "noise": rng.uniform(*look.noise)}
+    n |= {"mirror": float(look.mirror and rng.random() < 0.5), "sway": rng.uniform(0, 2 * math.pi)}
+    n |= {part: rng.uniform(*look.proportion) for part in ("trunk", "arm", "leg")}
+    return n
 
 
 def _wild_background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, int]:

@@ -11,10 +11,17 @@ from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS, Method
 from finepseudo.recipes.variants import METHOD_ABLATIONS, Variant
 from finepseudo.report.page import F_A, PAIRS, figure
-from finepseudo.results import STAGE_2, FrameQuality, Results, Share
+from finepseudo.results import STAGE_2, FrameQuality, OpenWorld, Results, Share
 
 PARTS = ("f_E", "fused", "p_A")
 FRAMES = {"kendall_tau": "Kendall's tau", "progression": "progression, R²", "phase": "phases right"}
+NOVELTY = {
+    "auroc_knownness": "AUROC, known-ness",
+    "auroc_p_A": "AUROC, p_A",
+    "auroc_p_E": "AUROC, p_E",
+    "contamination": "contamination",
+    "coverage_known": "known ones accepted",
+}
 NO_TEST = "no test video has a label: there is nothing to compare by"
 OURS: Method = "finepseudo"
 AGAINST = (
@@ -67,6 +74,16 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class World:
+    """finepseudo where some classes have no label; top-1 is over test videos of the others."""
+
+    top1: dict[str, Spread]  # of f_E, fused and p_A
+    gain: dict[str, Spread]  # over the closed world, seed by seed; empty without one
+    novelty: dict[str, Spread]
+    """Of the last round, where D_u has novel videos: `NOVELTY`."""
+
+
+@dataclass(frozen=True)
 class Tables:
     """Everything that a comparison found out."""
 
@@ -74,6 +91,8 @@ class Tables:
     ablations: dict[str, Ablation] = field(default_factory=dict[str, Ablation])
     budgets: dict[float, Comparison] = field(default_factory=dict[float, Comparison])
     """By the share of labelled videos, ascending."""
+    worlds: dict[str, World] = field(default_factory=dict[str, World])
+    """By what becomes of the clips of novel classes: open, open_unfiltered, closed."""
     failed: dict[str, str] = field(default_factory=dict[str, str])
     """Why a run has no results, by its folder."""
 
@@ -102,6 +121,13 @@ class Tables:
         if self.budgets:
             lines += ["", "## Budgets of labels", "", *([f"![top-1 by share of labels]({curve})", ""] if curve else [])]
             lines += self._budget_tables()
+        if self.worlds:
+            lines += ["", "## Open world: finepseudo where some classes have no label", ""]
+            lines += [
+                "Top-1 is over test videos of the other classes; gains are over the closed world, seed by seed.",
+                "",
+            ]
+            lines += _table(["", "f_E", "fused", "f_E gains", "fused gains", *NOVELTY.values()], self._world_rows())
         if self.failed:
             lines += ["", "## Runs without results", "", "A variant that fails is worse than the seeds it has say.", ""]
             lines += _table(["run", "why"], [[name, why] for name, why in self.failed.items()])
@@ -117,6 +143,17 @@ class Tables:
             gains = [_text(found.gain[part], "+") for part in ("f_E", "fused")]
             rows.append([name.replace("no_", "no "), str(len(found.top1["f_E"].by_seed)), *parts, *gains])
         return rows
+
+    def _world_rows(self) -> list[list[str]]:
+        return [
+            [
+                name.replace("_", ", "),
+                *(_text(found.top1[part]) for part in ("f_E", "fused")),
+                *(_text(found.gain.get(part), "+") for part in ("f_E", "fused")),
+                *(_text(found.novelty.get(key)) for key in NOVELTY),
+            ]
+            for name, found in self.worlds.items()
+        ]
 
     def _budget_tables(self) -> list[str]:
         head = ["", *(f"{100 * budget:g} %" for budget in self.budgets)]
@@ -164,7 +201,7 @@ def tables(found: Sequence[tuple[Variant, Results | Exception]], *, own: float) 
     done = [(one, results) for one, results in found if isinstance(results, Results) and results.measured]
     failed = {one.folder: str(error) for one, error in found if not isinstance(error, Results)}
     failed |= {one.folder: NO_TEST for one, of in found if isinstance(of, Results) and not of.measured}
-    whole = {one.seed: results for one, results in done if not one.ablation and one.budget is None}
+    whole = {one.seed: results for one, results in done if not one.ablation and one.budget is None and not one.world}
     if not whole:
         raise TrainingError("; ".join(f"{folder}: {why}" for folder, why in failed.items()))
     ablations: dict[str, Ablation] = {}
@@ -184,8 +221,35 @@ def tables(found: Sequence[tuple[Variant, Results | Exception]], *, own: float) 
         whole=compare(whole),
         ablations=ablations,
         budgets={budget: compare(budgets[budget]) for budget in sorted(budgets)},
+        worlds=_worlds({(one.world, one.seed): results for one, results in done if one.world}),
         failed=failed,
     )
+
+
+def _worlds(runs: Mapping[tuple[str, int], Results]) -> dict[str, World]:
+    found: dict[str, World] = {}
+    for world in dict.fromkeys(world for world, _ in runs):
+        seeds = sorted(seed for name, seed in runs if name == world)
+        both = [seed for seed in seeds if ("closed", seed) in runs] if world != "closed" else []
+        gain = {
+            part: paired(
+                *(spread([_top1(runs[name, seed], OURS, part) for seed in both]) for name in (world, "closed"))
+            )
+            for part in PARTS
+            if both
+        }
+        last = [runs[world, seed].rounds[OURS][-1].quality.open_world for seed in seeds]
+        told = [_novelty(one) for one in last if one]
+        novelty = {key: spread([of[key] for of in told]) for key in NOVELTY if told and all(key in of for of in told)}
+        top1 = {part: spread([_top1(runs[world, seed], OURS, part) for seed in seeds]) for part in PARTS}
+        found[world] = World(top1, gain, novelty)
+    return found
+
+
+def _novelty(found: OpenWorld) -> dict[str, float]:
+    told = {f"auroc_{name}": of.value for name, of in found.auroc.items()}
+    told |= {"contamination": found.contamination.value} if found.contamination else {}
+    return told | {"coverage_known": found.coverage_known}
 
 
 def spread(values: Sequence[float]) -> Spread:

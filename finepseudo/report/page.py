@@ -33,6 +33,7 @@ PAIRS = (
     ("score", "alignability score, after L_AV"),
 )
 F_A = {"pretrained": "pre-trained", "aligned": "after L_AV"}
+AUROC = {"knownness": "known-ness", "p_A": "p_A", "p_E": "p_E"}
 KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
@@ -70,6 +71,7 @@ def write_report(run: Run) -> str:
         curves=_learning_plot(run, results),
         rounds=[_round_row(one) for one in results.all_rounds()],
         quality=_quality_plot(results),
+        open_world=_open_world_rows(results.all_rounds()),
         classes=_class_rows(run, results),
         confused=_confused_rows(results),
         kinds=[(kind, title, colour) for (kind, title), colour in zip(KINDS.items(), COLOURS, strict=True)],
@@ -201,6 +203,21 @@ def _round_row(one: RoundResult) -> dict[str, Any]:
     }
 
 
+def _open_world_rows(rounds: Sequence[RoundResult]) -> list[dict[str, str]]:
+    """How each round tells novel videos, where there are any."""
+    return [
+        {
+            "": _round_row(one)["name"],
+            "novel": f"{found.novel} of {one.quality.known}",
+            **{f"AUROC, {title}": figure(found.auroc[key]) for key, title in AUROC.items()},
+            "contamination": figure(found.contamination),
+            "known ones accepted": _share(found.coverage_known, one.quality.known - found.novel),
+        }
+        for one in rounds
+        if (found := one.quality.open_world)
+    ]
+
+
 def _round_lines(results: Results) -> list[str]:
     rounds = results.all_rounds()
     if len(rounds) > ROUNDS_PRINTED:
@@ -212,6 +229,9 @@ def _round_lines(results: Results) -> list[str]:
             ("", f"accepted {row['accepted']}", f"coverage  {row['coverage']}", row["kept"]),
         ):
             lines.append(f"  {name:<23}{kind:<14} {share:<23}" + "".join(f"{text:<13}" for text in figures).rstrip())
+    for row in _open_world_rows(rounds):
+        score = f"AUROC of known-ness {row['AUROC, known-ness']}"
+        lines.append(f"  {row['']:<23}novel {row['novel']}; {score}; contamination {row['contamination']}")
     if not all(one.quality.known for one in rounds):
         for sentence in _label_sentence(results):
             lines += textwrap.wrap(sentence, 98, initial_indent="  ", subsequent_indent="    ")

@@ -178,14 +178,10 @@ class Predictor:
         chosen = self.recipe.models.encoder(part)
         encoder = build(chosen, num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
         encoder.preprocessing = preprocessing_of(uri, chosen)
-        state = weights.read_state(artefacts.read_part(*located(uri), "weights.safetensors"))
+        state = _state(uri)
         weights.load_bytes(encoder, weights.to_bytes(_below(state, "encoder."), {}), sha256=None)
-        score, head = _below(state, "score."), None
-        if score:
-            head = ScoreHead()
-            head.load_state_dict(score)
-            head.to(self.device).eval()
-        return encoder.to(self.device).eval(), head
+        head = _head(state)
+        return encoder.to(self.device).eval(), head.to(self.device) if head else None
 
     def _scorer(self, name: str, gallery: Gallery) -> ClassScorer:
         head = self.frame[name][1]
@@ -196,6 +192,26 @@ class Predictor:
     def _clips(self, clip_BTHWC: np.ndarray, preprocessing: Preprocessing) -> Tensor:
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
         return centre(raw, self.recipe.augment, self.recipe.frames.crop, preprocessing)
+
+
+def score_head(snapshot: str) -> ScoreHead:
+    """f_S of an aligned f_A, on the CPU."""
+    head = _head(_state(snapshot))
+    assert head is not None, f"{snapshot} has no score head: it is not trained by L_AV"
+    return head
+
+
+def _head(state: Mapping[str, Tensor]) -> ScoreHead | None:
+    score = _below(state, "score.")
+    if not score:
+        return None
+    head = ScoreHead()
+    head.load_state_dict(score)
+    return head.eval()
+
+
+def _state(snapshot: str) -> dict[str, Tensor]:
+    return weights.read_state(artefacts.read_part(*located(snapshot), "weights.safetensors"))
 
 
 def _digest(snapshot: str) -> str:

@@ -18,6 +18,7 @@ from finepseudo import measures
 from finepseudo.align import collaborate
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Gallery
+from finepseudo.align.head import ScoreHead, alignability
 from finepseudo.align.score import distances
 from finepseudo.data.plan import samples
 from finepseudo.errors import TrainingError
@@ -62,14 +63,38 @@ def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
     The driver holds their G x G distances while all workers wait, hence the bound. A single pair has no deviation: a
     small one stands in, so that the head stays finite.
     """
-    if len(gallery) > COMPARED:
-        gallery = gallery.balanced(max(2, COMPARED // gallery.num_classes), seed)
+    gallery = _comparable(gallery, seed)
     dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, gamma).double()
     above = torch.triu_indices(len(dist_GG), len(dist_GG), offset=1)
     values = dist_GG[above[0], above[1]]
     std = float(values.std()) if len(values) > 1 else 0.0
     accuracy = collaborate.leave_one_out_accuracy(gallery, dist_GG)
     return Compared(float(values.mean()), max(std, SMALLEST_STD), accuracy)
+
+
+def known_from(gallery: Gallery, head: ScoreHead, recipe: Recipe, seed: int) -> float:
+    """θ_known: a quantile of the labelled videos' own known-ness, each among the others; of many a sample.       [C]
+
+    They are what f_A was trained on, so the bound is a strict one.
+    Raises TrainingError: no class has two labelled videos.
+    """
+    gallery = _comparable(gallery, seed)
+    dist_GG = distances(gallery.emb_GTD, gallery.emb_GTD, recipe.align.gamma)
+    with torch.no_grad():
+        found = collaborate.leave_one_out_knownness(gallery, alignability(dist_GG, head, recipe.label.mean))
+    if not len(found):
+        raise TrainingError(
+            f"label.known = {recipe.label.known:g} compares labelled videos of one class with each other, and no class "
+            "has two of them; raise split.label_fraction, or set label.known to 0"
+        )
+    return float(found.quantile(recipe.label.known))
+
+
+def _comparable(gallery: Gallery, seed: int) -> Gallery:
+    """Of more than COMPARED members a balanced sample."""
+    if len(gallery) <= COMPARED:
+        return gallery
+    return gallery.balanced(max(2, COMPARED // gallery.num_classes), seed)
 
 
 def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]) -> None:
@@ -109,6 +134,7 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
         "label": made.label.astype(np.int32),
         "confidence": made.confidence,
         "accepted": made.accepted,
+        "knownness": made.knownness,
         "label_A": made.label_A.astype(np.int32),
         "label_E": made.label_E.astype(np.int32),
         "confidence_A": p_A_NK.max(1).values.numpy(),

@@ -6,9 +6,13 @@ import subprocess
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from finepseudo import rehearsal
 from finepseudo.recipe import Rehearsal
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no error
+settings.load_profile("untimed")
 
 SPEC = Rehearsal(words=("TW-U", "TP-F"), train_per_class=3, test_per_class=1, size=48, look=0)
 

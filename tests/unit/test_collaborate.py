@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from finepseudo.align.collaborate import decide, fit_temperature, fuse, leave_one_out_accuracy, p_align, p_video
+from finepseudo.align.collaborate import (
+    decide,
+    fit_temperature,
+    fuse,
+    knownness,
+    leave_one_out_accuracy,
+    leave_one_out_knownness,
+    p_align,
+    p_video,
+)
 from finepseudo.align.gallery import Gallery
 
 torch.set_num_threads(1)
@@ -109,13 +118,22 @@ def test_leave_one_out_equals_the_loops(seed):
     assert leave_one_out_accuracy(gallery(LABEL, 4), dist) == pytest.approx(sum(right) / 5)
 
 
+def test_known_ness_of_members_is_the_best_class_of_the_others():
+    """Three of class 0 and one of class 1, who has no other: it is not asked, but stands as a class for the others."""
+    odds = torch.tensor([[9.0, 1, 2, 0], [1, 9, 3, 5], [2, 3, 9, 1], [0, 5, 1, 9]])
+    found = leave_one_out_knownness(gallery([0, 0, 0, 1], 2), odds)
+    assert found.tolist() == [1.5, 5.0, 2.5]
+    assert knownness(torch.tensor([[1.0, -INF], [-2.0, 0.5]])).tolist() == [1.0, 0.5]
+    assert len(leave_one_out_knownness(gallery([0, 1], 2), torch.ones(2, 2))) == 0
+
+
 def test_leave_one_out_of_separate_classes_is_perfect_and_of_singles_undefined():
     label = torch.tensor([0, 0, 1, 1])
     dist = (label[:, None] != label).float()
     assert leave_one_out_accuracy(gallery(label.tolist(), 2), dist) == 1
     assert leave_one_out_accuracy(gallery(label.tolist(), 2), 1 - dist) == 0
     assert leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.rand(3, 3)) is None
-    with pytest.raises(ValueError, match=r"dist \(3, 3\) for a gallery of 3, got \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"each of \(3, 3\) pairs of a gallery, got \(2, 2\)"):
         leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.zeros(2, 2))
 
 
@@ -123,16 +141,19 @@ P_A = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
 P_E = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
 
 
+NEAR = torch.tensor([2.0, -1.0, 0.5])
+
+
 @pytest.mark.parametrize(
-    ("used", "label", "confidence", "accepted"),
+    ("p_NK", "label", "confidence", "accepted"),
     [
-        ({}, [0, 0, 2], [0.85, 0.45, 0.7], [True, False, True]),
-        ({"uses_p_A": False}, [0, 0, 2], [0.9, 0.8, 0.8], [True, True, True]),
-        ({"uses_p_E": False}, [0, 1, 2], [0.8, 0.6, 0.6], [True, False, False]),
+        (fuse(P_A, P_E), [0, 0, 2], [0.85, 0.45, 0.7], [True, False, True]),
+        (P_E, [0, 0, 2], [0.9, 0.8, 0.8], [True, True, True]),
+        (P_A, [0, 1, 2], [0.8, 0.6, 0.6], [True, False, False]),
     ],
 )
-def test_decisions_by_what_is_used(used, label, confidence, accepted):
-    out = decide(P_A, P_E, ["a", "b", "c"], threshold=0.69, **used)
+def test_decisions_by_what_labels_are_made_of(p_NK, label, confidence, accepted):
+    out = decide(p_NK, P_A, P_E, ["a", "b", "c"], threshold=0.69, knownness_N=NEAR)
     assert out.video_ids == ("a", "b", "c")
     assert out.label.tolist() == label
     assert out.confidence.tolist() == pytest.approx(confidence)
@@ -140,10 +161,18 @@ def test_decisions_by_what_is_used(used, label, confidence, accepted):
     assert out.label_A.tolist() == [0, 1, 2]
     assert out.label_E.tolist() == [0, 0, 2]
     assert out.p_NK.max(1).tolist() == pytest.approx(confidence)
+    assert out.knownness.tolist() == NEAR.tolist()
+
+
+def test_a_video_like_no_class_gets_no_label():
+    for known, accepted in ((-1.0, [True, True, True]), (0.5, [True, False, True]), (3.0, [False] * 3)):
+        out = decide(P_E, P_A, P_E, ["a", "b", "c"], threshold=0.69, knownness_N=NEAR, known=known)
+        assert out.accepted.tolist() == accepted, known
 
 
 def test_no_videos_have_no_labels():
-    out = decide(torch.zeros(0, 3), torch.zeros(0, 3), [], threshold=0.5)
+    none = torch.zeros(0, 3)
+    out = decide(none, none, none, [], threshold=0.5, knownness_N=none[:, 0])
     assert out.p_NK.shape == (0, 3)
 
 
@@ -151,13 +180,15 @@ def test_no_videos_have_no_labels():
     ("change", "words"),
     [
         ({"threshold": 1.5}, r"threshold in \[0, 1\], got 1.5"),
-        ({"uses_p_A": False, "uses_p_E": False}, "labels made of p_A, p_E or both, got neither"),
+        ({"p_E_NK": P_E[:2]}, r"of p's shape \(3, 3\), got \(3, 3\), \(2, 3\)"),
+        ({"knownness_N": NEAR[:2]}, r"knownness \(3,\), got \(2,\)"),
         ({"video_ids": ["a", "b"]}, r"N = 2 distinct video_ids, got \(3, 3\) and 2 names"),
         ({"video_ids": ["a", "b", "a"]}, "and 2 names"),
-        ({"p_A_NK": P_A.clone().fill_(math.nan)}, r"3 bad rows: \['a', 'b', 'c'\]"),
+        ({"p_NK": P_A.clone().fill_(math.nan)}, r"3 bad rows: \['a', 'b', 'c'\]"),
     ],
 )
 def test_misfits_are_named(change, words):
-    call = {"p_A_NK": P_A, "p_E_NK": P_E, "video_ids": ["a", "b", "c"], "threshold": 0.5, **change}
+    call = {"p_NK": P_A, "p_A_NK": P_A, "p_E_NK": P_E, "video_ids": ["a", "b", "c"], "threshold": 0.5}
+    call |= {"knownness_N": NEAR, **change}
     with pytest.raises(ValueError, match=words):
         decide(**call)

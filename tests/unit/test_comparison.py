@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
+from test_report import labels as sample_labels
 from test_report import results as sample_results
 
 from finepseudo.errors import TrainingError
@@ -14,7 +15,7 @@ from finepseudo.recipes import find
 from finepseudo.recipes.variants import variants
 from finepseudo.report.comparison import compare, tables
 from finepseudo.report.curve import BOTTOM, LEFT, RIGHT, TOP, budget_curve
-from finepseudo.results import Share
+from finepseudo.results import OpenWorld, Share
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -103,6 +104,40 @@ def test_budgets_have_the_recipes_own_among_them():
     assert tables(FOUND[:4], own=0.25).budgets == {}
 
 
+def novel(of, *, contamination, area=0.9):
+    """The same results, with a round that met novel videos."""
+    share = Share(contamination, 0.01) if contamination is not None else None
+    found = OpenWorld(5, dict.fromkeys(("knownness", "p_A", "p_E"), Share(area, 0.02)), share, 0.5)
+    one = sample_labels("finepseudo/round-1")
+    return replace(of, rounds={"finepseudo": [replace(one, quality=replace(one.quality, open_world=found))]})
+
+
+def test_open_worlds_stand_beside_the_closed_one():
+    runs = {one.folder: one for one in variants(find("rehearsal_smoke"), (0, 1), novel=("TW-U",))}
+    closed = replace(result(0.8, 0.9), rounds={"finepseudo": [sample_labels("finepseudo/round-1")]})
+    by_folder = {
+        "seed-0": result(0.8, 0.9),
+        "open/seed-0": novel(result(0.75, 0.9), contamination=0.02),
+        "open/seed-1": novel(result(0.65, 0.9), contamination=0.04, area=0.8),
+        "open_unfiltered/seed-0": novel(result(0.6, 0.7), contamination=None),
+        "open_unfiltered/seed-1": TrainingError("nothing is accepted"),
+        "closed/seed-0": closed,
+    }
+    found = tables([(runs[folder], of) for folder, of in by_folder.items()], own=0.25)
+    assert list(found.worlds) == ["open", "open_unfiltered", "closed"]
+    opened, unfiltered, left = found.worlds.values()
+    assert opened.top1["f_E"].by_seed == pytest.approx([0.75, 0.65])
+    assert opened.gain["f_E"].by_seed == pytest.approx([-0.05]), "the one seed that the closed world has"
+    assert opened.novelty["contamination"].mean == pytest.approx(0.03)
+    assert opened.novelty["auroc_knownness"].by_seed == pytest.approx([0.9, 0.8])
+    assert "contamination" not in unfiltered.novelty, "nothing was accepted"
+    assert (left.gain, left.novelty) == ({}, {})
+    text = found.markdown()
+    assert re.search(r"\| open +\| 0?\.700 .*0?\.030", text), text
+    assert found.whole.seeds == [0]
+    assert "Open world" not in tables(FOUND, own=0.25).markdown()
+
+
 def test_runs_without_figures_are_named_and_some_are_needed():
     assert set(tables(FOUND, own=0.25).failed) == {"no_L_Score/seed-0", "no_GITDL/seed-0", "no_GITDL/seed-1"}
     with pytest.raises(TrainingError, match="seed-0: no test video has a label"):
@@ -148,9 +183,18 @@ def test_what_was_not_asked_for_has_no_table():
 
 def test_json_holds_every_table():
     body = json.loads(tables(FOUND, own=0.25).to_json())
-    assert {"seeds", "labelled", "top1", "differences", "pairs", "frames", "ablations", "budgets", "failed"} == set(
-        body
-    )
+    assert {
+        "seeds",
+        "labelled",
+        "top1",
+        "differences",
+        "pairs",
+        "frames",
+        "ablations",
+        "budgets",
+        "worlds",
+        "failed",
+    } == set(body)
     assert body["budgets"]["0.0625"]["top1"]["finepseudo"]["f_E"]["by_seed"] == [0.3, 0.4]
 
 

@@ -167,3 +167,25 @@ def test_bootstrap_interval_leaves_out_what_is_undefined():
     assert m.bootstrap_interval(lambda count: math.nan, 9) is None
     assert m.bootstrap_interval(lambda count: 1.0, 0) is None
     assert m.bootstrap_interval(lambda count: math.nan if count[0] else 2.0, 9) == (2.0, 2.0)
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    """Counted pair by pair, ties half."""
+    rng = np.random.default_rng(0)
+    score_N, positive_N = rng.integers(0, 12, 90), rng.random(90) < 0.3
+    pairs = [(float(a > b) + 0.5 * float(a == b)) for a in score_N[positive_N] for b in score_N[~positive_N]]
+    assert m.auroc(score_N, positive_N)[0] == pytest.approx(np.mean(pairs))
+    assert m.auroc([3, 2, 1], [True, True, False]) == (1.0, 0.0)
+    assert all(map(math.isnan, m.auroc([1.0, 2.0], [True, True])))
+    with pytest.raises(ValueError, match="one length"):
+        m.auroc([1.0, 2.0], [True])
+
+
+def test_the_error_of_an_auroc_is_its_spread_over_draws():
+    rng, areas, errors = np.random.default_rng(1), [], []
+    for _ in range(400):
+        positive_N = np.arange(120) < 40
+        area, error = m.auroc(rng.exponential(np.where(positive_N, 2.5, 1.0)), positive_N)
+        areas.append(area)
+        errors.append(error)
+    assert np.std(areas) == pytest.approx(np.mean(errors), rel=0.15)

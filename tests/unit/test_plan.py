@@ -119,7 +119,7 @@ def test_a_row_needs_none_of_the_rows_before_it(number):
         assert repr(again.rows(start, start + 5)) == repr(whole[start : start + 5])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 3), st.integers(1, 6))
 def test_pre_training_passes_over_all_videos_again_and_again(count, steps, per_step, per_block):
     how = Gitdl(frames=4, videos=per_block)
@@ -136,7 +136,7 @@ def test_pre_training_passes_over_all_videos_again_and_again(count, steps, per_s
         assert (row["label"], row["top"], row["weight"]) == (None, None, 1.0), "no label leaks into pre-training"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9), st.integers(1, 20), st.integers(2, 12), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_label_share_is_exact_in_every_block(real, pseudo, batch, share):
     extra = classed(9, 9 + pseudo, 3, weight_N=0.5)
@@ -153,7 +153,7 @@ def test_without_pseudo_labels_every_row_is_labelled():
     assert all(row["label"] == row["video"] % 3 for row in every(plan))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(2, 6), st.integers(2, 5), st.integers(2, 6), st.integers(1, 3), st.integers(1, 2), st.integers(0, 99)
 )
@@ -274,7 +274,7 @@ def test_labelled_and_pseudo_labelled_clips_each_pass_in_epochs(batch, share):
         assert in_epochs(drawn, count)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(2, 5), st.integers(0, 9))
 def test_classes_and_the_clips_of_each_pass_in_epochs(there, wanted, clips, seed):
     """Also where the classes of a block do not divide those that there are."""

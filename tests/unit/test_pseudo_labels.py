@@ -7,17 +7,27 @@ import pyarrow as pa
 import pytest
 import torch
 from clips import manifest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
+from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import distances
+from finepseudo.align.softdtw import alignment_distance
 from finepseudo.data.batch import make_batch
 from finepseudo.data.plan import plan_score, samples
 from finepseudo.errors import TrainingError
 from finepseudo.recipes import find
-from finepseudo.train.pseudo_labels import COMPARED, compare_labelled, guard, label_table, pseudo_samples, temperatures
+from finepseudo.train.pseudo_labels import (
+    COMPARED,
+    compare_labelled,
+    guard,
+    known_from,
+    label_table,
+    pseudo_samples,
+    temperatures,
+)
 
 NAMES = ("tuck", "pike", "twist")
 
@@ -53,6 +63,25 @@ def test_temperatures_do_not_depend_on_the_scale_of_the_scores():
     one, ten = temperatures(sbar_NK, logits_NK, 0.92), temperatures(10 * sbar_NK, 10 * logits_NK, 0.92)
     assert ten.tau_A == pytest.approx(10 * one.tau_A, rel=1e-3)
     assert ten.tau_E == pytest.approx(10 * one.tau_E, rel=1e-3)
+
+
+def test_the_bound_of_known_ness_is_a_quantile_of_the_labelled_videos():
+    """Against every pair computed on its own; a class of one has no say."""
+    emb_GTD = torch.nn.functional.normalize(torch.randn(7, 4, 8, generator=torch.Generator().manual_seed(2)), dim=2)
+    label_G = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    members = Gallery(emb_GTD, label_G, tuple("abcdefg"), 3)
+    head, recipe = ScoreHead(), find("rehearsal")
+    head.standardise(0.3, 0.1)
+    best: list[float] = []
+    for g in range(6):
+        classes = [[a for a in range(7) if a != g and label_G[a] == c] for c in range(3)]
+        odds = [[head(alignment_distance(emb_GTD[g : g + 1], emb_GTD[a : a + 1])).item() for a in of] for of in classes]
+        best.append(max(sum(of) / len(of) for of in odds))
+    for share in (0.0001, 0.3, 0.5):
+        asked = replace(recipe, label=replace(recipe.label, known=share))
+        assert known_from(members, head, asked, seed=0) == pytest.approx(np.quantile(best, share), abs=1e-5)
+    with pytest.raises(TrainingError, match=r"label.known = 0.5 compares .* no class has two"):
+        known_from(members.take([0, 3, 6]), head, asked, seed=0)
 
 
 def labels(accepted, label, agree):
@@ -111,7 +140,6 @@ def test_soft_targets_spread_what_was_not_kept():
     np.testing.assert_allclose(target([1, 0], [0.9, 0.1], 2), [0.1, 0.9], atol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 10_000), st.floats(0.01, 30))
 def test_soft_targets_sum_to_one_and_keep_the_winner(num_classes, seed, sharpness):
     logits_K = sharpness * np.random.default_rng(seed).normal(size=num_classes)
@@ -127,7 +155,8 @@ def test_soft_targets_sum_to_one_and_keep_the_winner(num_classes, seed, sharpnes
 def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
     p_A_NK = torch.tensor([[0.1, 0.2, 0.05, 0.3, 0.15, 0.2], [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]])
     p_E_NK = torch.tensor([[0.1, 0.1, 0.05, 0.4, 0.15, 0.2], [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]])
-    made = collaborate.decide(p_A_NK, p_E_NK, ["a", "b"], threshold=0.35)
+    p_NK, near_N = collaborate.fuse(p_A_NK, p_E_NK), torch.tensor([1.5, -2.0])
+    made = collaborate.decide(p_NK, p_A_NK, p_E_NK, ["a", "b"], threshold=0.35, knownness_N=near_N)
     table = label_table(made, np.array([7, 4]), p_A_NK, p_E_NK)
     first, second = table.to_pylist()
     assert (first["video_id"], first["clip"], first["label"], first["top"]) == ("a", 7, 3, [3, 5, 1, 4, 0])
@@ -135,10 +164,12 @@ def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
     assert first["top_p"] == sorted(first["top_p"], reverse=True)
     assert sum(first["top_p"]) == pytest.approx(1 - float(made.p_NK[0, 2]), abs=1e-6)
     assert [first["accepted"], second["accepted"]] == made.accepted.tolist() == [True, False]
+    assert (first["knownness"], second["knownness"]) == (1.5, -2.0)
     assert (first["agree"], second["agree"]) == (True, False)
     assert (second["label_A"], second["label_E"]) == (0, 5)
     assert (first["confidence_A"], first["confidence_E"]) == (pytest.approx(0.3), pytest.approx(0.4))
-    nothing = collaborate.decide(p_A_NK[:0], p_E_NK[:0], [], threshold=0.35)
+    none = p_NK[:0]
+    nothing = collaborate.decide(none, none, none, [], threshold=0.35, knownness_N=near_N[:0])
     assert label_table(nothing, np.zeros(0, int), p_A_NK[:0], p_E_NK[:0]).schema == table.schema, "one file takes both"
 
 

@@ -31,6 +31,7 @@ from finepseudo.results import (
     Interval,
     ManifestCounts,
     Measured,
+    OpenWorld,
     PairTest,
     RecipeName,
     Results,
@@ -73,6 +74,7 @@ def labels(name, accepted=12):
         accepted_per_class=[accepted, 0, 0, 0, 0, 0],
         known_per_class=[accepted, 0, 0, 0, 0, 0],
         known=16,
+        open_world=None,
         right_per_class=[accepted // 2, 0, 0, 0, 0, 0],
         curves=dict.fromkeys(shares, Curve([0.5, 1.0], [1.0, 0.8])),
     )
@@ -236,6 +238,17 @@ def test_page_of_figures_alone(tmp_path):
     assert "<td>".join(["after L_AV</td>", ".750 (.625 to .875)</td>", *3 * ["not known</td>"]]) in page
     assert re.search(r"finepseudo fused</td><td>tuck</td><td>twist</td><td>7</td><td>\.875<", page)
     assert page_of(run, results(), base) == page
+
+
+def test_page_and_summary_tell_of_novel_videos(tmp_path):
+    found = OpenWorld(5, {name: Share(0.875, 0.03) for name in ("knownness", "p_A", "p_E")}, Share(0.031, 0.01), 0.75)
+    one = labels("finepseudo/round-1")
+    body = replace(results(), rounds={"finepseudo": [replace(one, quality=replace(one.quality, open_world=found))]})
+    page = page_of(a_run(tmp_path), body)
+    cells = ("finepseudo, round 1", "5 of 16", *3 * [".875 ±.030"], ".031 ±.010", ".750 ±.131")
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    assert "novel 5 of 16; AUROC of known-ness .875 ±.030; contamination .031 ±.010" in summary(body)
+    assert "without a labelled video" not in page_of(a_run(tmp_path / "closed"), results(rounds=1))
 
 
 def test_page_without_videos_still_has_the_figures(tmp_path):

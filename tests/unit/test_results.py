@@ -65,6 +65,7 @@ LABELS = RoundLabels(
     confidence=np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.6]),
     confidence_A=np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.4]),
     confidence_E=np.array([0.4, 0.5, 0.6, 0.9, 0.8, 0.7]),
+    knownness=np.array([3.0, 2.0, -1.0, 1.0, 0.0, 2.5]),
 )
 
 
@@ -106,6 +107,28 @@ def test_round_quality_by_hand():
     assert quality.right_per_class == [2, 0, 0, 0]
     # one bin a video: |right - confidence|, over six
     assert quality.calibration_error == pytest.approx((0.1 + 0.2 + 0.7 + 0.7 + 0.2 + 0.6) / 6)
+
+
+def test_novel_videos_are_told_by_three_scores():
+    """Class 1, two of six videos, has no label: each score orders so many of the 2 x 4 pairs rightly."""
+    found = round_quality(LABELS, TRUTH, KNOWN, 4, novel=[1]).open_world
+    assert found is not None
+    assert found.novel == 2
+    # known-ness of the known 3, 2, -1, 2.5 and of the novel 1, 0: 2 + 2 + 0 + 2 of 8
+    assert {name: of.value for name, of in found.auroc.items()} == {"knownness": 6 / 8, "p_A": 0.0, "p_E": 0.0}
+    assert found.contamination == Share(0.0, 0.0)
+    assert found.coverage_known == 1.0
+    known_N = np.array([True, True, True, True, False, True])
+    kept = replace(LABELS, accepted=np.array([True, False, True, True, True, False]))
+    found = round_quality(kept, TRUTH, known_N, 4, novel=[1]).open_world
+    assert (found.novel, found.contamination.value, found.coverage_known) == (1, 1 / 3, 2 / 4)
+
+
+def test_without_novel_videos_there_is_no_open_world():
+    assert round_quality(LABELS, TRUTH, KNOWN, 4).open_world is None
+    assert round_quality(LABELS, TRUTH, KNOWN, 4, novel=[3]).open_world is None
+    assert round_quality(LABELS, TRUTH, ~KNOWN, 4, novel=[1]).open_world is None
+    assert round_quality(LABELS, TRUTH, KNOWN, 4, novel=[0, 1, 2]).open_world is None
 
 
 def test_curves_are_those_of_their_own_labels_and_confidences():

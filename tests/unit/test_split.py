@@ -135,3 +135,18 @@ def test_parts_of_one_file_are_held_out_together():
     assert files[0]
     assert not files[0] & (files[1] | files[2])
     assert len(split.test) == 2 * len(files[0]), "those with a label"
+
+
+def test_novel_classes_lose_every_label_and_may_leave_the_unlabelled_half():
+    truth = {f"{label}-{number}": label for label in range(3) for number in range(6)}
+    whole, of = split_of(truth, 0.5)
+    opened, _ = split_of(truth, 0.5, novel=("1",))
+    assert set(opened.labelled_ids) == {name for name in whole.labelled_ids if truth[name] != 1}
+    assert sorted([*opened.labelled, *opened.unlabelled]) == list(range(18)), "they are unlabelled now"
+    closed, _ = split_of(truth, 0.5, novel=("1",), drop_novel=True)
+    assert closed.labelled_ids == opened.labelled_ids
+    assert set(opened.unlabelled) - set(closed.unlabelled) == {row for row in range(18) if of.truth([row])[0] == 1}
+    with pytest.raises(ManifestError, match=r"split.novel: there is no class '9'"):
+        split_of(truth, 0.5, novel=("9",))
+    with pytest.raises(ManifestError, match=r"no class has a labelled video.*split.novel = 0, 1, 2"):
+        split_of(truth, 0.5, novel=("0", "1", "2"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finepseudo.errors import ArtefactError
@@ -47,7 +47,6 @@ def table_of(rows):
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-@settings(deadline=None)
 @given(ROWS, st.lists(st.integers(0, 12)))
 def test_a_digest_does_not_depend_on_chunks(rows, cuts):
     whole = table_of(rows)
@@ -75,7 +74,6 @@ def row(**values):
 @example([row(words=[None])], [row(words=[""])])
 @example([row(top=None), row()], [row(), row(top=None)])
 @example([row()] * 4, [row()] * 5)
-@settings(deadline=None)
 @given(ROWS, ROWS)
 def test_a_digest_is_of_every_value(one, other):
     assert (tables.digest(table_of(one)) == tables.digest(table_of(other))) == (one == other)

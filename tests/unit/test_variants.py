@@ -14,7 +14,7 @@ from finepseudo.driver.executor import InProcess
 from finepseudo.driver.variants import run_variants
 from finepseudo.errors import RecipeError, TrainingError
 from finepseudo.recipe import METHODS, Recipe, digest
-from finepseudo.recipes.variants import ABLATIONS, changed, variants
+from finepseudo.recipes.variants import ABLATIONS, OPEN_WORLD, changed, variants
 from finepseudo.storage.store import Store
 
 RUNS = {one.folder: one for one in variants(RECIPE, (0, 4), ablations=True, budgets=(0.5, 0.25, 0.125, 0.5))}
@@ -54,6 +54,17 @@ def test_ablations_change_what_they_say_and_nothing_else():
 def test_runs_that_cannot_be_are_refused(seeds, more, message):
     with pytest.raises(RecipeError, match=message):
         variants(RECIPE, seeds, **more)
+
+
+def test_an_open_world_is_run_filtered_unfiltered_and_closed():
+    names = ("TW-U", "TP-F")
+    runs = {one.folder: one for one in variants(RECIPE, (0, 4), novel=names) if one.world}
+    assert list(runs) == [f"{world}/seed-{seed}" for world in ("open", "open_unfiltered", "closed") for seed in (0, 4)]
+    assert {one.recipe.split.novel for one in runs.values()} == {names}
+    assert [runs[f"{world}/seed-4"].kin for world in OPEN_WORLD] == ["", "open/seed-4", "open/seed-4"]
+    recipes = [runs[f"{world}/seed-4"].recipe for world in OPEN_WORLD]
+    assert [(of.label.known, of.split.drop_novel) for of in recipes] == [(0.05, False), (0, False), (0, True)]
+    assert {of.methods for of in recipes} == {("finepseudo",)}
 
 
 def test_a_list_of_labelled_clips_has_no_budgets():
