@@ -63,7 +63,7 @@ def job(argv: Sequence[str]) -> None:
 
 def _said(root: Store, one: Variant) -> str:
     state = "has results" if root.exists(f"{one.folder}/results.json") else "to be run"
-    changed = ABLATIONS.get(one.ablation, {}) | OPEN_WORLD.get(one.world, {})
+    changed = {**ABLATIONS.get(one.ablation, {}), **OPEN_WORLD.get(one.world, {})}
     fields = [f"--{name.replace('_', '-')} {value:g}" for name, value in changed.items()]
     fields += [f"--split.novel {' '.join(one.recipe.split.novel)}"] if one.world else []
     fields += [f"--split.label-fraction {one.recipe.split.label_fraction:g} --split.seed {one.seed}"]
