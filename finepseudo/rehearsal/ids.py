@@ -35,7 +35,7 @@ def _labels(spec: Rehearsal, split: str) -> dict[str, int]:
     count = spec.train_per_class if split == "train" else spec.test_per_class
     keys: list[tuple[str, int]] = []
     for label, word in enumerate(spec.words):
-        rate = spec.rates ** (-label / (len(spec.words) - 1)) if split == "train" else 1.0
+        rate = spec.rates ** (-label / max(1, len(spec.words) - 1)) if split == "train" else 1.0
         keys += [(f"{spec.seed}/{split}/{word}/{i}", label) for i in range(max(1, round(count * rate)))]
     return dict(sorted((hashlib.sha256(key.encode()).hexdigest()[:12], label) for key, label in keys))
 

@@ -71,6 +71,7 @@ def make_scene(spec: Rehearsal, split: str, video_id: str) -> Scene:
     if person:
         of_clip = _numbers(stream(video_id, "look"), look)
         n |= {name: value for name, value in of_clip.items() if name not in PERSONAL}
+        n |= {"person": float(person.rpartition("-")[2])}
     margin, floor = round(MARGIN * px), FLOOR * spec.size + n["place_y"] * px
     side = spec.size + 2 * margin
     if look.wild:

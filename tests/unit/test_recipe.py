@@ -57,14 +57,16 @@ def changed(path, value):
     if path == "data.rehearsal.size":
         return value + 2
     match value:
+        case bool():
+            return not value
         case int():
             return value + 1
         case float():
-            return value * 0.8 + 0.01
+            return 3.0 if path.endswith("rates") else value * 0.8 + 0.01
         case str():
             return {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick"}.get(value, value + "x")
         case tuple():
-            return value[:-1]
+            return value[:-1] or ("x",)
     raise AssertionError(value)
 
 
@@ -75,6 +77,7 @@ BESIDE = {
     **dict.fromkeys(FRAME, FRAME),
     **dict.fromkeys(VIDEO, VIDEO),
     "models.video": {"gitdl.video_steps": 0},
+    "data.rehearsal.strangers": {"data.rehearsal.persons": 4},
 }
 # Where something lies decides nothing.
 PLACES = {"data.root", "models.frame_weights", "models.video_weights"}
@@ -147,6 +150,7 @@ def test_differences_name_the_field_and_both_values():
         ({"data.rehearsal.look": 4}, r"data\.rehearsal\.look: expected from 0 to 3, got 4"),
         ({"data.rehearsal.words": ("TW-U",)}, r"data\.rehearsal\.words: expected at least two classes"),
         ({"data.rehearsal.words": ("TW-U", "TW-U", "T-U")}, r"data\.rehearsal\.words: .* each once"),
+        ({"data.rehearsal.strangers": 2}, r"data\.rehearsal\.strangers: there are none .* set persons too"),
         ({"data.rehearsal.words": ("TW-U", "TX-U")}, r"data\.rehearsal\.words: expected letters .* got 'TX-U'"),
     ],
 )

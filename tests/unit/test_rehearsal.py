@@ -19,6 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from finepseudo import rehearsal
 from finepseudo.recipe import Rehearsal
+from finepseudo.rehearsal.ids import person_of
+from finepseudo.rehearsal.motion import Timeline, poses
 from finepseudo.rehearsal.scene import LUMA
 
 SPEC = Rehearsal()
@@ -75,6 +77,60 @@ def test_adding_clips_or_classes_changes_no_other():
 def test_look_leaves_time_alone():
     lengths = {rehearsal.nuisance(replace(SPEC, look=look), "train", FIRST)["length"] for look in range(4)}
     assert len(lengths) == 1
+
+
+PERSONS = Rehearsal(words=("TP-U", "BP-U", "TP-S"), persons=4, strangers=3, look=2, rates=4.0)
+
+
+def of_persons(split):
+    """Nuisance values of the clips by person."""
+    found = {}
+    for name, _ in rehearsal.video_ids(PERSONS, split):
+        found.setdefault(person_of(PERSONS, split, name), []).append(rehearsal.nuisance(PERSONS, split, name))
+    return found
+
+
+def test_a_person_has_one_body_one_gym_and_one_tempo():
+    by_person = of_persons("train")
+    assert sorted(by_person) == [f"0/person-{n}" for n in range(4)]
+    looks = {"scale", "azimuth", "trunk", "left_r", "trunk_g", "head_b", "ground_r", "blocks"}
+    for clips in by_person.values():
+        assert all(len({clip[key] for clip in clips}) == 1 for key in looks)
+        assert len({clip["place_x"] for clip in clips}) == len({clip["noise"] for clip in clips}) == len(clips)
+    assert len({clips[0]["scale"] for clips in by_person.values()}) == 4
+    within = np.mean([np.std([clip["active"] for clip in clips]) for clips in by_person.values()])
+    assert within < 0.5 * np.std([clip["active"] for clips in by_person.values() for clip in clips])
+
+
+def test_strangers_are_half_of_the_test_clips_and_nowhere_else():
+    by_person = of_persons("test")
+    strange = {name: len(clips) for name, clips in by_person.items() if "stranger" in name}
+    assert len(strange) == 3
+    count = sum(map(len, by_person.values()))
+    assert abs(sum(strange.values()) - count / 2) < 4 * np.sqrt(count / 4)
+    assert len(by_person) == 7
+
+
+def test_rates_fall_evenly_in_the_ratio_and_leave_the_test_clips_alone():
+    counts = [np.bincount([label for _, label in rehearsal.video_ids(PERSONS, split)]) for split in rehearsal.SPLITS]
+    assert counts[0].tolist() == [80, 40, 20]
+    assert counts[1].tolist() == [40, 40, 40]
+    whole, few = (dict(rehearsal.video_ids(replace(PERSONS, rates=rates), "train")) for rates in (1.0, 4.0))
+    assert few.items() <= whole.items()
+
+
+def test_backwards_is_the_same_tuck_turned_the_other_way():
+    turns = {}
+    for element in "TB":
+        F = 40
+        phase_F = np.full(F, rehearsal.PHASES.index(element))
+        truth = rehearsal.Truth(phase_F, np.zeros(F, int), np.linspace(0, 1, F))
+        pose_FA, turn_F, spin_F = poses(Timeline(truth, "U", np.arange(F), {}))
+        turns[element] = (pose_FA, turn_F)
+        assert not spin_F.any()
+    np.testing.assert_array_equal(turns["T"][0], turns["B"][0])
+    np.testing.assert_allclose(turns["T"][1], -turns["B"][1])
+    assert turns["T"][1][-1] == pytest.approx(2 * np.pi)
 
 
 def test_ids_are_unique_and_their_order_does_not_tell_the_class():
@@ -221,10 +277,10 @@ def models():
     return forest, make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
 
 
-@pytest.mark.parametrize(("look", "time"), [(1, 1), (3, 2)])
-def test_no_nuisance_value_tells_the_class(look, time):
+@pytest.mark.parametrize(("look", "time", "persons"), [(1, 1, 0), (3, 2, 6)])
+def test_no_nuisance_value_tells_the_class(look, time, persons):
     """Under independence hits are binomial(1120, 1/14): 4 standard errors are one false alarm in 30,000."""
-    spec = Rehearsal(look=look, time=time)
+    spec = Rehearsal(look=look, time=time, persons=persons)
     x, y = table(spec, "train", lambda name: list(rehearsal.nuisance(spec, "train", name).values()))
     x = x[:, x.std(0) > 0]
     assert x.shape[1] > 20
