@@ -34,7 +34,7 @@ def rehearsal_persons() -> Recipe:
     Of the 604 training clips of the 12 classes 5 % are labelled, 1 to 4 a class.
     """
     words = (*("TPW-U", "TP-S", "TW-U", "BP-U", "PTW-U", "TP-F"), *("TTW-U", "TK-U", "WTP-U", "TP-U", "BW-U", "TWP-U"))
-    spec = Rehearsal(words=words, persons=8, strangers=4, rates=3, look=2)
+    spec = Rehearsal(words=words, persons=8, strangers=4, rates=3)
     return Recipe(name="rehearsal_persons", data=Data(rehearsal=spec), split=Split(label_fraction=0.05))
 
 

@@ -43,11 +43,13 @@ class Look:
 
 
 MILD = Look(scale=(29.0, 31.0), proportion=(0.97, 1.03), gain=(0.95, 1.05), noise=(1.0, 2.0), tint=10.0)
-WILD = Look(scale=(24.0, 35.0), proportion=(0.92, 1.08), gain=(0.85, 1.15), noise=(2.0, 9.0), wild=True)
+WILD = Look(
+    scale=(24.0, 35.0), proportion=(0.92, 1.08), azimuth_sd=0.12, gain=(0.85, 1.15), noise=(2.0, 9.0), wild=True
+)
 LOOKS = (
     Look(),
     replace(MILD, azimuth_sd=0.05, drift_sd=2.0, jitter=(0.0, 0.3)),
-    replace(WILD, azimuth_sd=0.12, drift_sd=6.0, jitter=(0.2, 1.2)),
+    replace(WILD, drift_sd=6.0, jitter=(0.2, 1.2)),
     replace(WILD, azimuth_sd=0.18, drift_sd=6.0, jitter=(0.2, 1.2), mirror=True),
 )
 
@@ -67,7 +69,7 @@ def make_scene(spec: Rehearsal, split: str, video_id: str) -> Scene:
     """Draw the look nuisance: body, camera, colours, background; of the clip's person, where it has one."""
     person, look, px = person_of(spec, split, video_id), LOOKS[spec.look], spec.size / REFERENCE
     rng = stream(person or video_id, "look")
-    n = _numbers(rng, look)
+    n = _numbers(rng, WILD if person else look)  # persons differ more than the clips of one do
     if person:
         of_clip = _numbers(stream(video_id, "look"), look)
         n |= {name: value for name, value in of_clip.items() if name not in PERSONAL}
@@ -81,6 +83,8 @@ def make_scene(spec: Rehearsal, split: str, video_id: str) -> Scene:
         tint = rng.uniform(-look.tint, look.tint, (4, 3))
         background, blocks = np.broadcast_to(GREY + tint[3], (side, side, 3)), 0
         left, trunk, head = np.array(LEFT_TRUNK_HEAD) + tint[:3]
+        if person:
+            left, trunk, head = _wild_body(rng, float(background[0, 0] @ LUMA))
     n |= {"blocks": float(blocks)}
     for name, rgb in (("ground", background.mean((0, 1))), ("left", left), ("trunk", trunk), ("head", head)):
         n |= {f"{name}_{channel}": float(value) for channel, value in zip("rgb", rgb, strict=True)}
