@@ -20,14 +20,15 @@ from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, S
 from finepseudo.models.table import Encoder, Part, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
-Method = Literal["supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
+Method = Literal["frozen_probe", "supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTraits:
-    """What tells a method from the others. All start from the same encoders and take as many steps of f_E."""
+    """What tells a method from the others. All that train start from the same encoders and take as many steps of f_E."""
 
     baseline: bool = True  # finepseudo is compared with it
+    trains: bool = True  # otherwise it is a linear classifier, fitted on D_l, of features that no label has shaped
     uses_p_A: bool = False  # its pseudo-labels are made of p_A, alone or fused with p_E
     uses_p_E: bool = False  # its pseudo-labels are made of p_E, alone or fused with p_A
     trains_f_A: bool = False  # its rounds may train f_A again
@@ -39,6 +40,7 @@ class MethodTraits:
 
 
 METHODS: dict[Method, MethodTraits] = {
+    "frozen_probe": MethodTraits(trains=False),
     "supervised": MethodTraits(),
     "supervised_2x": MethodTraits(),
     "pseudo_video": MethodTraits(uses_p_E=True),
@@ -316,8 +318,8 @@ class Recipe:
 
     name: str
     seed: Seed = 0  # seed of initial weights and of every plan
-    methods: tuple[Method, ...] = ("supervised", "finepseudo")
-    """finepseudo and the baselines to train from the same stage-2 weights."""
+    methods: tuple[Method, ...] = ("frozen_probe", "supervised", "finepseudo")
+    """finepseudo and its baselines; all but the frozen probe are trained from the same stage-2 weights."""
     data: Data = field(default_factory=Data)
     split: Split = field(default_factory=Split)
     frames: Frames = field(default_factory=Frames)

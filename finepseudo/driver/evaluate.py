@@ -21,18 +21,20 @@ from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.plan import drawn, plan_score
 from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
-from finepseudo.recipe import METHODS, digest
+from finepseudo.recipe import METHODS, Method, digest
 from finepseudo.rehearsal import Truth, through_action
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
 from finepseudo.run import RESULTS, SCORES, SECONDS, Run, pair_videos
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
-from finepseudo.train.predict import Pass, logits, sbar
+from finepseudo.train.frozen_probe import probe
+from finepseudo.train.predict import Pass, logits, pooled, sbar
 from finepseudo.train.pseudo_labels import temperatures
 
 CALIBRATION = 256
 """Unlabelled videos on which the temperatures of an evaluation are set: test videos never set anything."""
 PREDICTIONS = "predictions.parquet"
+PROBE: Method = "frozen_probe"
 
 
 def ensure_results(story: Story) -> Results:
@@ -43,7 +45,8 @@ def ensure_results(story: Story) -> Results:
         "recipe": digest(recipe),
         "evaluate": asdict(recipe.evaluate),
         "split": steps.split.fingerprint,
-        "methods": {name: [finish.frame.digest, finish.video.digest] for name, finish in story.finishes.items()},
+        "methods": {name: [finish.frame.digest, finish.video.digest] for name, finish in story.finishes.items()}
+        | ({PROBE: [story.start.untaught.digest]} if PROBE in recipe.methods else {}),
         "version": results.VERSION,
     }
     folder = f"results/{fingerprint(lineage)}"
@@ -87,7 +90,7 @@ def ensure_results(story: Story) -> Results:
 
 
 def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, float]]:
-    """One pass over test and calibration videos, through all encoders."""
+    """One pass over test and calibration videos, through all encoders; the frozen probe wants one over D_l as well."""
     steps, start = story.steps, story.start
     frames = {STAGE_2: (start.frame, steps.gallery(start.aligned))}
     frames |= {name: (finish.frame, finish.gallery) for name, finish in story.finishes.items()}
@@ -101,9 +104,11 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
     calibration = drawn(manifest, unlabelled, CALIBRATION, "calibration")
+    untaught = {PROBE: start.untaught.uri} if PROBE in steps.recipe.methods else {}
     what = Pass(
         frame={name: frame.uri for name, (frame, _) in once.items()},
         video={name: trained.uri for name, trained in videos.items()},
+        pooled=untaught,
         galleries={name: gallery for name, (_, gallery) in once.items()},
         clips=steps.recipe.evaluate.clips,
     )
@@ -115,6 +120,10 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     truth_N = manifest.truth(tested_N)
     measured: dict[str, Measured] = {}
     columns: dict[str, Any] = {"video_id": manifest.ids(tested_N), "truth": truth_N}
+    if untaught:
+        p_NK = _probed(steps, replace(what, frame={}, video={}, galleries={}), pooled(found, PROBE)[is_test_N.numpy()])
+        measured[PROBE] = Measured(results.accuracy(p_NK, truth_N))
+        columns[f"{PROBE}/f_E"] = p_NK.argmax(1)
     for name, (frame, _) in frames.items():
         sbar_NK, logits_NK = sbar(found, frame.digest), logits(found, name)
         heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)
@@ -125,6 +134,13 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         measured[name] = Measured(**accuracies, temperatures=heat)
         columns |= {f"{name}/{part}": p_NK.argmax(1).numpy() for part, p_NK in parts.items()}
     return measured, pa.table(columns), dict(scores.seconds)
+
+
+def _probed(steps: Steps, what: Pass, feat_NF: np.ndarray) -> np.ndarray:
+    """p_NK of test videos by the frozen probe, which is fitted on what the same pass makes of D_l."""
+    found = steps.score(PROBE, steps.split.labelled, what).columns()
+    label_G = steps.manifest.truth(found["clip"])
+    return probe(pooled(found, PROBE), label_G, feat_NF, steps.manifest.num_classes, steps.seed(PROBE))
 
 
 def _gains(predictions: pa.Table) -> dict[str, results.Share]:

@@ -37,6 +37,7 @@ class Start:
 
     frame: Trained
     video: Trained
+    untaught: Trained  # f_E before stage 2: it has seen no label
     pretrained: Embeddings
     aligned: Embeddings
     accuracy_A: float | None  # of the pre-trained f_A, leave-one-out
@@ -112,13 +113,14 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         )
         return aligned, before, steps.embed("aligned", aligned, held_out), compared.accuracy
 
-    def video_side() -> Trained:
+    def video_side() -> tuple[Trained, Trained]:
         pretrained = pretrain(shared, "video", recipe.gitdl.video_steps)
         plan = _classify_plan(steps, "supervise", recipe.supervise.steps)
-        return _train_video(steps, "supervise/video", plan, recipe.supervise.steps, recipe.supervise.lr, pretrained)
+        count, lr = recipe.supervise.steps, recipe.supervise.lr
+        return _train_video(steps, "supervise/video", plan, count, lr, pretrained), pretrained
 
-    (frame, before, after, accuracy_A), video = both(frame_side, video_side)
-    return Start(frame, video, before, after, accuracy_A)
+    (frame, before, after, accuracy_A), (video, untaught) = both(frame_side, video_side)
+    return Start(frame, video, untaught, before, after, accuracy_A)
 
 
 def pretrain(steps: Steps, part: Part, count: int) -> Trained:
@@ -138,7 +140,7 @@ def pretrain(steps: Steps, part: Part, count: int) -> Trained:
 
 
 def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
-    """Every method of the recipe, from the same start and with the same number of f_E steps."""
+    """Every method of the recipe that trains, from the same start and with the same number of f_E steps."""
     methods, members = steps.recipe.methods, steps.gallery(start.aligned)
 
     @functools.cache
@@ -153,7 +155,7 @@ def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
         return {method: _self_train(steps, start, members, method, first_scores)}
 
     branches = [functools.partial(self_trained, method) for method in labelling]
-    if len(labelling) < len(methods):
+    if any(METHODS[method].trains and not METHODS[method].labels for method in methods):
         branches.insert(0, functools.partial(_supervised, steps, start, members))
     return {name: finish for ends in side_by_side(branches) for name, finish in ends.items()}
 

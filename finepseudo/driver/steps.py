@@ -306,6 +306,6 @@ def both(first: Callable[[], T], second: Callable[[], U]) -> tuple[T, U]:
 
 def side_by_side(thunks: Sequence[Callable[[], T]]) -> list[T]:
     """The same of any number."""
-    with ThreadPoolExecutor(max_workers=len(thunks)) as threads:
+    with ThreadPoolExecutor(max_workers=max(1, len(thunks))) as threads:
         futures = [threads.submit(thunk) for thunk in thunks]
     return [future.result() for future in futures]

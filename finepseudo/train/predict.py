@@ -32,7 +32,7 @@ from finepseudo.train.initial import preprocessing_of
 Columns = dict[str, np.ndarray]
 
 # Columns of a pass: a prefix, and the encoder's name.
-_EMBEDDINGS, _SBAR, _LOGITS = "embeddings/", "sbar/", "logits/"
+_EMBEDDINGS, _SBAR, _LOGITS, _POOLED = "embeddings/", "sbar/", "logits/", "pooled/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,14 @@ class Pass:
     frame: Mapping[str, str] = field(default_factory=dict[str, str])
     """f_A: class means against its gallery, or embeddings where it has none."""
     video: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: logits
+    pooled: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: the mean over time of its features
     galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
     clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
 
     def lineage(self) -> dict[str, Any]:
         """What decides the results: digests of weights and galleries."""
-        weights = {part: {name: _digest(uri) for name, uri in getattr(self, part).items()} for part in get_args(Part)}
+        parts = (*get_args(Part), *(("pooled",) if self.pooled else ()))
+        weights = {part: {name: _digest(uri) for name, uri in getattr(self, part).items()} for part in parts}
         return {**weights, "galleries": {name: g.digest for name, g in self.galleries.items()}, "clips": self.clips}
 
 
@@ -103,6 +105,11 @@ def logits(columns: Columns, name: str) -> Tensor:
     return torch.from_numpy(columns[_LOGITS + name])
 
 
+def pooled(columns: Columns, name: str) -> np.ndarray:
+    """Mean features of one f_E, (N,F)."""
+    return columns[_POOLED + name]
+
+
 def embeddings(columns: Columns, name: str) -> Tensor:
     """Of the first view of each video, by one f_A, (N,T,D)."""
     return torch.from_numpy(columns[_EMBEDDINGS + name])
@@ -125,6 +132,7 @@ class Predictor:
         self.recipe, self.views, self.device = recipe, what.clips, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
         self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
+        self.pooled = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.pooled.items()}
         self.scorers = {name: self._scorer(name, gallery) for name, gallery in what.galleries.items()}
 
     def write(self, columns: Mapping[str, np.ndarray], run: Store, folder: str, number: int) -> int:
@@ -149,8 +157,8 @@ class Predictor:
 
         Args:
             clip_0, clip_1: uint8 clips BTHWC of f_A and of f_E.
-        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and
-        logits (N,K) averaged over the views.
+        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view; class means (N,K), logits
+        (N,K) and mean features (N,F) averaged over the views.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -161,11 +169,13 @@ class Predictor:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
                 found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
-        if self.video:
-            clips = functools.cache(functools.partial(self._clips, clip_1))
-            for name, encoder in self.video.items():
-                logits_BK = encoder(clips(encoder.preprocessing)).float()
-                found[_LOGITS + name] = logits_BK.unflatten(0, (-1, self.views)).mean(1)
+        clips = functools.cache(functools.partial(self._clips, clip_1))
+        for name, encoder in self.video.items():
+            logits_BK = encoder(clips(encoder.preprocessing)).float()
+            found[_LOGITS + name] = logits_BK.unflatten(0, (-1, self.views)).mean(1)
+        for name, encoder in self.pooled.items():
+            feat_BF = encoder.time_features(clips(encoder.preprocessing)).float().mean(1)
+            found[_POOLED + name] = feat_BF.unflatten(0, (-1, self.views)).mean(1)
         # safetensors writes the memory of an array, whatever its strides.
         return {name: value.cpu().contiguous().numpy() for name, value in found.items()}
 
