@@ -19,6 +19,7 @@ from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.driver.executor import Executor
+from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
 from finepseudo.models.table import Part
@@ -91,9 +92,15 @@ def run_rounds(
     manifest = ensure_manifest(recipe, base, executor)
     if base != run:
         artefacts.copy(base, run, FOLDER)  # a plan lies beside the manifest of its clips
-    split = ensure_split(recipe, run, data_store(recipe, base), manifest)
-    shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
-    steps = Steps(recipe, run, base, manifest, split, executor, kin=tuple(kin), may_train=train)
+    videos, features = data_store(recipe, base), None
+    if recipe.models.frozen:
+        manifest = ensure_features(recipe, base, manifest, videos, executor)
+        features = base.child(manifest.folder.rpartition("/")[0])
+        if base != run:
+            artefacts.copy(base, run, manifest.folder)
+    split = ensure_split(recipe, run, videos, manifest)
+    shared = Steps(recipe, base, base, manifest, split, executor, features, may_train=train)
+    steps = Steps(recipe, run, base, manifest, split, executor, features, tuple(kin), may_train=train)
     start = stage_2(steps, shared)
     return Story(steps, shared, start, run_methods(steps, start))
 
