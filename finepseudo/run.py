@@ -24,7 +24,7 @@ import pyarrow as pa
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
 from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
-from finepseudo.data.plan import Plan, drawn
+from finepseudo.data.plan import drawn
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
@@ -164,7 +164,8 @@ class Run:
 
     def seen(self) -> tuple[Manifest, Store]:
         """Of the clips that f_A and f_E see, videos or stored features, by the same rows; and where they lie."""
-        folder = Plan.load(self.store, training_plan("align/frame")).spec.manifest
+        plan = artefacts.committed(self.store, training_plan("align/frame"))
+        folder = plan["lineage"]["spec"].get("manifest", FOLDER) if plan else FOLDER
         where = self.data() if folder == FOLDER else self.base.child(folder.rpartition("/")[0])
         return Manifest.load(self.store, folder), where
 

@@ -60,7 +60,7 @@ def ensure_features(recipe: Recipe, run: Store, videos: Manifest, data: Store, e
 def said(clips: int, frames: int, width: int) -> str:
     """How much that will be."""
     size = clips * frames * width * BYTES
-    return f"{clips} clips x {frames} frames x {width} numbers of {BYTES} bytes = {size / (1 << 20):,.0f} MiB"
+    return f"{clips} clips x {frames} frames x {width} numbers of {BYTES} bytes = {size / (1 << 20):,.1f} MiB"
 
 
 def _digests(done: Scores) -> list[str]:

@@ -75,4 +75,5 @@ def _loss(z_GF: Floats, label_G: NDArray[np.integer], out_G: NDArray[np.bool_], 
 def _fit(z_GF: Floats, label_G: NDArray[np.integer], cost: float) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one or two videos a class
         return LogisticRegression(C=cost, max_iter=ITERATIONS).fit(z_GF, label_G)

@@ -151,7 +151,9 @@ class Predictor:
         self.recipe, self.views, self.device = recipe, what.clips, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
         self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
-        self.pooled = {name: uri and self._load(uri, "video", num_classes)[0] for name, uri in what.pooled.items()}
+        self.pooled: dict[str, Any] = {
+            name: self._load(uri, "video", num_classes)[0] if uri else None for name, uri in what.pooled.items()
+        }
         self.frozen = self._load(what.frozen, "frozen", num_classes)[0] if what.frozen else None
         self.scorers = {name: self._scorer(name, gallery) for name, gallery in what.galleries.items()}
 
