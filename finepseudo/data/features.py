@@ -69,8 +69,8 @@ def stored_clips(
     reasons[list(rejected)] = list(rejected.values())
     reason = pa.array(reasons, pa.string())
     new: dict[str, Any] = {
-        "path": pa.array([table_name(number) for number in range(len(sha256))], pa.string()).take(pa.array(part)),
-        "sha256": pa.array(sha256, pa.string()).take(pa.array(part)),
+        "path": pc.take(pa.array([table_name(number) for number in range(len(sha256))], pa.string()), part),
+        "sha256": pc.take(pa.array(sha256, pa.string()), part),
         "start": place % block * frames,
         "num_frames": np.full(len(place), frames),
         "file_frames": sizes[part],

@@ -243,7 +243,8 @@ class Predictor:
         gamma, mean = self.recipe.align.gamma, self.recipe.label.mean
         return ClassScorer(gallery, head, gamma=gamma, mean=mean, device=self.device)
 
-    def _clips(self, clip_BTHWC: np.ndarray, preprocessing: Preprocessing) -> Tensor:
+    def _clips(self, clip_BTHWC: np.ndarray | None, preprocessing: Preprocessing) -> Tensor:
+        assert clip_BTHWC is not None, "the plan of this pass has no clip of f_E"
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
         return centre(raw, self.recipe.augment, self.recipe.frames.crop, preprocessing)
 

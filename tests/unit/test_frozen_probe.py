@@ -23,9 +23,8 @@ def test_it_is_the_minimum_of_its_formula():
     z_GF, z_NF = (torch.tensor((feat - mean_F) / std_F) for feat in (feat_GF, test_NF))
     cost = _chosen(z_GF.numpy(), label_G, np.random.default_rng(0))
     w_FK, b_K = torch.zeros(4, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
-    solver = torch.optim.LBFGS(
-        [w_FK.requires_grad_(), b_K.requires_grad_()], max_iter=500, line_search_fn="strong_wolfe"
-    )
+    params = [w_FK.requires_grad_(), b_K.requires_grad_()]
+    solver = torch.optim.LBFGS(params, max_iter=500, line_search_fn="strong_wolfe")
 
     def loss():
         solver.zero_grad()
