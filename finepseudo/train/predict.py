@@ -212,6 +212,7 @@ class Predictor:
         encoder = self.frame[name][0]
         return encoder(self._clips(clip_BTHWC, encoder.preprocessing)).float()
 
+    @torch.inference_mode()
     def _frame_features(self, encoder: Any, clip_BTHWC: np.ndarray) -> Tensor:
         """feat_BTC, fp16, some clips at a time. Raises WeightsError: they are more than fp16 holds."""
         size = max(1, FRAMES // clip_BTHWC.shape[1])

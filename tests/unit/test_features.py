@@ -165,15 +165,17 @@ def train_stored(session, cases):
     return outcomes
 
 
-@pytest.mark.parametrize("kind", ["gitdl_frame", "align", "classify"])
-def test_resume_and_world_size_change_nothing(kind, tmp_path):
-    whole, halves, wide = (training(tmp_path, kind, name) for name in ("whole", "halves", "wide"))
-    (alone,) = launch(1, tmp_path, train_stored, [whole, replace(halves, stop=3), halves])
-    assert [outcome.text for outcome in alone] == ["", "", ""]
-    assert largest_difference(snapshot(halves), snapshot(whole)) == 0
-    assert [outcome.text for of_rank in launch(2, tmp_path, train_stored, [wide]) for outcome in of_rank] == ["", ""]
-    assert (losses(whole) - losses(wide)).abs().max() < 1e-4
-    assert largest_difference(snapshot(wide), snapshot(whole)) < 5e-3
+def test_resume_and_world_size_change_nothing(tmp_path):
+    kinds = ("gitdl_frame", "align", "classify")
+    wholes, halves, wides = ([training(tmp_path, kind, f"{kind}-{n}") for kind in kinds] for n in range(3))
+    alone = [*wholes, *(replace(half, stop=3) for half in halves), *halves]
+    assert [[outcome.text for outcome in of_rank] for of_rank in launch(1, tmp_path, train_stored, alone)] == [[""] * 9]
+    both = launch(2, tmp_path, train_stored, wides)
+    assert [[outcome.text for outcome in of_rank] for of_rank in both] == [[""] * 3] * 2
+    for whole, half, wide in zip(wholes, halves, wides, strict=True):
+        assert largest_difference(snapshot(half), snapshot(whole)) == 0
+        assert (losses(whole) - losses(wide)).abs().max() < 1e-4
+        assert largest_difference(snapshot(wide), snapshot(whole)) < 5e-3
 
 
 # --- a whole run
@@ -233,11 +235,10 @@ def test_no_video_is_opened_again(whole):
 def test_the_page_shows_frames_beside_what_was_found_from_features(whole):
     folder, *_ = whole
     run = Run.at(Store(str(folder)))
-    assert "No examples could be shown" in Path(write_report(run)).read_text()
+    assert "<img src=" not in Path(write_report(run)).read_text()
     shutil.move(folder / "elsewhere", folder / "data/videos")
     page = Path(write_report(run)).read_text()
     shutil.move(folder / "data/videos", folder / "elsewhere")
-    assert "No examples could be shown" not in page
     assert page.count("<img src=") >= 4
     assert ">frozen_probe<" in page
 
