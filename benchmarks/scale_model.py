@@ -158,7 +158,7 @@ class Model:
         for number in range(1, recipe.rounds.count + 1):
             self.phases[f"label {number}"] = [[*self.galleries(number - 1), *self.label(number)]]
             self.phases[f"train {number}"] = self.train(number)
-        self.phases["evaluate"] = [[*self.galleries(recipe.rounds.count), self.evaluate()]]
+        self.phases["evaluate"] = [[*self.galleries(recipe.rounds.count), self.evaluate(), *self.probe()]]
         self.stages = [stage for chains in self.phases.values() for chain in chains for stage in chain]
         # Workers that the run holds from beginning to end, as runtime/cluster.py asks for them.
         copies = {"decode": 3, "train": 2, "score": 1}
@@ -225,7 +225,7 @@ class Model:
             chains.append([self.training(f"{name}/video", "classify/video", rounds.video_steps, pseudo=True)])
             if self.trains_frame(method, number):
                 chains.append([self.training(f"{name}/frame", "align/frame", rounds.frame_steps, pseudo=True)])
-        if len(self.pseudo) < len(recipe.methods):
+        if any(METHODS[method].trains and not METHODS[method].labels for method in recipe.methods):
             name = f"train/supervised/round-{number}/video"
             chains.append([self.training(name, "classify/video", rounds.video_steps)])
             if number == rounds.count and "supervised_2x" in recipe.methods:
@@ -248,6 +248,12 @@ class Model:
         frames = 1 + sum(self.trains_frame(method, 1) for method in self.pseudo)
         videos, clips = 1 + len(self.recipe.methods), self.recipe.evaluate.clips
         return self.scoring("results", sets, frames=frames, galleries=frames, videos=videos, clips=clips)
+
+    def probe(self) -> list[StageCost]:
+        """The frozen probe's pass over D_l; its fit is small."""
+        asked, clips = "frozen_probe" in self.recipe.methods, self.recipe.evaluate.clips
+        sets = {"labelled": self.sets["labelled"]}
+        return [self.scoring("frozen_probe", sets, frames=0, videos=1, clips=clips)] if asked else []
 
     def training(self, name: str, kind: str, steps: int, *, pseudo: bool = False) -> StageCost:
         """One training: launches, and steps x blocks of the plan's rows.

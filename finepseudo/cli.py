@@ -113,6 +113,10 @@ def describe(recipe: Recipe, run: Store) -> str:
         f"ZeRO stage {scale.zero_stage}), 3 streams x {scale.decode_workers} decoding, {scale.score_workers} scoring",
         f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",
     ]
+    if recipe.models.frozen:
+        each = recipe.frames.frozen * recipe.models.stored * 2 / 1024
+        lines.insert(1, f"features: {recipe.frames.frozen} frames of a clip x {recipe.models.stored} of "
+                     f"{recipe.models.frozen}, fp16: {each:,.0f} KiB a clip")  # fmt: skip
     if (spec := recipe.data.rehearsal) is not None:
         count = len(spec.words) * (spec.train_per_class + spec.test_per_class)
         lines.insert(1, f"data: {count} generated videos of {len(spec.words)} classes")

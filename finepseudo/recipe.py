@@ -17,17 +17,18 @@ from annotated_types import Ge, Interval
 
 from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, Several, Share, Side, check_fields
-from finepseudo.models.table import Encoder, Part, VideoOptions, choose
+from finepseudo.models.table import ENCODERS, Encoder, Part, Role, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
-Method = Literal["supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
+Method = Literal["frozen_probe", "supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTraits:
-    """What tells a method from the others. All start from the same encoders and take as many steps of f_E."""
+    """What tells a method from the others. Those that train start from the same encoders; as many steps of f_E each."""
 
     baseline: bool = True  # finepseudo is compared with it
+    trains: bool = True  # otherwise it is a linear classifier, fitted on D_l, of features that no label has shaped
     uses_p_A: bool = False  # its pseudo-labels are made of p_A, alone or fused with p_E
     uses_p_E: bool = False  # its pseudo-labels are made of p_E, alone or fused with p_A
     trains_f_A: bool = False  # its rounds may train f_A again
@@ -44,6 +45,7 @@ class MethodTraits:
 
 
 METHODS: dict[Method, MethodTraits] = {
+    "frozen_probe": MethodTraits(trains=False),
     "supervised": MethodTraits(),
     "supervised_2x": MethodTraits(),
     "pseudo_video": MethodTraits(uses_p_E=True),
@@ -133,6 +135,8 @@ class Frames(Pixels):
 
     align: Several = 24  # T of f_A: frames spread over the whole action
     video: Several = 16  # T of f_E
+    frozen: Several = 64
+    """Frames of a clip, spread over the whole action, whose features are stored; only with models.frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,13 +174,25 @@ class Models:
     frame_sha256: str = ""
     video_weights: str = ""  # the same of f_E, and gitdl.video_steps; its number of classes may be another
     video_sha256: str = ""
+    frozen: str = ""
+    """An f_A whose backbone makes features of every clip's frames once; f_A and f_E then see these instead of pixels,
+    and are encoders that take them: feature_vtn, feature_transformer. Empty: both see pixels."""
+    frozen_options: dict[str, str] = field(default_factory=dict[str, str])
+    frozen_weights: str = ""  # of that backbone, as frame_weights; empty: random ones
+    frozen_sha256: str = ""
 
-    def encoder(self, part: Part) -> Encoder:
-        """f_A or f_E with its options.
+    def encoder(self, role: Role) -> Encoder:
+        """f_A, f_E or the frozen one with its options.
 
         Raises RecipeError: no such encoder or option; what there is, is shown.
         """
-        return choose(getattr(self, part), getattr(self, f"{part}_options"), part=part)
+        part: Part = "frame" if role == "frozen" else role
+        return choose(getattr(self, role), getattr(self, f"{role}_options"), part=part)
+
+    @property
+    def stored(self) -> int:
+        """C, stored features of a frame; 0 where the encoders see pixels."""
+        return ENCODERS[self.frozen].width if self.frozen else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +349,8 @@ class Recipe:
 
     name: str
     seed: Seed = 0  # seed of initial weights and of every plan
-    methods: tuple[Method, ...] = ("supervised", "finepseudo")
-    """finepseudo and the baselines to train from the same stage-2 weights."""
+    methods: tuple[Method, ...] = ("frozen_probe", "supervised", "finepseudo")
+    """finepseudo and its baselines; all but the frozen probe are trained from the same stage-2 weights."""
     data: Data = field(default_factory=Data)
     split: Split = field(default_factory=Split)
     frames: Frames = field(default_factory=Frames)
@@ -353,10 +369,15 @@ class Recipe:
         check_fields(self)
         _check_across(self)
 
+    @property
+    def size(self) -> int:
+        """What f_A and f_E are built for: height and width of frames, or the width of stored features."""
+        return self.models.stored or self.frames.crop
+
 
 OUTSIDE = ("scale", "methods", "evaluate")
 """Sections that may change between two starts in one run directory: they decide nothing that is trained."""
-PLACES = {"data": ("root",), "models": ("frame_weights", "video_weights")}
+PLACES = {"data": ("root",), "models": ("frame_weights", "video_weights", "frozen_weights")}
 """Fields that say where something lies. It may move: what it is, is known by its own digest."""
 
 
@@ -422,14 +443,22 @@ def _check_across(recipe: Recipe) -> None:
         )
     if recipe.align.triplet_weight == 0 and recipe.align.score_weight == 0:
         raise RecipeError("align.triplet_weight and align.score_weight are both 0: f_A would learn nothing")
-    parts: tuple[Part, ...] = ("frame", "video")
-    for part in parts:
-        weights, sha = getattr(recipe.models, f"{part}_weights"), getattr(recipe.models, f"{part}_sha256")
+    _check_models(recipe)
+    if recipe.data.rehearsal is not None:
+        _check_rehearsal(recipe.data.rehearsal)
+
+
+def _check_models(recipe: Recipe) -> None:
+    for role in get_args(Role):
+        weights, sha = getattr(recipe.models, f"{role}_weights"), getattr(recipe.models, f"{role}_sha256")
         if bool(weights) != bool(sha):
             raise RecipeError(
-                f"models.{part}_weights = {weights!r} and models.{part}_sha256 = {sha!r} belong together: "
+                f"models.{role}_weights = {weights!r} and models.{role}_sha256 = {sha!r} belong together: "
                 "give both (sha256sum of the file), or neither"
             )
+    parts: tuple[Part, ...] = ("frame", "video")
+    _check_frozen(recipe.models, parts)
+    for part in parts:
         encoder = recipe.models.encoder(part)
         stride = encoder.options.time_stride if isinstance(encoder.options, VideoOptions) else 1
         if stride > 1 and recipe.gitdl.video_steps:
@@ -438,8 +467,23 @@ def _check_across(recipe: Recipe) -> None:
                 "frames, and pre-training compares frames; set --models.video-options temporal_stride_1 true, or set "
                 "gitdl.video_steps to 0"
             )
-    if recipe.data.rehearsal is not None:
-        _check_rehearsal(recipe.data.rehearsal)
+
+
+def _check_frozen(models: Models, parts: tuple[Part, ...]) -> None:
+    """Who sees features needs somebody who makes them, and the other way round."""
+    if models.frozen and not ENCODERS[models.encoder("frozen").name].width:
+        raise RecipeError(f"models.frozen: {models.frozen} has no backbone per frame, it takes stored features itself")
+    if not models.frozen and (models.frozen_weights or models.frozen_options):
+        raise RecipeError("models.frozen_weights and models.frozen_options are of no encoder: name it in models.frozen")
+    wanted = "features" if models.frozen else "pixels"
+    for part in parts:
+        name = models.encoder(part).name
+        if ENCODERS[name].takes != wanted:
+            there = [other for other, entry in ENCODERS.items() if (entry.part, entry.takes) == (part, wanted)]
+            raise RecipeError(
+                f"models.{part} = {name} takes {ENCODERS[name].takes}, but with models.frozen = {models.frozen!r} it "
+                f"sees {wanted}; the choices are {', '.join(there)}"
+            )
 
 
 def _check_rehearsal(spec: Rehearsal) -> None:

@@ -22,7 +22,7 @@ from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 
-VERSION = 3  # of results.json
+VERSION = 4  # of results.json
 CURVE_POINTS = 50  # of a precision x coverage curve, about: what a plot can show
 MOST_CONFUSED = 12  # pairs of classes that are kept
 RESAMPLES = 50  # draws of videos for the standard error of the pair test
@@ -176,10 +176,12 @@ class ManifestCounts:
 
 @dataclass(frozen=True)
 class Measured:
+    """Of one method; the frozen probe is a classifier on f_E alone."""
+
     f_E: Accuracy
-    p_A: Accuracy
-    fused: Accuracy
-    temperatures: Temperatures
+    p_A: Accuracy | None = None
+    fused: Accuracy | None = None
+    temperatures: Temperatures | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ data/                           a generated data set
 manifest/  split/               which videos there are; which of them keep their label
 plans/<training or pass>/       which clips, and the numbers from which every row follows
 train/<training>/               history, checkpoints while it lasts, snapshot
+features/<digest>/              what a frozen backbone made of every clip's frames, a table a part, and their manifest
 scores/<pass>/                  what encoders made of clips, a part a block, while labels and results are made of it
 embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
 labels/<method>/round-<r>/      pseudo-labels and what they were decided with
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings
-from finepseudo.data.manifest import UNKNOWN, Manifest
+from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
 from finepseudo.data.plan import drawn
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
@@ -37,6 +38,7 @@ RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
 EMBEDDINGS = "embeddings.safetensors"
 SPLIT = "split"  # folder
+FEATURES = "features"  # folder of what frozen backbones made of every clip's frames
 SCORES = "scores"  # folder of all passes; needed until the results are committed
 LAUNCHES = "timing"  # folder, below a training, of the seconds that each launch took
 
@@ -64,6 +66,11 @@ def pass_plan(name: str, fingerprint: str) -> str:
 def scores(name: str, fingerprint: str) -> str:
     """Folder of the results of a pass."""
     return f"{SCORES}/{name}-{fingerprint}"
+
+
+def stored(fingerprint: str) -> str:
+    """Folder of the features that one frozen backbone made; `manifest` in it is that of their clips."""
+    return f"{FEATURES}/{fingerprint}"
 
 
 def embeddings(name: str) -> str:
@@ -154,6 +161,13 @@ class Run:
     def manifest(self) -> Manifest:
         """Every annotated clip."""
         return Manifest.load(self.store)
+
+    def seen(self) -> tuple[Manifest, Store]:
+        """Of the clips that f_A and f_E see, videos or stored features, by the same rows; and where they lie."""
+        plan = artefacts.committed(self.store, training_plan("align/frame"))
+        folder = plan["lineage"]["spec"].get("manifest", FOLDER) if plan else FOLDER
+        where = self.data() if folder == FOLDER else self.base.child(folder.rpartition("/")[0])
+        return Manifest.load(self.store, folder), where
 
     def labelled_ids(self) -> list[str]:
         """Of D_l."""

@@ -24,7 +24,10 @@ def too_many_rejected(rejected: int, rows: int, max_share: float) -> bool:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """One block: decoded clips, and beside them what the plan says of its rows."""
+    """One block: decoded clips, and beside them what the plan says of its rows.
+
+    Where features of frames are stored, they stand in the place of pixels: feat_BTC, fp16.
+    """
 
     row_B: list[int]  # positions in the plan
     video_ids: list[str]

@@ -1,4 +1,4 @@
-"""From a plan row to uint8 clips, through a node's cache of decoded videos.
+"""From a plan row to uint8 clips, through a node's cache of decoded videos; or to stored features, where it has these.
 
 Axes: F frames of a video, T frames of a clip, H W pixels, C channels.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from finepseudo.data import features
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
 from finepseudo.storage.store import Store
@@ -32,8 +33,11 @@ class Decoder:
         """One uint8 clip_THWC for each list of frame indices of the clip of a row.
 
         A clip that the cache is to `keep` is decoded whole; of any other only the frames that are asked for.
+        Of a clip whose features are stored, feat_TC.
         Raises DecodeError where the file is gone, is not the file that was probed, does not decode, or not in time.
         """
+        if row["access"] == features.ACCESS:
+            return features.taken(self.data, row, wanted)
         whole = row["num_frames"] == row["file_frames"]
         name = row["sha256"] if whole else f"{row['sha256']}-{row['start']}-{row['num_frames']}"
         video_FHWC = self.cache.get(name, self.height, self.width)

@@ -52,6 +52,7 @@ class Manifest:
     clips: pa.Table  # CLIPS, sorted by split and id
     label: Any  # Arrow column, int32, null where none is known
     class_names: tuple[str, ...]
+    folder: str = FOLDER  # where it is committed, below the run
 
     @cached_property
     def fingerprint(self) -> str:
@@ -59,10 +60,10 @@ class Manifest:
         return fingerprint([tables.digest(self.clips), tables.digest(labels), self.class_names])
 
     @staticmethod
-    def load(run: Store) -> Manifest:
-        names = json.loads(artefacts.read_part(run, FOLDER, "classes.json"))
-        labels = tables.mapped(run, FOLDER, "labels.parquet").column("label")
-        return Manifest(load_clips(run), labels, tuple(names))
+    def load(run: Store, folder: str = FOLDER) -> Manifest:
+        names = json.loads(artefacts.read_part(run, folder, "classes.json"))
+        labels = tables.mapped(run, folder, "labels.parquet").column("label")
+        return Manifest(load_clips(run, folder), labels, tuple(names), folder)
 
     @property
     def num_classes(self) -> int:
@@ -118,9 +119,9 @@ class Manifest:
         return [f"{row['video_id']}: {row['reason']}" for row in told.to_pylist()]
 
 
-def load_clips(run: Store) -> pa.Table:
+def load_clips(run: Store, folder: str = FOLDER) -> pa.Table:
     """The view without labels."""
-    return tables.mapped(run, FOLDER, "clips.parquet")
+    return tables.mapped(run, folder, "clips.parquet")
 
 
 class Annotated:

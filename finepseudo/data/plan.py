@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -83,6 +83,7 @@ class Spec:
     clips: int = 1  # align: M clips of each; score: V views of a video, one after the other
     label_share: float = 1.0  # align: of the M clips, as far as a class has pseudo-labelled ones
     frames: tuple[int, ...] = ()  # T, of one or of two encoders
+    manifest: str = manifests.FOLDER  # folder of that of its clips, below the run
     draw: tuple[float, float] = (0, 0)  # skips of the global and the local clip; or largest cut at the ends, and warp
 
 
@@ -97,6 +98,7 @@ class Plan:
 
     @staticmethod
     def of(spec: Spec, chosen: pa.Table, manifest: Manifest) -> Plan:
+        spec = replace(spec, manifest=manifest.folder)
         made = lineage.fingerprint([lineage.chosen(spec), tables.digest(chosen), manifest.fingerprint])
         return Plan(spec, chosen, manifest.clips, made)
 
@@ -115,7 +117,8 @@ class Plan:
     @property
     def columns(self) -> list[str]:
         """Columns of frame indices: of one clip a row, or of two."""
-        return ["frames_0", "frames_1"] if self.spec.kind in ("gitdl", "score") else ["frames_0"]
+        two = self.spec.kind == "gitdl" or len(self.spec.frames) == 2
+        return ["frames_0", "frames_1"] if two else ["frames_0"]
 
     @cached_property
     def soft(self) -> bool:
@@ -155,7 +158,7 @@ class Plan:
         spec, length = self.spec, clip["num_frames"]
         if spec.kind == "score":
             views = [sampling.spread(length, count, phase=(use + 0.5) / spec.clips) for count in spec.frames]
-            return {"frames_0": views[0], "frames_1": views[1], "aug_seed": 0}
+            return {"frames_0": views[0], "frames_1": views[1] if len(views) == 2 else None, "aug_seed": 0}
         rng = np.random.default_rng(derive("frames", spec.seed, clip["video_id"], use))
         aug_seed = derive("augment", spec.seed, clip["video_id"], use)
         (frames,), (first, second) = spec.frames, spec.draw
@@ -177,7 +180,8 @@ class Plan:
         chosen, made_of = tables.mapped(run, folder, "samples.parquet"), artefacts.required(run, folder)["lineage"]
         spec, made = made_of["spec"], made_of["plan"]
         lists = {name: tuple(spec[name]) for name in ("frames", "draw")}
-        return Plan(Spec(**{**spec, **lists}), chosen, manifests.load_clips(run), made)
+        there = Spec(**{**spec, **lists})
+        return Plan(there, chosen, manifests.load_clips(run, there.manifest), made)
 
 
 def plan_gitdl(
@@ -269,13 +273,16 @@ def plan_align(
 def plan_score(
     manifest: Manifest, row_N: np.ndarray, *, align_frames: int, video_frames: int, clips: int, block_videos: int
 ) -> Plan:
-    """One inference pass: `clips` evenly phased views of each clip, one after the other, no augmentation."""
+    """One inference pass: `clips` evenly phased views of each clip, one after the other, no augmentation.
+
+    `video_frames` 0: of one encoder alone.
+    """
     spec = Spec(
         kind="score",
         rows=len(row_N) * clips,
         block_rows=block_videos * clips,
         clips=clips,
-        frames=(align_frames, video_frames),
+        frames=(align_frames, video_frames) if video_frames else (align_frames,),
     )
     return Plan.of(spec, samples(row_N), manifest)
 

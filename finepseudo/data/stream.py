@@ -1,4 +1,4 @@
-"""Blocks of a plan, decoded: rows in, columns of uint8 clips out, in any process."""
+"""Blocks of a plan, decoded: rows in, columns of uint8 clips (or of stored features) out, in any process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from finepseudo.data.cache import ClipCache, Kept
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
+from finepseudo.data.manifest import FOLDER
 from finepseudo.data.plan import Plan
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import Recipe
@@ -29,7 +30,8 @@ class BlockReader:
     def of(recipe: Recipe, data: Store, plan: Plan) -> BlockReader:
         """With the size of frames and the cache that the recipe asks for; `data` is where the videos are."""
         frames, scale = recipe.frames, recipe.scale
-        cache = ClipCache(scale.cache_dir or default_cache_dir(), int(scale.cache_gib * (1 << 30)))
+        pixels = plan.spec.manifest == FOLDER
+        cache = ClipCache(scale.cache_dir or default_cache_dir(), int(scale.cache_gib * (1 << 30)) if pixels else 0)
         return BlockReader(plan, Decoder(data, frames.height, frames.width, cache, Child(scale.decode_deadline_s)))
 
     def read(self, blocks: Iterable[int]) -> dict[str, Any]:

@@ -15,14 +15,18 @@ from torch import Tensor
 from finepseudo.models.table import Channels, Preprocessing
 from finepseudo.recipe import PixelAugment
 
+FEATURES = 3  # axes of a batch of stored features; one of pixels has five
+
 
 def augment(
     clip_BTHWC: Tensor, seed_B: Sequence[int], options: PixelAugment, crop: int, preprocessing: Preprocessing
 ) -> Tensor:
     """Random crop, cutout, gain and colour: uint8 clips to normalised clip_BTCHW of `crop` x `crop` pixels.
 
-    What is cut out has the mean colour, so 0 after the normalisation.
+    What is cut out has the mean colour, so 0 after the normalisation. Stored features feat_BTC stay as they are.
     """
+    if clip_BTHWC.ndim == FEATURES:
+        return clip_BTHWC.float()
     draws = [_draw(seed, options) for seed in seed_B]
     box_B4 = torch.tensor(np.stack([draw[0] for draw in draws]), dtype=torch.float32)
     colour_B4 = torch.tensor(np.stack([draw[1] for draw in draws]), dtype=torch.float32, device=clip_BTHWC.device)
@@ -38,6 +42,8 @@ def augment(
 
 def centre(clip_BTHWC: Tensor, options: PixelAugment, crop: int, preprocessing: Preprocessing) -> Tensor:
     """The same without chance, for inference: a centred crop of the mean size."""
+    if clip_BTHWC.ndim == FEATURES:
+        return clip_BTHWC.float()
     side = (1 + options.scale_min) / 2
     box_B4 = torch.tensor([[side, side, 0.0, 0.0]]).expand(len(clip_BTHWC), 4)
     return normalise(_crop(clip_BTHWC, box_B4, crop), preprocessing)

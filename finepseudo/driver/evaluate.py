@@ -17,23 +17,25 @@ import torch
 
 from finepseudo import results
 from finepseudo.align import collaborate
-from finepseudo.data.manifest import UNKNOWN
+from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import drawn, plan_score
 from finepseudo.data.split import novel_classes
 from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
-from finepseudo.recipe import METHODS, digest
+from finepseudo.recipe import METHODS, Method, digest
 from finepseudo.rehearsal import Truth, through_action
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
-from finepseudo.run import RESULTS, SCORES, SECONDS, Run, pair_videos
-from finepseudo.storage import artefacts
+from finepseudo.run import RESULTS, SCORES, SECONDS, Run, data_store, pair_videos
+from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
-from finepseudo.train.predict import Pass, logits, sbar
+from finepseudo.train.frozen_probe import probe
+from finepseudo.train.predict import Pass, logits, pooled, sbar
 from finepseudo.train.pseudo_labels import temperatures
 
 CALIBRATION = 256
 """Unlabelled videos on which the temperatures of an evaluation are set: test videos never set anything."""
 PREDICTIONS = "predictions.parquet"
+PROBE: Method = "frozen_probe"
 
 
 def ensure_results(story: Story) -> Results:
@@ -44,7 +46,8 @@ def ensure_results(story: Story) -> Results:
         "recipe": digest(recipe),
         "evaluate": asdict(recipe.evaluate),
         "split": steps.split.fingerprint,
-        "methods": {name: [finish.frame.digest, finish.video.digest] for name, finish in story.finishes.items()},
+        "methods": {name: [finish.frame.digest, finish.video.digest] for name, finish in story.finishes.items()}
+        | {name: [trained.digest if trained else ""] for name, trained in _probes(story).items()},
         "version": results.VERSION,
     }
     folder = f"results/{fingerprint(lineage)}"
@@ -88,7 +91,7 @@ def ensure_results(story: Story) -> Results:
 
 
 def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, float]]:
-    """One pass over test and calibration videos, through all encoders."""
+    """One pass over test and calibration videos, through all encoders; the frozen probe wants one over D_l as well."""
     steps, start = story.steps, story.start
     frames = {STAGE_2: (start.frame, steps.gallery(start.aligned))}
     frames |= {name: (finish.frame, finish.gallery) for name, finish in story.finishes.items()}
@@ -104,9 +107,11 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
     calibration = drawn(manifest, unlabelled, CALIBRATION, "calibration")
+    untaught = {name: trained.uri if trained else "" for name, trained in _probes(story).items()}
     what = Pass(
         frame={name: frame.uri for name, (frame, _) in once.items()},
         video={name: trained.uri for name, trained in videos.items()},
+        pooled=untaught,
         galleries={name: gallery for name, (_, gallery) in once.items()},
         clips=steps.recipe.evaluate.clips,
     )
@@ -118,6 +123,10 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     truth_N = manifest.truth(tested_N)
     measured: dict[str, Measured] = {}
     columns: dict[str, Any] = {"video_id": manifest.ids(tested_N), "truth": truth_N}
+    if untaught:
+        p_NK = _probed(steps, replace(what, frame={}, video={}, galleries={}), pooled(found, PROBE)[is_test_N.numpy()])
+        measured[PROBE] = Measured(results.accuracy(p_NK, truth_N))
+        columns[f"{PROBE}/f_E"] = p_NK.argmax(1)
     for name, (frame, _) in frames.items():
         sbar_NK, logits_NK = sbar(found, frame.digest), logits(found, name)
         heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)
@@ -128,6 +137,19 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         measured[name] = Measured(**accuracies, temperatures=heat)
         columns |= {f"{name}/{part}": p_NK.argmax(1).numpy() for part, p_NK in parts.items()}
     return measured, pa.table(columns), dict(scores.seconds)
+
+
+def _probes(story: Story) -> dict[Method, Trained | None]:
+    """What the frozen probe looks at, if it is asked for: f_E before it saw a label; None: the stored features."""
+    recipe = story.steps.recipe
+    return {PROBE: None if recipe.models.frozen else story.start.untaught} if PROBE in recipe.methods else {}
+
+
+def _probed(steps: Steps, what: Pass, feat_NF: np.ndarray) -> np.ndarray:
+    """p_NK of test videos by the frozen probe, which is fitted on what the same pass makes of D_l."""
+    found = steps.score(PROBE, steps.split.labelled, what).columns()
+    label_G = steps.manifest.truth(found["clip"])
+    return probe(pooled(found, PROBE), label_G, feat_NF, steps.manifest.num_classes, steps.seed(PROBE))
 
 
 def _gains(predictions: pa.Table) -> dict[str, results.Share]:
@@ -180,27 +202,30 @@ def _frames(steps: Steps, start: Start) -> dict[str, results.FrameQuality]:
 
 def frame_truth(steps: Steps, video_ids: Sequence[str]) -> results.FrameTruth | None:
     """Phase and progress of the frames that `Steps.embed` shows f_A; None where the data set does not know them."""
-    recipe, manifest = steps.recipe, steps.manifest
+    recipe = steps.recipe
     if recipe.data.rehearsal is None:
         return None
-    every = artefacts.read_table(steps.data, "rehearsal", "truth.parquet").to_pylist()
+    every = artefacts.read_table(data_store(recipe, steps.base), "rehearsal", "truth.parquet").to_pylist()
     rows = {row.pop("video_id"): Truth(**{name: np.array(of_F) for name, of_F in row.items()}) for row in every}
     if not rows.keys() >= set(video_ids):
         return None  # the generated videos, under annotations of another hand
-    plan = plan_score(
-        manifest,
-        manifest.rows_of(video_ids),
-        align_frames=recipe.frames.align,
-        video_frames=recipe.frames.video,
-        clips=1,
-        block_videos=BLOCK_VIDEOS,
-    )
-    shown = [row["start"] + np.asarray(row["frames_0"]) for row in plan.rows(0, len(plan))]
+    row_N = steps.manifest.rows_of(video_ids)
+    shown = _frames_of(steps.manifest, row_N, recipe.frames.align)
+    if recipe.models.frozen:  # frames of the stored ones, and these of the file
+        first_N = [row["start"] for row in tables.rows_at(steps.manifest.clips, row_N)]
+        stored = _frames_of(Manifest.load(steps.run), row_N, recipe.frames.frozen)
+        shown = [of_F[at_T - first] for of_F, at_T, first in zip(stored, shown, first_N, strict=True)]
     truths = [rows[video_id] for video_id in video_ids]
     return results.FrameTruth(
         phase_NT=np.stack([truth.phase_F[at_T] for truth, at_T in zip(truths, shown, strict=True)]),
         progress_NT=np.stack([through_action(truth)[at_T] for truth, at_T in zip(truths, shown, strict=True)]),
     )
+
+
+def _frames_of(manifest: Manifest, row_N: np.ndarray, count: int) -> list[np.ndarray]:
+    """Which frames of its file a pass shows of each clip."""
+    plan = plan_score(manifest, row_N, align_frames=count, video_frames=0, clips=1, block_videos=BLOCK_VIDEOS)
+    return [row["start"] + np.asarray(row["frames_0"]) for row in plan.rows(0, len(plan))]
 
 
 def _held_out(steps: Steps) -> dict[str, int]:

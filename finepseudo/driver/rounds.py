@@ -19,6 +19,7 @@ from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.driver.executor import Executor
+from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
 from finepseudo.models.table import Part
@@ -37,6 +38,7 @@ class Start:
 
     frame: Trained
     video: Trained
+    untaught: Trained  # f_E before stage 2: it has seen no label
     pretrained: Embeddings
     aligned: Embeddings
     accuracy_A: float | None  # of the pre-trained f_A, leave-one-out
@@ -90,9 +92,15 @@ def run_rounds(
     manifest = ensure_manifest(recipe, base, executor)
     if base != run:
         artefacts.copy(base, run, FOLDER)  # a plan lies beside the manifest of its clips
-    split = ensure_split(recipe, run, data_store(recipe, base), manifest)
-    shared = Steps(recipe, base, base, manifest, split, executor, may_train=train)
-    steps = Steps(recipe, run, base, manifest, split, executor, kin=tuple(kin), may_train=train)
+    videos, features = data_store(recipe, base), None
+    if recipe.models.frozen:
+        manifest = ensure_features(recipe, base, manifest, videos, executor)
+        features = base.child(manifest.folder.rpartition("/")[0])
+        if base != run:
+            artefacts.copy(base, run, manifest.folder)
+    split = ensure_split(recipe, run, videos, manifest)
+    shared = Steps(recipe, base, base, manifest, split, executor, features, may_train=train)
+    steps = Steps(recipe, run, base, manifest, split, executor, features, tuple(kin), may_train=train)
     start = stage_2(steps, shared)
     return Story(steps, shared, start, run_methods(steps, start))
 
@@ -112,13 +120,14 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         )
         return aligned, before, steps.embed("aligned", aligned, held_out), compared.accuracy
 
-    def video_side() -> Trained:
+    def video_side() -> tuple[Trained, Trained]:
         pretrained = pretrain(shared, "video", recipe.gitdl.video_steps)
         plan = _classify_plan(steps, "supervise", recipe.supervise.steps)
-        return _train_video(steps, "supervise/video", plan, recipe.supervise.steps, recipe.supervise.lr, pretrained)
+        count, lr = recipe.supervise.steps, recipe.supervise.lr
+        return _train_video(steps, "supervise/video", plan, count, lr, pretrained), pretrained
 
-    (frame, before, after, accuracy_A), video = both(frame_side, video_side)
-    return Start(frame, video, before, after, accuracy_A)
+    (frame, before, after, accuracy_A), (video, untaught) = both(frame_side, video_side)
+    return Start(frame, video, untaught, before, after, accuracy_A)
 
 
 def pretrain(steps: Steps, part: Part, count: int) -> Trained:
@@ -138,7 +147,7 @@ def pretrain(steps: Steps, part: Part, count: int) -> Trained:
 
 
 def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
-    """Every method of the recipe, from the same start and with the same number of f_E steps."""
+    """Every method of the recipe that trains, from the same start and with the same number of f_E steps."""
     methods, members = steps.recipe.methods, steps.gallery(start.aligned)
 
     @functools.cache
@@ -153,7 +162,7 @@ def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
         return {method: _self_train(steps, start, members, method, first_scores)}
 
     branches = [functools.partial(self_trained, method) for method in labelling]
-    if len(labelling) < len(methods):
+    if any(METHODS[method].trains and not METHODS[method].labels for method in methods):
         branches.insert(0, functools.partial(_supervised, steps, start, members))
     return {name: finish for ends in side_by_side(branches) for name, finish in ends.items()}
 

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,15 +22,14 @@ import pyarrow.parquet as pq
 from finepseudo import run as places
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Embeddings, Gallery
-from finepseudo.data.batch import too_many_rejected
 from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import Plan, derive, plan_score, samples
 from finepseudo.data.split import Split
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import Executor
-from finepseudo.errors import ArtefactError, DecodeError
+from finepseudo.driver.passes import run_pass
+from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
-from finepseudo.progress import Progress
 from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.run import EMBEDDINGS, LABELS, SECONDS, TEMPERATURES
 from finepseudo.storage import artefacts, tables
@@ -40,14 +38,13 @@ from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
-from finepseudo.train.predict import Pass, Scores, embeddings, logits, part_name, read_part, sbar, score_head
+from finepseudo.train.predict import Pass, Scores, embeddings, logits, sbar, score_head
 from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, known_from, label_table, temperatures
 from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
 
 BLOCK_VIDEOS = 32  # videos that a pass decodes, scores and commits at a time
-SHOWN = 20  # rejected videos of a pass that the log names
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,17 +65,18 @@ class Steps:
     recipe: Recipe
     run: Store
     base: Store  # another run directory; a training that is committed there with the same lineage is used from there
-    manifest: Manifest
+    manifest: Manifest  # of what the encoders see: videos, or stored features
     split: Split
     executor: Executor
+    features: Store | None = None  # where stored features lie, if the manifest is of these
     kin: tuple[Store, ...] = ()  # more directories like the base, for trainings alone
     may_train: bool = True
 
-    data: Store = field(init=False)
+    data: Store = field(init=False)  # where the clips of the manifest lie
     label_N: np.ndarray = field(init=False)  # of D_l, in the order of its rows in the split
 
     def __post_init__(self) -> None:
-        self.data = places.data_store(self.recipe, self.base)
+        self.data = self.features or places.data_store(self.recipe, self.base)
         self.label_N = self.manifest.truth(self.split.labelled)
         # Two trainings and one pass of the pool at a time: what preflight asked the cluster for.
         self._trainings, self._passes = threading.BoundedSemaphore(2), threading.Lock()
@@ -129,7 +127,7 @@ class Steps:
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self._trainings:
-            if artefacts.committed(self.run, folder) is None:
+            if artefacts.committed(self.run, folder) is None and not self.recipe.models.frozen:
                 foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
                 log.info("%s: an empty cache of clips would have %.1f %% of its reads", name, 100 * foretold)
             digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
@@ -141,47 +139,13 @@ class Steps:
         Raises DecodeError: more than `data.max_rejected` of the videos could not be decoded.
         """
         with self._passes:
-            began, frames = time.monotonic(), self.recipe.frames
-            lengths = {"align_frames": frames.align, "video_frames": frames.video}
+            lengths = {"align_frames": self.recipe.frames.align, "video_frames": self.recipe.frames.video}
             plan = plan_score(self.manifest, row_N, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
             folder = places.scores(name, fingerprint([plan.fingerprint, what.lineage()]))
-            if artefacts.committed(self.run, folder) is None:
-                where = places.pass_plan(name, plan.fingerprint)
-                plan.ensure(self.run, where)
-                there = set(self.run.list(folder))
-                missing = [number for number in range(plan.blocks) if part_name(number) not in there]
-                count = sum(min(BLOCK_VIDEOS, len(row_N) - number * BLOCK_VIDEOS) for number in missing)
-                log.info("%s: %d videos", name, count)
-                progress, start = Progress(name, count), 0.0
-                pool = self.executor.score(what, where, missing, self.manifest.num_classes, self.run, self.data, folder)
-                for videos in pool:
-                    start = start or time.monotonic() - began
-                    progress.add(videos)
-                self._finish(name, folder, plan, row_N, {"start": start, "began": began})
-            left = artefacts.required(self.run, folder)["lineage"]
-            rejected = {int(row): text for row, text in left["rejected"].items()}
-        return Scores(self.run, folder, plan.blocks, BLOCK_VIDEOS, row_N, left["seconds"], rejected)
-
-    def _finish(self, name: str, folder: str, plan: Plan, row_N: np.ndarray, times: Mapping[str, float]) -> None:
-        """Commit a pass whose parts are all there, with what could not be decoded and the seconds that it took.
-
-        Where too much could not be decoded, the parts concerned are made again by the next start: files may be mended.
-        """
-        seconds, rejected, damaged = {"decode": 0.0, "predict": 0.0}, dict[int, str](), list[int]()
-        for number in range(plan.blocks):
-            columns, errors = read_part(self.run, folder, number)
-            rejected |= {int(row_N[number * BLOCK_VIDEOS + place]): text for place, text in errors.items()}
-            damaged += [number] if errors else []
-            for kind in seconds:
-                seconds[kind] += float(columns[f"{kind}_s"].sum())
-        try:
-            self._check_rejected(name, rejected, len(row_N))
-        except DecodeError:
-            for number in damaged:
-                self.run.delete(f"{folder}/{part_name(number)}")
-            raise
-        seconds |= {"start": times["start"], "total": time.monotonic() - times["began"], "rows": float(len(plan))}
-        artefacts.commit(self.run, folder, {}, {"rejected": rejected, "seconds": seconds})
+            return run_pass(
+                name, what, plan, row_N, folder,
+                recipe=self.recipe, manifest=self.manifest, run=self.run, data=self.data, executor=self.executor,
+            )  # fmt: skip
 
     def embed(self, name: str, frame: Trained, extra: np.ndarray | None = None) -> Embeddings:
         """What f_A makes of D_l, and of `extra` clips beside them."""
@@ -273,18 +237,6 @@ class Steps:
         guard(table, recipe, name, self.manifest.class_names)
         return table
 
-    def _check_rejected(self, name: str, rejected: Mapping[int, str], asked: int) -> None:
-        for row, reason in list(rejected.items())[:SHOWN]:
-            log.warning("%s: %s left out: %s", name, self.manifest.ids(np.array([row]))[0], reason)
-        if len(rejected) > SHOWN:
-            log.warning("%s: %d more are left out", name, len(rejected) - SHOWN)
-        most = self.recipe.data.max_rejected
-        if too_many_rejected(len(rejected), asked, most):
-            raise DecodeError(
-                f"{name}: {len(rejected)} of {asked} videos could not be decoded, more than data.max_rejected = "
-                f"{most:g}; {'; '.join(list(rejected.values())[:3])}"
-            )
-
 
 def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, executor: Executor) -> str:
     """Digest of the stage's committed snapshot, which is trained if it is not there yet, a segment at a time.
@@ -300,7 +252,8 @@ def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, execut
             executor.train(stage, run, data, stop=stop)
             seconds = checkpoint.taken(run, stage.folder).seconds
             share = 100 * seconds["cache_hits"] / max(1, seconds["rows"])
-            log.info("%s: the cache of clips had %.1f %% of its reads", stage.name, share)
+            if not stage.stored:
+                log.info("%s: the cache of clips had %.1f %% of its reads", stage.name, share)
         else:  # the last worker died between its checkpoint and the snapshot
             checkpoint.export_snapshot(run, stage.folder, lineage=lineage, beside=carried(stage.init))
     artefacts.check_lineage(run, folder, marker, lineage)
@@ -316,6 +269,6 @@ def both(first: Callable[[], T], second: Callable[[], U]) -> tuple[T, U]:
 
 def side_by_side(thunks: Sequence[Callable[[], T]]) -> list[T]:
     """The same of any number."""
-    with ThreadPoolExecutor(max_workers=len(thunks)) as threads:
+    with ThreadPoolExecutor(max_workers=max(1, len(thunks))) as threads:
         futures = [threads.submit(thunk) for thunk in thunks]
     return [future.result() for future in futures]

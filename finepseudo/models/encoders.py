@@ -29,6 +29,10 @@ class FrameEncoder(nn.Module):
     feature_dim: int
     embed: UnitProjection
 
+    def frame_features(self, clip_BTCHW: Tensor) -> Tensor:
+        """feat_BTC of the backbone: each frame alone. C is `width` in the table; what it says 0 of has none."""
+        raise NotImplementedError
+
     def features(self, clip_BTCHW: Tensor) -> Tensor:
         """feat_BTF: what is projected to the embedding; the head of GITDL sits on it."""
         raise NotImplementedError
@@ -79,9 +83,11 @@ class VTN(FrameEncoder):
         self.temporal = TemporalTransformer(**shape, positions=positions)
         self.embed = UnitProjection(self.feature_dim, dim)
 
+    def frame_features(self, clip_BTCHW: Tensor) -> Tensor:
+        return self.backbone(frames_of(clip_BTCHW)).unflatten(0, clip_BTCHW.shape[:2])
+
     def features(self, clip_BTCHW: Tensor) -> Tensor:
-        feat_NF = self.backbone(frames_of(clip_BTCHW))
-        return self.temporal(feat_NF.unflatten(0, clip_BTCHW.shape[:2]))
+        return self.temporal(self.frame_features(clip_BTCHW))
 
 
 def build(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
@@ -89,7 +95,7 @@ def build(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
 
     Args:
         num_classes: K, of an f_E; an f_A embeds frames and does not ask.
-        size: height and width of the frames it will see.
+        size: height and width of the frames it will see; C where it sees stored features.
     """
     module, _, name = ENCODERS[encoder.name].made_by.partition(":")
     kind = getattr(importlib.import_module(module), name)

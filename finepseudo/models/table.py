@@ -13,6 +13,7 @@ from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, from_text, nearest
 
 Part = Literal["frame", "video"]  # `frame` is f_A, `video` is f_E
+Role = Literal["frame", "video", "frozen"]  # `frozen`: an f_A whose backbone makes the features that others see
 Positions = Literal["none", "sinusoidal"]
 
 
@@ -67,6 +68,12 @@ class TinyVTNOptions(VTNOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureVTNOptions(VTNOptions):
+    dropout: Annotated[float, Interval(ge=0, le=0.9)] = 0.1
+    """Share of the stored features that a training does not see; they have no augmentation of pixels [C]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoOptions:
     """Options that every f_E has: none."""
 
@@ -79,6 +86,12 @@ class VideoOptions:
 @dataclass(frozen=True, kw_only=True)
 class TinyR2Plus1DOptions(VideoOptions):
     dropout: Annotated[float, Interval(ge=0, le=0.9)] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureVideoOptions(VideoOptions):
+    dropout: Annotated[float, Interval(ge=0, le=0.9)] = 0.2
+    """Share of the stored features that a training does not see, and of those before the classifier [C]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +109,27 @@ class Entry:
     part: Part
     options: type
     made_by: str
-    """Its class, as module:Class below models/; constructed with its options, `size` and, for f_E, `num_classes`."""
+    """Its class, as module:Class below models/; constructed with its options, `size` (height and width of the frames;
+    the width of stored features) and, for f_E, `num_classes`."""
     preprocessing: Preprocessing = Preprocessing()
+    width: int = 0  # of an f_A with a backbone per frame: features of a frame, which may be stored
+    takes: Literal["pixels", "features"] = "pixels"
 
 
 ENCODERS: dict[str, Entry] = {
-    "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN"),
-    "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET),
-    "vtn_resnet50": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet50", IMAGENET),
-    "vtn_vit_s16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET),
-    "vtn_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET),
-    "vtn_clip_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP),
+    "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN", width=128),
+    "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET, width=512),
+    "vtn_resnet50": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet50", IMAGENET, width=2048),
+    "vtn_vit_s16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET, width=384),
+    "vtn_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET, width=768),
+    "vtn_clip_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP, width=768),
+    "feature_vtn": Entry("frame", FeatureVTNOptions, "finepseudo.models.stored:FeatureVTN", takes="features"),
     "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.tiny:TinyR2Plus1D"),
     "r2plus1d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R2Plus1D18", KINETICS),
     "r3d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R3D18", KINETICS),
+    "feature_transformer": Entry(
+        "video", FeatureVideoOptions, "finepseudo.models.stored:FeatureTransformer", takes="features"
+    ),
 }
 
 

@@ -89,8 +89,11 @@ class TinyVTN(FrameEncoder):
         self.temporal = TemporalTransformer(**shape, positions=positions)
         self.embed = UnitProjection(FEATURE_DIM, dim)
 
+    def frame_features(self, clip_BTCHW: Tensor) -> Tensor:
+        return self.backbone(clip_BTCHW)
+
     def features(self, clip_BTCHW: Tensor) -> Tensor:
-        return self.temporal(self.backbone(clip_BTCHW))
+        return self.temporal(self.frame_features(clip_BTCHW))
 
 
 class TinyR2Plus1D(VideoEncoder):

@@ -20,10 +20,11 @@ from finepseudo.recipes.public import (
     something_v2,
     ucf101,
 )
-from finepseudo.recipes.rehearsal import rehearsal, rehearsal_long, rehearsal_persons, rehearsal_smoke
+from finepseudo.recipes.rehearsal import rehearsal, rehearsal_frozen, rehearsal_long, rehearsal_persons, rehearsal_smoke
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "rehearsal": rehearsal,
+    "rehearsal_frozen": rehearsal_frozen,
     "rehearsal_long": rehearsal_long,
     "rehearsal_persons": rehearsal_persons,
     "rehearsal_smoke": rehearsal_smoke,

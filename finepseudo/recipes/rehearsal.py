@@ -11,6 +11,7 @@ from finepseudo.recipe import (
     Frames,
     Gitdl,
     Label,
+    Models,
     Recipe,
     Rehearsal,
     Rounds,
@@ -68,4 +69,17 @@ def rehearsal_smoke() -> Recipe:
         label=Label(threshold=0.0, min_coverage=0.0, max_class_share=1.0, min_agreement=0.0),
         evaluate=Evaluate(clips=1, pair_videos=20),
         scale=Scale(checkpoint_every=4, object_store_mib=256),
+    )
+
+
+def rehearsal_frozen() -> Recipe:
+    """The data of `rehearsal`, seen once by a frozen backbone: f_A and f_E are trained on its stored features.
+
+    `--models.frozen-weights FILE --models.frozen-sha256 DIGEST` names the backbone's; without them it has random ones.
+    """
+    return replace(
+        rehearsal(),
+        name="rehearsal_frozen",
+        frames=Frames(frozen=64),
+        models=Models(frozen="tiny_vtn", frame="feature_vtn", video="feature_transformer"),
     )

@@ -47,7 +47,7 @@ class Comparison:
     seeds: list[int]
     labelled: list[int]  # clips with a label, by seed
     top1: dict[str, dict[str, Spread]]
-    """By method, and of f_E, fused and p_A."""
+    """By method, and of those of f_E, fused and p_A that it has."""
     differences: dict[str, Spread]
     pairs: dict[str, Spread]
     """Average precision of the pair test, by its score; those that every seed has."""
@@ -177,8 +177,12 @@ def compare(results: Mapping[int, Results]) -> Comparison:
     """Top-1 of every method by seed, with mean and standard error over seeds, and paired differences."""
     seeds = sorted(results)
     top1 = {
-        name: {part: spread([_top1(results[seed], name, part) for seed in seeds]) for part in PARTS}
-        for name in results[seeds[0]].measured
+        name: {
+            part: spread([_top1(results[seed], name, part) for seed in seeds])
+            for part in PARTS
+            if getattr(of, part) is not None
+        }
+        for name, of in results[seeds[0]].measured.items()
     }
     differences: dict[str, Spread] = {}
     for name, part, other, other_part in AGAINST:
@@ -302,7 +306,7 @@ def _seeds(compared: Comparison) -> str:
 
 def _method_rows(compared: Comparison) -> list[list[str]]:
     names = {STAGE_2: "after stage 2"}
-    return [[names.get(name, name), *(_text(parts[p]) for p in PARTS)] for name, parts in compared.top1.items()]
+    return [[names.get(name, name), *(_text(parts.get(p)) for p in PARTS)] for name, parts in compared.top1.items()]
 
 
 def _text(figures: Spread | None, sign: str = "") -> str:

@@ -5,7 +5,7 @@ Axes: T frames, H W pixels, C channels, D embedding, G gallery.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +102,7 @@ def _chosen(table: pa.Table, truth_N: np.ndarray) -> dict[str, np.ndarray]:
 
 
 class _Look:
-    """Decodes and embeds a few videos here, without the pool."""
+    """Decodes and embeds a few videos here, without the pool; where features are stored, f_A sees these."""
 
     def __init__(self, run: Run, manifest: Manifest, gallery: Gallery) -> None:
         recipe = run.recipe()
@@ -110,23 +110,25 @@ class _Look:
         self.frames, self.gamma = recipe.frames, recipe.align.gamma
         height, width, child = recipe.frames.height, recipe.frames.width, Child(recipe.scale.decode_deadline_s)
         self.decoder = Decoder(run.data(), height, width, ClipCache("", 0), child)
+        self.seen, where = run.seen()
+        self.features = replace(self.decoder, data=where)
         what = Pass(frame={"f_A": run.snapshot(STAGE_2, "frame")})
         self.predictor = Predictor(recipe, manifest.num_classes, what, torch.device("cpu"))
 
     def at(self, clip: int) -> tuple[str, float, np.ndarray, np.ndarray]:
         """Nearest gallery member, distance, shown frames, and the member's frames aligned with them."""
-        mine_THWC, emb_GTD = self._clip(clip), self.gallery.emb_GTD
-        emb_1TD = self.predictor.embed("f_A", mine_THWC[None])
+        mine_THWC, emb_GTD = self._clip(clip, self.manifest, self.decoder), self.gallery.emb_GTD
+        emb_1TD = self.predictor.embed("f_A", self._clip(clip, self.seen, self.features)[None])
         dist_G = distances(emb_1TD, emb_GTD, self.gamma)[0]
         nearest = int(dist_G.argmin())
         path = dict(reversed(dtw_path(cosine_cost(emb_1TD, emb_GTD[nearest : nearest + 1])[0])))
         shown = np.linspace(0, len(mine_THWC) - 1, SHOWN).round().astype(int)
         neighbour = self.gallery.video_ids[nearest]
-        theirs_THWC = self._clip(int(self.manifest.rows_of([neighbour])[0]))
+        theirs_THWC = self._clip(int(self.manifest.rows_of([neighbour])[0]), self.manifest, self.decoder)
         aligned = theirs_THWC[[path[int(index)] for index in shown]]
         return neighbour, float(dist_G[nearest]), mine_THWC[shown], aligned
 
-    def _clip(self, clip: int) -> np.ndarray:
-        lengths = {"align_frames": self.frames.align, "video_frames": 1}
-        (row,) = plan_score(self.manifest, np.array([clip]), **lengths, clips=1, block_videos=1).rows(0, 1)
-        return self.decoder.clips(row, [row["frames_0"]])[0]
+    def _clip(self, clip: int, manifest: Manifest, decoder: Decoder) -> np.ndarray:
+        lengths = {"align_frames": self.frames.align, "video_frames": 0}
+        (row,) = plan_score(manifest, np.array([clip]), **lengths, clips=1, block_videos=1).rows(0, 1)
+        return decoder.clips(row, [row["frames_0"]])[0]

@@ -250,8 +250,8 @@ def _method_rows(results: Results) -> list[dict[str, str]]:
             {
                 "name": "after stage 2" if name == STAGE_2 else name,
                 "f_E": figure(f_E.top1),
-                "fused": figure(measured.fused.top1),
-                "p_A": figure(measured.p_A.top1),
+                "fused": figure(measured.fused and measured.fused.top1),
+                "p_A": figure(measured.p_A and measured.p_A.top1),
                 "top5": figure(f_E.top5) if len(results.classes) > 5 else "-",
                 "mean_class": figure(f_E.mean_class),
                 "calibration_error": _short(f_E.calibration_error),
@@ -403,7 +403,8 @@ def _confused_rows(results: Results) -> list[dict[str, Any]]:
             "share": _short(one.share),
         }
         for part in ("f_E", "fused")
-        for one in getattr(results.measured[name], part).confused[:CONFUSED]
+        if (found := getattr(results.measured[name], part)) is not None
+        for one in found.confused[:CONFUSED]
     ]
 
 

@@ -59,6 +59,10 @@ class Store:
     def uri(self, path: str = "") -> str:
         return f"{self.root}/{path}" if path else self.root
 
+    def on_disk(self, path: str) -> str:
+        """Path of a file on a disk of this machine; empty where the store is another."""
+        return self.uri(path) if self._local else ""
+
     def child(self, path: str) -> Store:
         return Store(self.uri(path))
 

@@ -1,4 +1,4 @@
-"""Tables that several processes read: Parquet at rest, one mapped Arrow file a node; and what names their content."""
+"""Tables and files that several processes of a node map; and what names the content of a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,29 @@ def mapped(store: Store, folder: str, name: str) -> pa.Table:
         return _open(path)
     _convert(artefacts.read_part(store, folder, name), path)
     return _open(path)
+
+
+def on_node(store: Store, path: str, sha256: str) -> Path:
+    """A file of that digest as one of this node, to be mapped: itself on a disk, a copy for all processes elsewhere.
+
+    Raises ArtefactError: it is gone, or damaged.
+    """
+    there, copy = store.on_disk(path), _folder() / sha256
+    if not there and copy.exists():  # it was checked before it got its name
+        os.utime(copy)
+        return copy
+    try:
+        data = store.read(path)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{error}, though it is committed; delete its folder to have it made again") from error
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ArtefactError(
+            f"{store.uri(path)} is damaged: expected sha256 {sha256[:12]}, got {found[:12]}; delete its folder to have "
+            "it made again"
+        )
+    if not there:
+        _place(copy, lambda sink: sink.write(data))
+    return Path(there) if there else copy
 
 
 def _open(path: Path) -> pa.Table:
@@ -90,12 +114,21 @@ def _feed(state: Any, array: Any) -> None:
 
 
 def _convert(parquet: bytes, path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
+    def write(sink: Any) -> None:
         file = pq.ParquetFile(io.BytesIO(parquet))
-        with os.fdopen(handle, "wb") as sink, pa.ipc.new_file(sink, file.schema_arrow) as writer:
+        with pa.ipc.new_file(sink, file.schema_arrow) as writer:
             for batch in file.iter_batches(batch_size=BATCH):
                 writer.write_batch(batch)
+
+    _place(path, write)
+
+
+def _place(path: Path, write: Callable[[Any], object]) -> None:
+    """A file of the node's folder, whole or not at all; those that nobody has used for long make room."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            write(sink)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

@@ -10,7 +10,7 @@ from finepseudo.data.plan import derive
 from finepseudo.errors import ArtefactError, WeightsError
 from finepseudo.models import public, weights
 from finepseudo.models.encoders import build
-from finepseudo.models.table import Encoder, Part, Preprocessing
+from finepseudo.models.table import Encoder, Preprocessing, Role
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import plain
@@ -26,7 +26,7 @@ def random_encoder(encoder: Encoder, *, num_classes: int, size: int, seed: int) 
     return build(encoder, num_classes=num_classes, size=size, seed=derive("weights", seed, encoder.part))
 
 
-def ensure_initial(recipe: Recipe, part: Part, num_classes: int, run: Store) -> tuple[str, str]:
+def ensure_initial(recipe: Recipe, part: Role, num_classes: int, run: Store) -> tuple[str, str]:
     """URI and digest of a committed snapshot of the weights that the recipe names, or of random ones.
 
     What the named file does not have keeps its random values: all but the backbone of f_A, the classifier of f_E; the
@@ -39,7 +39,8 @@ def ensure_initial(recipe: Recipe, part: Part, num_classes: int, run: Store) -> 
     lineage = {"encoder": chosen, "sha256": sha256, "seed": recipe.seed, "classes": num_classes}
 
     def make() -> dict[str, bytes]:
-        encoder = random_encoder(chosen, num_classes=num_classes, size=recipe.frames.crop, seed=recipe.seed)
+        size = recipe.frames.crop if part == "frozen" else recipe.size
+        encoder = random_encoder(chosen, num_classes=num_classes, size=size, seed=recipe.seed)
         if uri:
             _load(encoder, chosen, uri, sha256)
         state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}

@@ -20,10 +20,12 @@ from torch import Tensor
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
+from finepseudo.data import features
 from finepseudo.data.transforms import centre
+from finepseudo.errors import WeightsError
 from finepseudo.models import weights
 from finepseudo.models.encoders import build
-from finepseudo.models.table import Part, Preprocessing
+from finepseudo.models.table import Part, Preprocessing, Role
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
@@ -32,7 +34,11 @@ from finepseudo.train.initial import preprocessing_of
 Columns = dict[str, np.ndarray]
 
 # Columns of a pass: a prefix, and the encoder's name.
-_EMBEDDINGS, _SBAR, _LOGITS = "embeddings/", "sbar/", "logits/"
+_EMBEDDINGS, _SBAR, _LOGITS, _POOLED = "embeddings/", "sbar/", "logits/", "pooled/"
+_STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
+
+FRAMES = 256  # that a frozen backbone sees at a time
+HIGHEST = 65504.0  # of fp16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +48,23 @@ class Pass:
     frame: Mapping[str, str] = field(default_factory=dict[str, str])
     """f_A: class means against its gallery, or embeddings where it has none."""
     video: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: logits
+    pooled: Mapping[str, str] = field(default_factory=dict[str, str])
+    """f_E: the mean over time of its features; of no snapshot: of the stored features that it would see."""
+    frozen: str = ""  # snapshot whose backbone makes features of frames, which are stored beside the parts
     galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
     clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
 
     def lineage(self) -> dict[str, Any]:
         """What decides the results: digests of weights and galleries."""
-        weights = {part: {name: _digest(uri) for name, uri in getattr(self, part).items()} for part in get_args(Part)}
-        return {**weights, "galleries": {name: g.digest for name, g in self.galleries.items()}, "clips": self.clips}
+        parts = (*get_args(Part), *(("pooled",) if self.pooled else ()))
+        weights = {part: {name: uri and _digest(uri) for name, uri in getattr(self, part).items()} for part in parts}
+        frozen = {"frozen": _digest(self.frozen)} if self.frozen else {}
+        return {
+            **weights,
+            **frozen,
+            "galleries": {name: g.digest for name, g in self.galleries.items()},
+            "clips": self.clips,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +109,11 @@ class Scores:
         return {"clip": clip_N[good_N], **{key: value[good_N] for key, value in columns.items()}}
 
 
+def stored_sha256(columns: Columns) -> str:
+    """Of the table of features that belongs to a part."""
+    return columns[_SHA256].tobytes().hex()
+
+
 def sbar(columns: Columns, name: str) -> Tensor:
     """Class means (N,K) by one f_A and its gallery."""
     return torch.from_numpy(columns[_SBAR + name])
@@ -101,6 +122,11 @@ def sbar(columns: Columns, name: str) -> Tensor:
 def logits(columns: Columns, name: str) -> Tensor:
     """Of one f_E, (N,K)."""
     return torch.from_numpy(columns[_LOGITS + name])
+
+
+def pooled(columns: Columns, name: str) -> np.ndarray:
+    """Mean features of one f_E, (N,F)."""
+    return columns[_POOLED + name]
 
 
 def embeddings(columns: Columns, name: str) -> Tensor:
@@ -125,6 +151,10 @@ class Predictor:
         self.recipe, self.views, self.device = recipe, what.clips, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
         self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
+        self.pooled: dict[str, Any] = {
+            name: self._load(uri, "video", num_classes)[0] if uri else None for name, uri in what.pooled.items()
+        }
+        self.frozen = self._load(what.frozen, "frozen", num_classes)[0] if what.frozen else None
         self.scorers = {name: self._scorer(name, gallery) for name, gallery in what.galleries.items()}
 
     def write(self, columns: Mapping[str, np.ndarray], run: Store, folder: str, number: int) -> int:
@@ -133,7 +163,10 @@ class Predictor:
         Returns the number of videos. A part is one file, which is there whole or not at all.
         """
         began = time.monotonic()
-        found = self(columns["clip_0"], columns["clip_1"])
+        found = self(columns["clip_0"], columns.get("clip_1"))
+        if self.frozen is not None:
+            digest = features.write(run, folder, number, found.pop(_STORED))
+            found[_SHA256] = np.frombuffer(digest, np.uint8)
         # A video is as good as the worst of its views.
         errors_NV = columns["error"].reshape(-1, self.views)
         errors = {place: str(max(texts)) for place, texts in enumerate(errors_NV) if any(texts)}
@@ -144,13 +177,13 @@ class Predictor:
         return len(errors_NV)
 
     @torch.inference_mode()
-    def __call__(self, clip_0: np.ndarray, clip_1: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, clip_0: np.ndarray, clip_1: np.ndarray | None) -> dict[str, np.ndarray]:
         """Results for N videos from B = N V rows, the views of a video one after the other.
 
         Args:
-            clip_0, clip_1: uint8 clips BTHWC of f_A and of f_E.
-        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view, class means (N,K) and
-        logits (N,K) averaged over the views.
+            clip_0, clip_1: uint8 clips BTHWC of f_A, or of the frozen backbone, and of f_E; or stored features BTC.
+        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view; class means (N,K), logits
+        (N,K) and mean features (N,F) averaged over the views.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -161,11 +194,16 @@ class Predictor:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
                 found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
-        if self.video:
-            clips = functools.cache(functools.partial(self._clips, clip_1))
-            for name, encoder in self.video.items():
-                logits_BK = encoder(clips(encoder.preprocessing)).float()
-                found[_LOGITS + name] = logits_BK.unflatten(0, (-1, self.views)).mean(1)
+        if self.frozen is not None:
+            found[_STORED] = self._frame_features(self.frozen, clip_0)
+        clips = functools.cache(functools.partial(self._clips, clip_1))
+        for name, encoder in self.video.items():
+            logits_BK = encoder(clips(encoder.preprocessing)).float()
+            found[_LOGITS + name] = logits_BK.unflatten(0, (-1, self.views)).mean(1)
+        for name, encoder in self.pooled.items():
+            feat_BTF = encoder.time_features(clips(encoder.preprocessing)) if encoder else clips(Preprocessing())
+            feat_BF = feat_BTF.float().mean(1)
+            found[_POOLED + name] = feat_BF.unflatten(0, (-1, self.views)).mean(1)
         # safetensors writes the memory of an array, whatever its strides.
         return {name: value.cpu().contiguous().numpy() for name, value in found.items()}
 
@@ -174,9 +212,22 @@ class Predictor:
         encoder = self.frame[name][0]
         return encoder(self._clips(clip_BTHWC, encoder.preprocessing)).float()
 
-    def _load(self, uri: str, part: Part, num_classes: int) -> tuple[Any, ScoreHead | None]:
+    @torch.inference_mode()
+    def _frame_features(self, encoder: Any, clip_BTHWC: np.ndarray) -> Tensor:
+        """feat_BTC, fp16, some clips at a time. Raises WeightsError: they are more than fp16 holds."""
+        size = max(1, FRAMES // clip_BTHWC.shape[1])
+        parts = [clip_BTHWC[at : at + size] for at in range(0, len(clip_BTHWC), size)]
+        feat_BTC = torch.cat(
+            [encoder.frame_features(self._clips(part, encoder.preprocessing)).float() for part in parts]
+        )
+        if not (highest := float(feat_BTC.abs().max())) <= HIGHEST:
+            raise WeightsError(f"models.frozen: features of up to {highest:g}, expected at most {HIGHEST:g} (fp16)")
+        return feat_BTC.half()
+
+    def _load(self, uri: str, part: Role, num_classes: int) -> tuple[Any, ScoreHead | None]:
         chosen = self.recipe.models.encoder(part)
-        encoder = build(chosen, num_classes=num_classes, size=self.recipe.frames.crop, seed=0)
+        size = self.recipe.frames.crop if part == "frozen" else self.recipe.size
+        encoder = build(chosen, num_classes=num_classes, size=size, seed=0)
         encoder.preprocessing = preprocessing_of(uri, chosen)
         state = _state(uri)
         weights.load_bytes(encoder, weights.to_bytes(_below(state, "encoder."), {}), sha256=None)
@@ -189,7 +240,8 @@ class Predictor:
         gamma, mean = self.recipe.align.gamma, self.recipe.label.mean
         return ClassScorer(gallery, head, gamma=gamma, mean=mean, device=self.device)
 
-    def _clips(self, clip_BTHWC: np.ndarray, preprocessing: Preprocessing) -> Tensor:
+    def _clips(self, clip_BTHWC: np.ndarray | None, preprocessing: Preprocessing) -> Tensor:
+        assert clip_BTHWC is not None, "the plan of this pass has no clip of f_E"
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
         return centre(raw, self.recipe.augment, self.recipe.frames.crop, preprocessing)
 

@@ -41,6 +41,7 @@ class Stage:
     score_mean: float = 0.0
     score_std: float = 0.0
     """Mean and deviation of D over the labelled pairs, for a new score head; 0: the head comes with the snapshot."""
+    stored: int = 0  # C, of the features that it sees instead of pixels; 0: pixels
     max_rejected: float = 0.02  # largest share of the plan's rows that may turn out to be undecodable
 
     @property
@@ -53,6 +54,7 @@ class Stage:
         Sections are dataclasses here, so a field that an older training lacks counts as equal while it has its default.
         """
         beside = (*_BESIDE, *(("num_classes",) if self.encoder.part == "frame" else ()))
+        beside = beside if self.stored else (*beside, "stored")
         fields = {key: value for key, value in vars(self).items() if key not in beside}
         return {**fields, "objective": type(self.loss).__name__}
 
@@ -66,14 +68,15 @@ def stage_of(recipe: Recipe, part: Part, loss: Loss, **others: Any) -> Stage:
         augment=part_of(PixelAugment, recipe.augment),
         optimiser=recipe.optimiser,
         seed=recipe.seed,
+        stored=recipe.models.stored,
         max_rejected=recipe.data.max_rejected,
         **others,
     )
 
 
 def build_objective(stage: Stage) -> Objective:
-    crop = stage.pixels.crop
-    encoder = random_encoder(stage.encoder, num_classes=stage.num_classes, size=crop, seed=stage.seed)
+    crop, size = stage.pixels.crop, stage.stored or stage.pixels.crop
+    encoder = random_encoder(stage.encoder, num_classes=stage.num_classes, size=size, seed=stage.seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive("head", stage.seed, stage.encoder.part))
         objective = OBJECTIVES[type(stage.loss)](encoder, stage.loss, stage.augment, crop)

@@ -10,7 +10,9 @@ from finepseudo.data.plan import Plan
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.rounds import run_rounds
+from finepseudo.recipe import Models
 from finepseudo.recipes import find
+from finepseudo.results import Results
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
 
@@ -120,3 +122,24 @@ def test_impossible_requests_end_with_one_clear_line(tmp_path):
     assert no_room.returncode == 1
     assert "ClusterError: the cluster lacks resources after 1 s: GPU: 2 needed, 0 there" in no_room.stderr
     assert "Traceback" not in no_room.stderr + no_labels.stderr
+
+
+@pytest.mark.long
+def test_stored_features_give_the_same_on_ray_and_in_one_process(tmp_path):
+    """Features by the pool, trainings on them by streams; f_A and f_E open no video."""
+    models = {"frozen": "tiny_vtn", "frame": "feature_vtn", "video": "feature_transformer"}
+    options = [item for name, value in models.items() for item in (f"--models.{name}", value)]
+    done = call(tmp_path / "ray", *options, "--frames.frozen", 20, "--gitdl.video-steps", 0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "features: 60 clips x 20 frames x 128 numbers of 2 bytes = 0.3 MiB" in done.stderr
+    smoke = find("rehearsal_smoke")
+    recipe = replace(
+        smoke,
+        models=Models(**models),
+        frames=replace(smoke.frames, frozen=20),
+        gitdl=replace(smoke.gitdl, video_steps=0),
+    )
+    plain = ensure_results(run_rounds(recipe, Store(str(tmp_path / "plain")), InProcess(recipe)))
+    ours = Results.from_json((tmp_path / "ray/results.json").read_bytes())
+    assert replace(ours, timing={}) == replace(plain, timing={})
+    assert {timing["decode"] < 5 for name, timing in ours.timing.items() if name.startswith("train/")} == {True}

@@ -24,9 +24,10 @@ from finepseudo.models.vtn import SelfAttention, TemporalTransformer
 # What is expected of every encoder of the table. f_A: D and F; f_E: time features of 8 frames, and F.
 FRAME = {
     "tiny_vtn": (64, 128),
+    "feature_vtn": (128, 256),
     **dict.fromkeys(("vtn_resnet18", "vtn_resnet50", "vtn_vit_s16", "vtn_vit_b16", "vtn_clip_vit_b16"), (128, 256)),
 }
-VIDEO = {"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512), "r3d_18": (1, 512)}
+VIDEO = {"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512), "r3d_18": (1, 512), "feature_transformer": (8, 256)}
 # The largest ones are the classes of smaller ones; what is said of all takes minutes for them.
 LARGE = {"vtn_vit_b16", "vtn_clip_vit_b16"}
 
@@ -57,6 +58,13 @@ def clip(B=2, T=8, size=32, seed=0):
     return torch.randn(B, T, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def seen(name, B=2, T=8, size=32, seed=0):
+    """What an encoder of that name takes: a clip, or as many stored features."""
+    if ENCODERS[name].takes == "features":
+        return torch.randn(B, T, size, generator=torch.Generator().manual_seed(seed))
+    return clip(B, T, size, seed)
+
+
 def count(module):
     return sum(p.numel() for p in module.parameters())
 
@@ -85,14 +93,14 @@ def test_every_option_changes_something(name, option):
     answers = []
     for encoder in (plain, other):
         torch.manual_seed(0)
-        answers.append(encoder(clip()))
+        answers.append(encoder(seen(name)))
     assert answers[0].shape != answers[1].shape or not torch.allclose(*answers)
 
 
 @pytest.mark.parametrize("size", [8, 13, 28])
 @pytest.mark.parametrize("name", each(ENCODERS))
 def test_frames_of_any_size(name, size):
-    assert make(name, size=size).eval()(clip(size=size)).isfinite().all()
+    assert make(name, size=size).eval()(seen(name, size=size)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", each(FRAME))
@@ -102,20 +110,29 @@ def test_frame_encoders_give_unit_embeddings(name):
     assert (encoder.dim, encoder.feature_dim) == (dim, feature_dim)
     for mode in (True, False):
         encoder.train(mode)
-        emb_BTD = encoder(clip())
+        emb_BTD = encoder(seen(name))
         assert emb_BTD.shape == (2, 8, dim)
-        assert encoder.features(clip()).shape == (2, 8, feature_dim)
+        assert encoder.features(seen(name)).shape == (2, 8, feature_dim)
         torch.testing.assert_close(emb_BTD.norm(dim=-1), torch.ones(2, 8))
 
 
 @pytest.mark.parametrize("name", each(FRAME))
 def test_embeddings_are_centred_over_all_frames(name):
-    encoder = make(name)
-    feat_BTF = encoder.features(clip())
+    encoder = make(name, **({"dropout": 0} if ENCODERS[name].takes == "features" else {}))
+    feat_BTF = encoder.features(seen(name))
     normed_ND = encoder.embed.norm(encoder.embed.project(feat_BTF).flatten(0, 1))
     torch.testing.assert_close(normed_ND.mean(dim=0), torch.zeros(encoder.dim), atol=1e-5, rtol=0)
     assert not list(encoder.embed.norm.parameters())
-    torch.testing.assert_close(encoder(clip()).flatten(0, 1), torch.nn.functional.normalize(normed_ND, dim=-1))
+    torch.testing.assert_close(encoder(seen(name)).flatten(0, 1), torch.nn.functional.normalize(normed_ND, dim=-1))
+
+
+@pytest.mark.parametrize("name", each(name for name in FRAME if name != "feature_vtn"))
+def test_features_of_a_frame_have_the_width_of_the_table_and_know_no_other_frame(name):
+    encoder = make(name).eval()
+    feat_BTC = encoder.frame_features(clip(T=3))
+    assert feat_BTC.shape == (2, 3, ENCODERS[name].width)
+    torch.testing.assert_close(encoder.frame_features(clip(T=3)[:, 1:2]), feat_BTC[:, 1:2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encoder.temporal(feat_BTC), encoder.features(clip(T=3)))
 
 
 @pytest.mark.parametrize("name", VIDEO)
@@ -123,7 +140,7 @@ def test_video_encoders_give_logits(name):
     encoder, (T_out, feature_dim) = make(name).eval(), VIDEO[name]
     assert isinstance(encoder, VideoEncoder)
     assert (encoder.num_classes, encoder.feature_dim) == (K, feature_dim)
-    feat_BTF, logits_BK = encoder.time_features(clip()), encoder(clip())
+    feat_BTF, logits_BK = encoder.time_features(seen(name)), encoder(seen(name))
     assert feat_BTF.shape == (2, T_out, feature_dim)
     assert logits_BK.shape == (2, K)
     torch.testing.assert_close(logits_BK, encoder.fc(feat_BTF.mean(dim=1)))
@@ -132,14 +149,15 @@ def test_video_encoders_give_logits(name):
 @pytest.mark.parametrize("name", each(ENCODERS))
 def test_clips_of_a_batch_do_not_mix_in_evaluation(name):
     encoder = make(name).eval()
-    both = encoder(clip())
-    torch.testing.assert_close(both, torch.cat([encoder(clip()[:1]), encoder(clip()[1:])]), atol=1e-5, rtol=1e-4)
+    both = encoder(seen(name))
+    apart = torch.cat([encoder(seen(name)[:1]), encoder(seen(name)[1:])])
+    torch.testing.assert_close(both, apart, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", each(ENCODERS))
 def test_the_same_input_gives_the_same_output(name):
     encoder = make(name).eval()
-    assert torch.equal(encoder(clip()), encoder(clip()))
+    assert torch.equal(encoder(seen(name)), encoder(seen(name)))
 
 
 @pytest.mark.parametrize("name", each(ENCODERS))
@@ -163,7 +181,7 @@ def test_building_leaves_the_global_generator_alone(name):
 @pytest.mark.parametrize("name", each(ENCODERS))
 def test_gradient_reaches_every_parameter(name):
     encoder = make(name)
-    out = encoder(clip(T=4))
+    out = encoder(seen(name, T=4))
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     (out * weight).sum().backward()
     dead = [key for key, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
@@ -174,7 +192,7 @@ def test_gradient_reaches_every_parameter(name):
 def test_bfloat16_autocast_keeps_buffers_and_embeddings_in_float32(name):
     encoder = make(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = encoder(clip(T=4))
+        out = encoder(seen(name, T=4))
     out.float().square().sum().backward()
     assert torch.isfinite(out).all()
     assert {b.dtype for b in encoder.buffers() if b.is_floating_point()} == {torch.float32}
@@ -189,7 +207,7 @@ def test_no_parameter_is_read_outside_its_module(name):
     """Parameters are there only while their own module runs, as with an engine that shards them."""
     encoder = make(name).eval()
     with torch.no_grad():
-        expected = encoder(clip(T=4))
+        expected = encoder(seen(name, T=4))
     for module in encoder.modules():
         whole = {key: p.data for key, p in module.named_parameters(recurse=False)}
 
@@ -206,7 +224,7 @@ def test_no_parameter_is_read_outside_its_module(name):
         scatter(module, None, None)
     assert count(encoder) == 0
     with torch.no_grad():
-        assert torch.equal(encoder(clip(T=4)), expected)
+        assert torch.equal(encoder(seen(name, T=4)), expected)
 
 
 def test_double_precision_stays_double():
@@ -324,7 +342,7 @@ def test_temporal_stride_1_keeps_the_parameters_and_all_time_features(name):
     a, b = strided.state_dict(), dense.state_dict()
     assert list(a) == list(b)
     assert all(torch.equal(a[key], b[key]) for key in a)
-    x = clip(B=1, T=16)
+    x = seen(name, B=1, T=16)
     with torch.no_grad():
         assert strided.eval().time_features(x).shape == (1, 2, 512)
         assert dense.eval().time_features(x).shape == (1, 16, 512)

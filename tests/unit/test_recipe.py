@@ -48,6 +48,8 @@ OTHER = {
     "models.video": "r2plus1d_18",
     "models.frame_options": {"dim": "9"},
     "models.video_options": {"dropout": "0.1"},
+    "models.frozen": "vtn_resnet18",
+    "models.frozen_options": {"dim": "9"},
 }
 
 
@@ -71,16 +73,21 @@ def changed(path, value):
 
 
 # What else must be set where the default alone cannot be changed.
-FRAME, VIDEO = ({f"models.{part}_weights": "/w", f"models.{part}_sha256": "ab"} for part in ("frame", "video"))
+FRAME, VIDEO, FROZEN = (
+    {f"models.{part}_weights": "/w", f"models.{part}_sha256": "ab"} for part in ("frame", "video", "frozen")
+)
+STORED = {"models.frozen": "tiny_vtn", "models.frame": "feature_vtn", "models.video": "feature_transformer"}
 BESIDE = {
     "scale.train_workers": {"optimiser.blocks_per_step": 2},
     **dict.fromkeys(FRAME, FRAME),
     **dict.fromkeys(VIDEO, VIDEO),
+    **{key: {**FROZEN, **STORED} for key in FROZEN},
+    **dict.fromkeys(("models.frozen", "models.frozen_options"), STORED),
     "models.video": {"gitdl.video_steps": 0},
     "data.rehearsal.strangers": {"data.rehearsal.persons": 4},
 }
 # Where something lies decides nothing.
-PLACES = {"data.root", "models.frame_weights", "models.video_weights"}
+PLACES = {"data.root", "models.frame_weights", "models.video_weights", "models.frozen_weights"}
 # The loss is one of a table with one entry so far: there is no other.
 PATHS = [path for path, _ in leaves(find("rehearsal")) if path != "align.loss"]
 
@@ -138,9 +145,15 @@ def test_differences_name_the_field_and_both_values():
         ({"frames.width": 32}, r"frames\.crop = 40 is larger .* frames\.height x frames\.width = 48 x 32"),
         ({"models.video_weights": "s3://b/w"}, r"models\.video_weights = 's3://b/w' and models\.video_sha256 = ''"),
         ({"models.frame_sha256": "ab"}, r"models\.frame_weights = '' and models\.frame_sha256 = 'ab'"),
+        ({"models.frozen_sha256": "ab"}, r"models\.frozen_weights = '' and models\.frozen_sha256 = 'ab'"),
+        ({"models.frozen": "tiny_vtn"}, r"models\.frame = tiny_vtn takes pixels, .* features; .* feature_vtn"),
+        ({"models.video": "feature_transformer"}, r"models\.video = feature_transformer .* sees pixels; .*r2plus1d_18"),
+        ({"models.frozen": "feature_vtn"}, r"models\.frozen: feature_vtn has no backbone per frame"),
+        ({"models.frozen": "r3d_18"}, r"no encoder 'r3d_18' that embeds frames"),
+        ({"models.frozen_options": {"dim": "8"}}, r"models\.frozen_options are of no encoder: name it in models"),
         ({"align.triplet_weight": 0, "align.score_weight": 0}, r"align\.triplet_weight and align\.score_weight"),
-        ({"methods": ()}, r"methods: expected at least one of supervised, .*finepseudo"),
-        ({"methods": ("finepseudo", "fixmatch")}, r"methods: expected supervised, .* got 'fixmatch'"),
+        ({"methods": ()}, r"methods: expected at least one of frozen_probe, .*finepseudo"),
+        ({"methods": ("finepseudo", "fixmatch")}, r"methods: expected frozen_probe, .* got 'fixmatch'"),
         ({"optimiser.precision": "fp16"}, r"optimiser\.precision: expected fp32, bf16, got 'fp16'"),
         ({"rounds.targets": "Soft"}, r"rounds\.targets: expected soft, hard, got 'Soft'"),
         ({"label.mean": "mean"}, r"label\.mean: expected log_odds, score, got 'mean'"),
@@ -184,7 +197,7 @@ def test_no_number_is_negative_or_not_finite(path, value):
         ({"split.label_fraction": 2}, "split.label_fraction: expected from 0 to 1, got 2"),
         ({"optimiser.clip": 0}, "optimiser.clip: expected at least 1e-06, got 0"),
         ({"methods": "finepseudo"}, "methods: expected tuple, got 'finepseudo'"),
-        ({"methods": (3,)}, "methods: expected supervised, .*, finepseudo, got 3"),
+        ({"methods": (3,)}, "methods: expected frozen_probe, .*, finepseudo, got 3"),
         ({"align": {"steps": 3}}, "align: expected Align, got {'steps': 3}"),
         ({"data.rehearsal": "yes"}, "data.rehearsal: expected Rehearsal, got 'yes'"),
         ({"data.rehearsal.fps": 25.0}, "data.rehearsal.fps: expected int, got 25.0"),
@@ -206,7 +219,9 @@ def test_a_number_without_a_bound_is_caught(kind):
 def test_the_table_of_methods_has_every_method():
     assert set(METHODS) == set(get_args(Method))
     assert [method for method, traits in METHODS.items() if not traits.baseline] == ["finepseudo"]
-    assert [method for method, traits in METHODS.items() if not traits.labels] == ["supervised", "supervised_2x"]
+    unlabelling = [method for method, traits in METHODS.items() if not traits.labels]
+    assert unlabelling == ["frozen_probe", "supervised", "supervised_2x"]
+    assert [method for method, traits in METHODS.items() if not traits.trains] == ["frozen_probe"]
 
 
 def test_recipes_are_frozen_and_keyword_only():

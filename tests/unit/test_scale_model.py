@@ -52,7 +52,7 @@ def test_every_stage_of_the_run_is_there_once():
     assert [stage.name for stage in predict().stages] == [
         "train/pretrain/frame", "gallery/pretrained", "driver/compare", "train/align/frame", "gallery/aligned",
         "train/pretrain/video", "train/supervise/video", "labels/finepseudo/round-1", "train/finepseudo/round-1/video",
-        "train/supervised/round-1/video", "results",
+        "train/supervised/round-1/video", "results", "frozen_probe",
     ]  # fmt: skip
 
 

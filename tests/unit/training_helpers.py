@@ -119,19 +119,20 @@ def batch_of(plan: Plan, block: int, **options: Any) -> ClipBatch:
     return make_batch(plan, K, columns(plan, block, **options))
 
 
-def make_plan(kind: str, how: Recipe, steps: int) -> Plan:
-    """The plan of a training of this kind."""
+def make_plan(kind: str, how: Recipe, steps: int, made: Manifest | None = None) -> Plan:
+    """The plan of a training of this kind, over `clips` or as many others."""
+    made = made or clips()
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": how.optimiser.blocks_per_step, "seed": 11}
     if kind.startswith("gitdl"):
-        return plan_gitdl(clips(), np.arange(12), how.gitdl, **common)
+        return plan_gitdl(made, np.arange(12), how.gitdl, **common)
     common |= {"frames": how.frames.align, "augment": how.augment, "label_share": 0.5}
     if kind == "align":
-        return plan_align(clips(), samples(), None, how.align, **common)
+        return plan_align(made, samples(), None, how.align, **common)
     target_MK = np.random.default_rng(5).dirichlet(np.ones(K), 8).astype(np.float32)
     kept = {"top": [list(range(K))] * 8, "top_p": target_MK.tolist()}
     row_M = np.arange(8)
     pseudo = plans.samples(row_M, row_M % CLASSES, 0.3 + 0.05 * row_M, **kept)
-    return plan_classify(clips(), samples(12, 8), pseudo, batch=how.supervise.batch, **common)
+    return plan_classify(made, samples(12, 8), pseudo, batch=how.supervise.batch, **common)
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,12 @@ class Case:
         return replace(self, stage=replace(self.stage, folder=f"train/{name}"))
 
 
-def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, steps: int = STEPS, **more: Any) -> Case:
+def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, steps: int = STEPS,
+         made: Manifest | None = None, **more: Any) -> Case:  # fmt: skip
     """A training whose plan is committed."""
     how = how or recipe()
     store = Store(str(root))
-    plan = make_plan(kind, how, steps)
+    plan = make_plan(kind, how, steps, made)
     where = f"plans/{kind}-{plan.fingerprint}"
     clips_of.commit(store, clips())
     plan.ensure(store, where)
