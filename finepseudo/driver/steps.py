@@ -33,6 +33,7 @@ from finepseudo.models.table import Part
 from finepseudo.progress import Progress
 from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.run import EMBEDDINGS, LABELS, SECONDS, TEMPERATURES
+from finepseudo.sizes import BLOCK_VIDEOS, SAMPLED
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences, fingerprint
 from finepseudo.storage.store import Store
@@ -40,12 +41,11 @@ from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
 from finepseudo.train.predict import Pass, Scores, embeddings, logits, part_name, read_part, sbar
-from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, label_table, temperatures
+from finepseudo.train.pseudo_labels import Compared, guard, label_table, temperatures
 from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
 
-BLOCK_VIDEOS = 32  # videos that a pass decodes, scores and commits at a time
 SHOWN = 20  # rejected videos of a pass that the log names
 
 T = TypeVar("T")
