@@ -3,8 +3,8 @@
     python benchmarks/datasheet.py diving48_5pct --units runs/units.json      # beside measured ones of a CPU
 
 Multiply-adds of the real encoders are counted; a training step takes three times those of its forward pass. They are
-divided by a share of the dense rate in the data sheet; the share is a guess, small since convolutions over time wait for
-memory. Decoding, plans and labels cost what they cost a core of the CPU whose unit costs the file has.
+divided by a share of the dense rate in the data sheet; the share is a guess, small since convolutions over time wait
+for memory. Decoding, plans and labels cost what they cost a core of the CPU whose unit costs the file has.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from finepseudo.costs.model import Cluster, Model, Sizes
+from finepseudo.costs.model import Cluster, Model, Sizes, changed
 from finepseudo.costs.units import Known, UnitCosts, units_for
 from finepseudo.recipe import Recipe
 from finepseudo.recipes.published import Published
@@ -49,3 +50,25 @@ def predict(recipe: Recipe, known: Known, sizes: Sizes, frames: float = 0.0) -> 
 def predict_published(recipe: Recipe, published: Published, known: Known) -> Predicted:
     """By the sizes of a data set as it is published."""
     return predict(recipe, known, Sizes(published.train, published.test, published.classes), published.frames)
+
+
+def comparison_hours(whole: Predicted, variants: Sequence[Recipe]) -> float:
+    """Hours of runs one after the other that share what the whole one pre-trains; other trainings count in each.
+
+    Args:
+        whole: one run of them, its pre-training included.
+    """
+
+    def seconds(recipe: Recipe, sizes: Sizes) -> float:
+        shared = changed(recipe, gitdl={"frame_steps": 0, "video_steps": 0})
+        return Model(shared, sizes, whole.costs, Cluster.of(recipe)).seconds
+
+    model, sizes = whole.model, whole.model.sizes
+    own = replace(sizes, labelled=sizes.labelled if model.recipe.split.labelled else 0)  # the share of each variant
+    pretraining = model.seconds - seconds(model.recipe, sizes)
+    return (pretraining + sum(seconds(recipe, own) for recipe in variants)) / 3600
+
+
+def hours_text(hours: float) -> str:
+    """For people."""
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"

@@ -1,4 +1,4 @@
-"""Unit costs: seconds of one worker for one piece of work, by encoders, pixels, files and device; and where they come from.
+"""Unit costs: seconds of one worker for one piece of work, by encoders, pixels, files and device; and their source.
 
 units.json holds some, each with what it was measured on or reckoned from; benchmarks/scale.py --measure makes more.
 """
@@ -39,7 +39,7 @@ class UnitCosts:
     pool_s: float = 7.0  # start a pass of the pool; the same
 
     def of_length(self, video_frames: float) -> UnitCosts:
-        """For videos of another length: opened and decoded in proportion to their frames; a row from the cache is not."""
+        """For videos of another length: they are decoded in proportion to their frames; a row from the cache is not."""
         ratio = video_frames / self.video_frames
         return replace(
             self,

@@ -141,7 +141,7 @@ def _weights(found: Inventory, recipe: Recipe) -> None:
         elif "://" in uri:
             found.lines.append(f"{field_name}: {uri} is there; its digest is looked at when the run starts")
         elif (digest := _digest(store, name)) != sha256.lower():
-            found.missing.append(f"{field_name}: {uri} has sha256 {digest}, expected {sha256}; fetch it again, or correct")
+            found.missing.append(f"{field_name}: {uri} has sha256 {digest}, expected {sha256}; fetch it again")
         else:
             found.lines.append(f"{field_name}: {uri} is there, with the right digest")
 

@@ -18,6 +18,7 @@ from finepseudo.recipes.kinetics400 import KINETICS400, k400_1pct, k400_10pct
 from finepseudo.recipes.published import Published
 from finepseudo.recipes.rehearsal import rehearsal, rehearsal_long, rehearsal_smoke
 from finepseudo.recipes.something_v2 import SOMETHING_V2, ssv2_1pct, ssv2_10pct
+from finepseudo.recipes.source import source
 from finepseudo.recipes.ucf101 import UCF101, ucf101
 
 Make = Callable[[], Recipe]
@@ -50,6 +51,25 @@ def find(name: str) -> Recipe:
         there = f"there are {', '.join(RECIPES)}; or give file.py:function"
         raise RecipeError(f"no recipe {name!r}{nearest(name, RECIPES)}; {there}")
     return RECIPES[name]()
+
+
+def copy_recipe(name: str, target: Path) -> str:
+    """Write a recipe to a new file that stands alone; what names it there, `file.py:function`.
+
+    Raises RecipeError: no such recipe, or the file is there already, does not end in .py, or cannot be written.
+    """
+    function = name.rpartition(":")[2]
+    if target.suffix != ".py":
+        raise RecipeError(f"{target}: expected the name of a file that ends in .py")
+    body = source(find(name), str(target), function, (RECIPES[name].__doc__ or "") if name in RECIPES else "")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(body)
+    except FileExistsError:
+        raise RecipeError(f"{target}: is there already, and is left alone; choose another name") from None
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be written: {error.strerror}") from None
+    return f"{target}:{function}"
 
 
 def _from_file(file: str, function: str) -> Recipe:

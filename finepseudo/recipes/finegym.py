@@ -5,6 +5,7 @@ from __future__ import annotations
 from finepseudo.recipe import Data, Recipe
 from finepseudo.recipes.published import Published, public
 
+
 def _gym(classes: int, train: int, test: int) -> Published:
     """Elements, cut out as files of their own; whole videos: `--data.format finegym_whole`, times beside the lists."""
     name = f"gym{classes}"

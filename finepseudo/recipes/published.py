@@ -70,4 +70,3 @@ def eight_gpus(machines: int) -> Scale:
         train_workers=2 * machines, train_gpus=1, score_workers=4 * machines, score_gpus=1,
         decode_workers=16 * machines, cache_gib=64.0,
     )  # fmt: skip
-

@@ -101,7 +101,7 @@ class Template:
         return f"{self._before}{name}{self._after}" if self.open else self._text.replace("{video_id}", name)
 
     def places(self, name: str, label: str) -> Iterator[str]:
-        """Where the file of a name that `path` made may lie, likely places first: as it is, or in a folder of its class.
+        """Where the file of a name that `path` made may lie, likely places first: as it is, or in a folder of a class.
 
         Any depth, and endings in upper case, are for `find`, which lists all files.
         """

@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks/scale.py: what grows with what, who waits, and that it counts the rows of real plans."""
+"""The arithmetic of costs: what grows with what, who waits, and that it counts the rows of real plans."""
 
 import importlib
 import math
@@ -9,22 +9,23 @@ from pathlib import Path
 import pytest
 from clips import classed, manifest
 
+from finepseudo.costs.model import Cluster, Model, Sizes, changed, growth, make_plan, stand_in
+from finepseudo.costs.resources import needed
+from finepseudo.costs.units import UnitCosts, read_units, units_for
 from finepseudo.data.cache import ROOM
 from finepseudo.data.split import make_split
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import Split
 from finepseudo.recipes import find
-from finepseudo.runtime.cluster import needed
+from finepseudo.sizes import COMPARED, SAMPLED
 from finepseudo.storage.store import Store
-from finepseudo.train.pseudo_labels import COMPARED, SAMPLED
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-scale, scale_model = importlib.import_module("scale"), importlib.import_module("scale_model")
+scale = importlib.import_module("scale")
 del sys.path[0]
-Cluster, Model, Sizes, changed = scale_model.Cluster, scale_model.Model, scale_model.Sizes, scale_model.changed
 
-COSTS = scale_model.UnitCosts(
-    machine="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,
+COSTS = UnitCosts(
+    machine="made up", source="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,
     embed_frame_s={"frame": 1e-4, "video": 1e-4}, cell_s=1e-8,
     train_frame_s={"gitdl/frame": 4e-4, "gitdl/video": 3e-4, "align/frame": 2e-4, "classify/video": 3e-4},
     plan_row_s=0.0, heat_class_s=2e-6, label_class_s=1e-6,
@@ -75,7 +76,7 @@ def test_rounds_and_methods_add_their_stages():
 def test_rows_are_those_of_a_real_plan(kind, pseudo):
     how = recipe(optimiser={"blocks_per_step": 2})
     labelled, others = classed(0, 28, 14), classed(28, 56, 14) if pseudo else None
-    plan = scale_model.make_plan(how, kind, scale_model.stand_in(56), labelled, others, steps=3)
+    plan = make_plan(how, kind, stand_in(56), labelled, others, steps=3)
     found = predict(how).training("x", kind, 3, pseudo=pseudo)
     assert found.rows == len(plan)
     frames = {"gitdl": 2 * how.gitdl.frames, "align": how.frames.align, "classify": how.frames.video}
@@ -112,7 +113,7 @@ def test_the_driver_compares_a_bounded_sample_once():
 
 
 def test_exponents_of_growth():
-    found = scale_model.growth(recipe(), Sizes(), COSTS, ONE)
+    found = growth(recipe(), Sizes(), COSTS, ONE)
     for name, row in found.items():
         # A video more in the gallery is one fewer to label: of the work, only alignment must grow with G.
         least = -0.05 if name == "G" else -1e-9
@@ -226,8 +227,8 @@ def test_what_cannot_be_is_refused(tmp_path):
         scale.main(["rehersal"])
     with pytest.raises(RecipeError, match="give --sizes.videos, --sizes.classes"):
         Sizes().of(scale.kinetics())
-    with pytest.raises(RecipeError, match="has no unit costs of tiny_vtn .*; add them with --measure"):
-        scale.units_for(recipe(), tmp_path / "none.json")
+    with pytest.raises(RecipeError, match="no unit costs of tiny_vtn .*, cpu; measure them: .* --measure"):
+        units_for(recipe(), read_units(tmp_path / "none.json"))
     with pytest.raises(RecipeError, match="pretrain/video: the unit costs have no gitdl/video; measure them"):
         predict(costs=replace(COSTS, train_frame_s={"gitdl/frame": 1e-4, "align/frame": 1e-4}))
     with pytest.raises(RecipeError, match="must divide"):
