@@ -14,8 +14,7 @@ class RunOptions(Options):
     """Options of a run."""
 
     dry_run: bool = False
-    """Say what would be done, by what, at what predicted cost, and what is missing; nothing is started. Exit code 1 where
-    something is missing that the run would stop for."""
+    """Say what would be done, by what, at what predicted cost, and what is missing; exit code 1 where something is."""
     units: str = ""
     """File of unit costs for the prediction, as benchmarks/scale.py writes it; empty: those that finepseudo brings."""
 

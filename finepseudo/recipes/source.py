@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -28,20 +29,16 @@ def source(made: Recipe, file: str, function: str, doc: str) -> str:
     """
     if not function.isidentifier():
         raise RecipeError(f"{function!r}: a recipe that is copied needs a name that a function can have")
-    told = inspect.cleandoc(doc or f"{made.name}.").replace(
-        f"jobs/run.py {made.name} ", f"jobs/run.py {file}:{function} "
-    )
-    told = told.replace("\\", "\\\\").replace('"""', "'''").replace("\n", "\n    ").replace("\n    \n", "\n\n")
-    body = "\n".join(_call(made, "    return "))
-    names = ", ".join(sorted({part.__name__ for part in _kinds(made)}))
-    named = f"from finepseudo.recipe import {names}"
+    told = inspect.cleandoc(doc or f"{made.name}.").replace("\\", "\\\\").replace('"""', "'''")
+    told = textwrap.indent(told.replace(f"jobs/run.py {made.name} ", f"jobs/run.py {file}:{function} "), "    ").strip()
+    names = sorted({part.__name__ for part in _kinds(made)})
+    named = f"from finepseudo.recipe import {', '.join(names)}"
     if len(named) > WIDTH:
-        named = "from finepseudo.recipe import (\n    " + names.replace(", ", ",\n    ") + ",\n)"
+        named = "\n".join(["from finepseudo.recipe import (", *(f"    {name}," for name in names), ")"])
+    title = f"The recipe {made.name}, to edit: fields that are not here have the defaults of finepseudo.recipe."
     end = "\n    " if "\n" in told else ""
-    return (
-        f'"""A copy of the recipe {made.name}, to edit: fields that are not here have the defaults of finepseudo.recipe."""'
-        f'\n\n{named}\n\n\ndef {function}() -> Recipe:\n    """{told}{end}"""\n{body}\n'
-    )
+    head = f'"""{title}"""\n\n{named}\n\n\ndef {function}() -> Recipe:\n    """{told}{end}"""\n'
+    return head + "\n".join(_call(made, "    return ")) + "\n"
 
 
 def _chosen(part: Any) -> Iterator[tuple[str, Any]]:
