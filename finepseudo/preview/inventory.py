@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from finepseudo.data.formats import Collection, lists, read_collection
-from finepseudo.data.formats.match import Template, expand
+from finepseudo.data.formats.match import Template, folder_of
 from finepseudo.data.manifest import FOLDER, Manifest
 from finepseudo.errors import FinePseudoError
 from finepseudo.recipe import Data, Recipe
@@ -83,18 +83,22 @@ def _annotated(found: Inventory, recipe: Recipe, data: Store) -> None:
     known = collection.understood
     found.videos, found.tests, found.classes = known.clips["train"], known.clips["test"], known.classes
     found.lines += [str(known), *known.surprises]
+    if recipe.data.unlabelled:
+        found.lines.append(
+            f"the videos below data.unlabelled = {recipe.data.unlabelled!r} are not counted in what follows"
+        )
     _look(found, recipe.data, data, collection)
 
 
 def _absent(data: Data, store: Store) -> Iterator[tuple[str, str]]:
-    """Annotation files that the recipe names and nobody finds; `*` names several."""
+    """Annotation files that the recipe names and nobody finds; of several with a `*`, their folder."""
     for name in ("train", "test", "vocab", "unlabelled"):
         if (file := getattr(data, name)) and not _there(store, file):
             yield name, file
 
 
 def _there(store: Store, file: str) -> bool:
-    return next(expand(store, file), None) is not None if "*" in file else store.exists(file.rstrip("/"))
+    return store.exists(folder_of(file) if "*" in file else file.rstrip("/"))
 
 
 def _listed(recipe: Recipe, data: Store, collection: Collection) -> int:
