@@ -19,10 +19,11 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
+from finepseudo.costs.model import changed
 from finepseudo.costs.units import fits, read_units
 from finepseudo.errors import FinePseudoError, RecipeError
 from finepseudo.models.table import Part
-from finepseudo.recipe import Optimiser, Recipe
+from finepseudo.recipe import Recipe
 from finepseudo.recipes import find
 from finepseudo.train.initial import random_encoder
 
@@ -52,7 +53,7 @@ def frame_operations(recipe: Recipe, part: Part, classes: int = 100) -> float:
 def main(options: Options) -> None:
     """Add the unit costs to the file."""
     recipe, known = find(options.recipe), read_units(options.units)
-    measured = fits(replace(recipe, optimiser=Optimiser(precision="fp32")), "cpu")
+    measured = fits(changed(recipe, optimiser={"precision": "fp32"}), "cpu")
     if measured not in known:
         raise RecipeError(f"{options.units} has no unit costs of {measured}; measure them with benchmarks/scale.py")
     parts: tuple[Part, ...] = ("frame", "video")
@@ -61,7 +62,7 @@ def main(options: Options) -> None:
     kinds = known[measured].train_frame_s
     cost = replace(
         known[measured],
-        machine=f"a {NAME} (never measured), decoding on {known[measured].machine}",
+        machine=f"an {NAME} (never measured), decoding on {known[measured].machine}",
         source=f"data-sheet arithmetic at {options.share:.0%} of {RATE / 1e12:g} TFLOP/s, which is a guess",
         embed_frame_s=second,
         train_frame_s={kind: 3 * second["video" if kind.endswith("video") else "frame"] for kind in kinds},

@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -341,7 +341,7 @@ def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
 class StandIn(Manifest):
     """A manifest of clips that are nowhere: for plans that are counted, not read."""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """None, since nothing is made of it: digests of hundreds of thousands of clips take seconds."""
         return ""
