@@ -112,7 +112,7 @@ def _look(found: Inventory, data: Data, store: Store, collection: Collection) ->
     """Look for the files of some clips; what is lacking of a few is counted when all are probed."""
     clips, names, template = collection.clips, collection.class_names, Template(data.videos)
     row_N = np.unique(np.linspace(0, len(clips) - 1, min(LOOKED, len(clips))).astype(int))
-    some: list[dict[str, Any]] = clips.take(pa.array(row_N)).to_pylist()
+    some: list[dict[str, Any]] = clips.take(pa.array(row_N, pa.int64())).to_pylist()
 
     def here(clip: dict[str, Any]) -> bool:
         label = "" if clip["label"] is None else names[clip["label"]]

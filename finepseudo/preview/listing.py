@@ -16,7 +16,8 @@ TITLES = ("recipe", "data set", "labels", "f_A", "f_E", "GPUs", "predicted", "mo
 
 def listing(known: Known) -> str:
     """A table, and what its figures are worth."""
-    rows, sources = [TITLES], dict[str, None]()
+    rows: list[tuple[str, ...]] = [TITLES]
+    sources: dict[str, None] = {}
     for name, make in RECIPES.items():
         recipe, published = make(), PUBLISHED.get(name)
         found = _predicted(recipe, name, known)
