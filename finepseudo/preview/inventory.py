@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 from finepseudo.data.formats import Collection, lists, read_collection
 from finepseudo.data.formats.match import Template, folder_of
 from finepseudo.data.manifest import FOLDER, Manifest
-from finepseudo.errors import FinePseudoError
+from finepseudo.errors import FinePseudoError, StorageError
 from finepseudo.recipe import Data, Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
@@ -38,6 +39,24 @@ class Inventory:
     classes: int = 0
     labelled: int = 0  # of a list; 0: the share of the recipe
     frames: float = 0.0  # of a clip, as probed
+
+
+@contextmanager
+def answering(*uris: str) -> Iterator[None]:
+    """Where a store refuses or does not answer, one line instead of what its client raises, which is of many kinds.
+
+    Raises StorageError.
+    """
+    remote = [uri for uri in uris if "://" in uri]
+    try:
+        yield
+    except FinePseudoError:
+        raise
+    except Exception as error:
+        if not remote:
+            raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StorageError(f"{' or '.join(remote)}: {said}; check address, credentials and endpoint") from error
 
 
 def take_stock(recipe: Recipe, base: Store) -> Inventory:

@@ -10,7 +10,7 @@ from finepseudo.costs.predict import Predicted, comparison_hours, hours_text, pr
 from finepseudo.costs.resources import needed
 from finepseudo.costs.units import Known
 from finepseudo.errors import RecipeError
-from finepseudo.preview.inventory import Inventory, take_stock
+from finepseudo.preview.inventory import Inventory, answering, take_stock
 from finepseudo.recipe import Recipe, digest
 from finepseudo.recipes import PUBLISHED
 from finepseudo.storage.store import Store
@@ -34,9 +34,11 @@ def preview(recipe: Recipe, run: Store, base: Store, known: Known, variants: Seq
         base: where manifest and pre-training lie.
         known: unit costs.
         variants: recipes of all runs of a comparison, which share what the recipe pre-trains.
+    Raises StorageError: a store refuses, or does not answer.
     """
-    stock = take_stock(recipe, base)
-    there = [name for name in FOLDERS if run.list(name)]
+    with answering(run.uri(), base.uri(), recipe.data.root, recipe.models.frame_weights, recipe.models.video_weights):
+        stock = take_stock(recipe, base)
+        there = [name for name in FOLDERS if run.list(name)]
     lines = [
         f"recipe {recipe.name}, digest {digest(recipe)}, methods {', '.join(recipe.methods)}",
         f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",

@@ -25,7 +25,7 @@ def source(made: Recipe, file: str, function: str, doc: str) -> str:
         function: name of the function.
         doc: what the recipe's own function says; in the command that it opens with, `file:function` takes the place of
             the recipe's name.
-    Raises RecipeError: no function can have this name.
+    Raises RecipeError: no function can have this name, or a part of it is of a class of another file.
     """
     if not function.isidentifier():
         raise RecipeError(f"{function!r}: a recipe that is copied needs a name that a function can have")
@@ -60,17 +60,18 @@ def _kinds(part: Any) -> Iterator[type]:
 
 def _call(part: Any, before: str, after: str = "") -> Iterator[str]:
     """Lines that construct a dataclass: on one where it fits, else a field on each."""
-    assert getattr(recipes, type(part).__name__) is type(part), "its class is not one of recipe.py"
+    kind = type(part).__name__
+    if getattr(recipes, kind, None) is not type(part):
+        raise RecipeError(f"{kind} is a class of another file than finepseudo/recipe.py: copy that file instead")
     fields = list(_chosen(part))
     if not any(dataclasses.is_dataclass(value) for _, value in fields):
-        line = (
-            f"{before}{type(part).__name__}({', '.join(f'{name}={_literal(value)}' for name, value in fields)}){after}"
-        )
+        given = ", ".join(f"{name}={_literal(value)}" for name, value in fields)
+        line = f"{before}{kind}({given}){after}"
         if len(line) <= WIDTH:
             yield line
             return
     indent = " " * (len(before) - len(before.lstrip()))
-    yield f"{before}{type(part).__name__}("
+    yield f"{before}{kind}("
     for name, value in fields:
         start = f"{indent}    {name}="
         yield from _call(value, start, ",") if dataclasses.is_dataclass(value) else _value(value, start)

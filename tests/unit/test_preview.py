@@ -11,7 +11,8 @@ import pytest
 from clips import commit, manifest
 
 from finepseudo.costs.units import SHIPPED, UnitCosts, fits, read_units
-from finepseudo.preview.inventory import LOOKED, take_stock
+from finepseudo.errors import StorageError
+from finepseudo.preview.inventory import LOOKED, answering, take_stock
 from finepseudo.preview.page import preview
 from finepseudo.recipe import Data, Models, Recipe, Split
 from finepseudo.recipes import find
@@ -181,6 +182,17 @@ def test_a_comparison_is_predicted_whole(tmp_path):
     alone, all_of_them = (preview(recipe, run, run, known, recipes).text for recipes in ([], every))
     assert "predicted: at most" not in alone
     assert re.search(r"predicted: at most 1\.\d h", all_of_them)
+
+
+def test_a_store_that_does_not_answer_is_one_line():
+    def ask(*uris):
+        with answering(*uris):
+            raise ValueError("no\n credentials")
+
+    with pytest.raises(StorageError, match="s3://b/x: no credentials; check address"):
+        ask("", "/local", "s3://b/x")
+    with pytest.raises(ValueError, match="no\n credentials"):
+        ask("", "/local")
 
 
 def job(*arguments, name="run"):

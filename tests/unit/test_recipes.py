@@ -193,6 +193,16 @@ def test_values_of_all_kinds_are_copied(tmp_path):
     assert find(copy_recipe(f"{tmp_path}/odd.py:odd", tmp_path / "copy.py")) == odd
 
 
+def test_a_part_of_another_class_cannot_be_copied(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from finepseudo.recipe import Align, Recipe\n"
+        "class Mine(Align):\n    pass\n"
+        "def odd():\n    return Recipe(name='odd', align=Mine(steps=3))\n"
+    )
+    with pytest.raises(RecipeError, match="Mine is a class of another file than finepseudo/recipe.py"):
+        copy_recipe(f"{tmp_path}/odd.py:odd", tmp_path / "copy.py")
+
+
 def test_a_copy_never_writes_over_a_file(tmp_path):
     (tmp_path / "mine.py").write_text("precious")
     done = job("cp", "rehearsal", tmp_path / "mine.py", name="recipes")
