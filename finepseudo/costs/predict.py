@@ -71,4 +71,6 @@ def comparison_hours(whole: Predicted, variants: Sequence[Recipe]) -> float:
 
 def hours_text(hours: float) -> str:
     """For people."""
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
