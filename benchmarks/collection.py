@@ -35,10 +35,11 @@ from finepseudo.data.split import make_split
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import LARGEST_GROUP, PART, Found
-from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
+from finepseudo.driver.steps import Steps, Trained
 from finepseudo.recipe import Recipe
 from finepseudo.recipe import Split as SplitOptions
 from finepseudo.recipes import find
+from finepseudo.sizes import BLOCK_VIDEOS
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store

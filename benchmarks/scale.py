@@ -1,4 +1,4 @@
-"""What a run of any size costs on any cluster: unit costs measured here, the arithmetic of scale_model.py, tables.
+"""What a run of any size costs on any cluster: unit costs measured here, the arithmetic of finepseudo/costs, tables.
 
     python benchmarks/scale.py rehearsal --measure                    # unit costs of this machine, to runs/units.json
     python benchmarks/scale.py rehearsal --cluster.cores 2            # every stage, who waits, money, growth
@@ -31,13 +31,14 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import tyro
-from scale_model import GROUPS, Cluster, Model, Sizes, UnitCosts, changed, growth, make_plan, row_frames
 
 from finepseudo import rehearsal
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import class_scores
+from finepseudo.costs.model import GROUPS, Cluster, Model, Sizes, changed, growth, make_plan, row_frames
+from finepseudo.costs.units import SHIPPED, UnitCosts, fits, read_units, units_for
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import Kept
 from finepseudo.data.child import answer
@@ -45,12 +46,12 @@ from finepseudo.data.manifest import CLIPS, Manifest
 from finepseudo.data.plan import Plan, plan_score, samples
 from finepseudo.data.stream import BlockReader
 from finepseudo.data.transforms import centre
-from finepseudo.driver.steps import BLOCK_VIDEOS
-from finepseudo.errors import FinePseudoError, RecipeError
+from finepseudo.errors import FinePseudoError
 from finepseudo.recipe import CrossEntropy, GitdlLoss, Recipe, Rehearsal, part_of
 from finepseudo.recipes import RECIPES, find
 from finepseudo.results import Results
 from finepseudo.run import Run
+from finepseudo.sizes import BLOCK_VIDEOS
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
@@ -109,6 +110,7 @@ class Bench:
         rows_s = typical(lambda: [plan.rows(row, row + size) for row in range(0, len(plan), size)])
         return UnitCosts(
             machine=f"{self.device.type} of {platform.machine()} with {os.cpu_count()} cores",
+            source="measured by benchmarks/scale.py, one thread",
             video_frames=statistics.mean(row["num_frames"] for row in rows),
             decode_once_s=once_s, decode_kept_s=kept_s, decode_hit_s=hit_s,
             embed_frame_s={part: self.embed(part, clips[-1]) for part in ("frame", "video")},
@@ -240,37 +242,22 @@ def main(argv: Sequence[str]) -> None:
     options = tyro.cli(Options, args=list(argv), description=__doc__)
     if options.check:
         recipe, sizes, measured = finished(Path(options.check))
-        print(described(recipe, sizes, units_for(recipe, options.units), options.cluster, measured))
+        print(described(recipe, sizes, units_for(recipe, known_units(options.units)), options.cluster, measured))
         return
     for name in RECIPES if options.recipe == "all" else [options.recipe]:
         recipe = find(name)
         sizes = options.sizes.of(recipe)
         if options.measure:
-            known = json.loads(options.units.read_text()) if options.units.exists() else {}
-            known[fits(recipe)] = asdict(measure(recipe, sizes.classes, options.device, options.rows))
+            known = read_units(options.units)
+            known[fits(recipe, options.device)] = measure(recipe, sizes.classes, options.device, options.rows)
             options.units.parent.mkdir(parents=True, exist_ok=True)
-            options.units.write_text(json.dumps(known, indent=1))
-        print(described(recipe, sizes, units_for(recipe, options.units), options.cluster))
+            options.units.write_text(json.dumps({name: asdict(costs) for name, costs in known.items()}, indent=1))
+        print(described(recipe, sizes, units_for(recipe, known_units(options.units)), options.cluster))
 
 
-def fits(recipe: Recipe) -> str:
-    """What unit costs are tied to: encoders, pixels, and the kind of the files."""
-    spec, frames = recipe.data.rehearsal, recipe.frames
-    files = f"generated files of {spec.size} px" if spec else "other files"
-    sides = f"{frames.crop} px of {frames.height}x{frames.width}"
-    return f"{recipe.models.frame} and {recipe.models.video}, {sides}, {files}, {recipe.optimiser.precision}"
-
-
-def units_for(recipe: Recipe, path: Path) -> UnitCosts:
-    """Unit costs that were measured for the recipe's encoders and sizes.
-
-    Raises:
-        RecipeError: there are none.
-    """
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if fits(recipe) not in known:
-        raise RecipeError(f"{path} has no unit costs of {fits(recipe)}; add them with --measure")
-    return UnitCosts(**known[fits(recipe)])
+def known_units(path: Path) -> dict[str, UnitCosts]:
+    """Unit costs that the package comes with, and those of a file, which win."""
+    return {**read_units(SHIPPED), **read_units(path)}
 
 
 def described(
@@ -293,7 +280,7 @@ def described(
     doubled, made = growth(recipe, sizes, costs, cluster), found.sizes
     return f"""
 {recipe.name}: N = {made.videos} (G = {found.gallery}), {made.tests} test videos, K = {made.classes}, T = {made.frames}
-unit costs of {costs.machine}; videos are taken to be prepared
+unit costs of {costs.machine}, {costs.source}; videos are taken to be prepared
 
 {table(["stage", "rows", "start", "driver", *GROUPS, "seconds", "measured", "bound by", "waiting meanwhile"], stages)}
 

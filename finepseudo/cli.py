@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from finepseudo.errors import FinePseudoError, RecipeError
-from finepseudo.recipe import Recipe, digest
+from finepseudo.errors import FinePseudoError, NotReadyError, RecipeError
+from finepseudo.recipe import Recipe
 from finepseudo.recipes import RECIPES, find
 from finepseudo.storage.store import Store
 
@@ -95,32 +96,24 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
         sys.exit(130)
 
 
-def describe(recipe: Recipe, run: Store) -> str:
-    """What a dry run prints: digest, sizes, resources, and which artefacts are there already."""
-    scale = recipe.scale
-    steps = {
-        "pretrain f_A": recipe.gitdl.frame_steps,
-        "pretrain f_E": recipe.gitdl.video_steps,
-        "align f_A": recipe.align.steps,
-        "supervise f_E": recipe.supervise.steps,
-        "round f_E": recipe.rounds.video_steps,
-    }
-    there = [name for name in ("manifest", "split", "train", "embeddings", "labels", "results") if run.list(name)]
-    lines = [
-        f"recipe {recipe.name}, digest {digest(recipe)}, methods {', '.join(recipe.methods)}",
-        "steps: " + ", ".join(f"{name} {count}" for name, count in steps.items()) + f"; {recipe.rounds.count} round(s)",
-        f"workers: 2 trainings x {scale.train_workers} ({scale.train_cpus:g} CPU, {scale.train_gpus:g} GPU each, "
-        f"ZeRO stage {scale.zero_stage}), 3 streams x {scale.decode_workers} decoding, {scale.score_workers} scoring",
-        f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",
-    ]
-    if recipe.models.frozen:
-        each = recipe.frames.frozen * recipe.models.stored * 2 / 1024
-        lines.insert(1, f"features: {recipe.frames.frozen} frames of a clip x {recipe.models.stored} of "
-                     f"{recipe.models.frozen}, fp16: {each:,.0f} KiB a clip")  # fmt: skip
-    if (spec := recipe.data.rehearsal) is not None:
-        count = len(spec.words) * (spec.train_per_class + spec.test_per_class)
-        lines.insert(1, f"data: {count} generated videos of {len(spec.words)} classes")
-    return "\n".join(lines)
+def dry_run(recipe: Recipe, run: Store, base: Store, units: str, variants: Sequence[Recipe] = ()) -> None:
+    """Print what a run, or all runs of a comparison, would do and cost.
+
+    Raises NotReadyError: something is missing that it would stop for.
+    """
+    from finepseudo.costs.units import SHIPPED, read_units  # arrow, and tables of clips: not for --help
+    from finepseudo.preview.page import preview
+
+    known = read_units(SHIPPED)
+    if units:
+        if not Path(units).is_file():
+            raise RecipeError(f"--units {units}: no such file; benchmarks/scale.py --measure writes one")
+        known |= read_units(Path(units))
+    found = preview(recipe, run, base, known, variants)
+    print(found.text)  # noqa: T201
+    if found.missing:
+        count = len(found.missing)
+        raise NotReadyError(f"{recipe.name} cannot start: {count} thing{'s' * (count > 1)} missing, named above")
 
 
 @contextmanager

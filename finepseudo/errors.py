@@ -39,3 +39,7 @@ class TrainingError(FinePseudoError):
 
 class StreamError(FinePseudoError):
     """A stream did not give the plan's rows; the workers restart from their last commit."""
+
+
+class NotReadyError(FinePseudoError):
+    """Something that a run needs before it can start is not there: found by looking, with nothing started."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from finepseudo.cli import Options, describe, logged_to, main, parse
+from finepseudo.cli import Options, dry_run, logged_to, main, parse
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS
 from finepseudo.recipes.variants import ABLATIONS, OPEN_WORLD, Variant, variants
@@ -25,16 +25,20 @@ class CompareOptions(Options):
     novel: tuple[str, ...] = ()
     """Classes that lose all labels in three more runs of finepseudo: with them filtered, unfiltered, and left out."""
     dry_run: bool = False
-    """Say what would be done, and stop."""
+    """Say what would be done, at what predicted cost, and what is missing; exit code 1 where something is."""
+    units: str = ""
+    """File of unit costs for the prediction, as benchmarks/scale.py writes it; empty: those that finepseudo brings."""
 
 
 def job(argv: Sequence[str]) -> None:
     """Parse, run everything for every seed, write the tables."""
     options = parse(CompareOptions, argv, program="jobs/compare.py", description=__doc__ or "")
     root, recipe = Store(options.run), replace(options.recipe, methods=tuple(METHODS))
+    base = Store(options.base) if options.base else root.child("shared")
     runs = variants(recipe, options.seeds, ablations=options.ablations, budgets=options.budgets, novel=options.novel)
     if options.dry_run:
-        print(describe(recipe, root), f"{len(runs)} runs:", *(_said(root, one) for one in runs), sep="\n")
+        print(f"{len(runs)} runs:", *(_said(root, one) for one in runs), sep="\n")
+        dry_run(recipe, root, base, options.units, [one.recipe for one in runs])
         return
     from finepseudo.driver.variants import run_variants
     from finepseudo.report.comparison import tables
@@ -44,7 +48,7 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.run import Run
     from finepseudo.runtime.executor import on_ray
 
-    found, base = [], Store(options.base) if options.base else root.child("shared")
+    found = []
     with logged_to(root), on_ray(recipe) as executor:
         for one, results in run_variants(runs, root, base, lambda recipe: replace(executor, recipe=recipe)):
             found.append((one, results))

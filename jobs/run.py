@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finepseudo.cli import Options, describe, logged_to, main, parse
+from finepseudo.cli import Options, dry_run, logged_to, main, parse
 from finepseudo.storage.store import Store
 
 
@@ -14,7 +14,9 @@ class RunOptions(Options):
     """Options of a run."""
 
     dry_run: bool = False
-    """Say what would be done, and stop."""
+    """Say what would be done, by what, at what predicted cost, and what is missing; exit code 1 where something is."""
+    units: str = ""
+    """File of unit costs for the prediction, as benchmarks/scale.py writes it; empty: those that finepseudo brings."""
 
 
 def job(argv: Sequence[str]) -> None:
@@ -22,7 +24,7 @@ def job(argv: Sequence[str]) -> None:
     options = parse(RunOptions, argv, program="jobs/run.py", description=__doc__ or "")
     run, base = Store(options.run), Store(options.base or options.run)
     if options.dry_run:
-        print(describe(options.recipe, run))
+        dry_run(options.recipe, run, base, options.units)
         return
     from finepseudo.driver.evaluate import ensure_results
     from finepseudo.driver.rounds import run_rounds

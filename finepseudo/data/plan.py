@@ -59,7 +59,7 @@ def samples(clip_N: Any, label_N: Any = None, weight_N: Any = None, top: Any = N
     """
     given = (clip_N, label_N, np.ones(len(clip_N)) if weight_N is None else weight_N, top, top_p)
     columns = [
-        _column([None] * len(clip_N) if column is None else column, kind)
+        pa.nulls(len(clip_N), kind) if column is None else _column(column, kind)
         for column, kind in zip(given, SAMPLES.types, strict=True)
     ]
     return pa.table(columns, schema=SAMPLES)

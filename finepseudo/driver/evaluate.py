@@ -21,19 +21,18 @@ from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import drawn, plan_score
 from finepseudo.data.split import novel_classes
 from finepseudo.driver.rounds import Start, Story
-from finepseudo.driver.steps import BLOCK_VIDEOS, Steps, Trained
+from finepseudo.driver.steps import Steps, Trained
 from finepseudo.recipe import METHODS, Method, digest
 from finepseudo.rehearsal import Truth, through_action
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
 from finepseudo.run import RESULTS, SCORES, SECONDS, Run, data_store, pair_videos
+from finepseudo.sizes import BLOCK_VIDEOS, CALIBRATION
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.train.frozen_probe import probe
 from finepseudo.train.predict import Pass, logits, pooled, sbar
 from finepseudo.train.pseudo_labels import temperatures
 
-CALIBRATION = 256
-"""Unlabelled videos on which the temperatures of an evaluation are set: test videos never set anything."""
 PREDICTIONS = "predictions.parquet"
 PROBE: Method = "frozen_probe"
 

@@ -32,6 +32,7 @@ from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import METHODS, Method, Recipe
 from finepseudo.run import EMBEDDINGS, LABELS, SECONDS, TEMPERATURES
+from finepseudo.sizes import BLOCK_VIDEOS, SAMPLED
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences, fingerprint
 from finepseudo.storage.store import Store
@@ -39,12 +40,11 @@ from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
 from finepseudo.train.predict import Pass, Scores, embeddings, logits, sbar, score_head
-from finepseudo.train.pseudo_labels import SAMPLED, Compared, guard, known_from, label_table, temperatures
+from finepseudo.train.pseudo_labels import Compared, guard, known_from, label_table, temperatures
 from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
 
-BLOCK_VIDEOS = 32  # videos that a pass decodes, scores and commits at a time
 
 T = TypeVar("T")
 U = TypeVar("U")

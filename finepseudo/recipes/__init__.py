@@ -10,33 +10,34 @@ from pathlib import Path
 from finepseudo.errors import RecipeError
 from finepseudo.fields import nearest
 from finepseudo.recipe import Recipe
-from finepseudo.recipes.public import (
-    diving48,
-    finediving,
-    finegym99,
-    finegym288,
-    hmdb51,
-    kinetics400,
-    something_v2,
-    ucf101,
-)
+from finepseudo.recipes.diving48 import DIVING48, diving48_5pct, diving48_10pct, diving48_20pct
+from finepseudo.recipes.finediving import FINEDIVING, finediving_5pct
+from finepseudo.recipes.finegym import GYM99, GYM288, gym99_5pct, gym99_10pct, gym288_5pct
+from finepseudo.recipes.hmdb51 import HMDB51, hmdb51
+from finepseudo.recipes.kinetics400 import KINETICS400, k400_1pct, k400_10pct
+from finepseudo.recipes.published import Published
 from finepseudo.recipes.rehearsal import rehearsal, rehearsal_frozen, rehearsal_long, rehearsal_persons, rehearsal_smoke
+from finepseudo.recipes.something_v2 import SOMETHING_V2, ssv2_1pct, ssv2_10pct
+from finepseudo.recipes.source import source
+from finepseudo.recipes.ucf101 import UCF101, ucf101
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "rehearsal": rehearsal,
-    "rehearsal_frozen": rehearsal_frozen,
-    "rehearsal_long": rehearsal_long,
-    "rehearsal_persons": rehearsal_persons,
-    "rehearsal_smoke": rehearsal_smoke,
-    "diving48": diving48,
-    "finediving": finediving,
-    "finegym99": finegym99,
-    "finegym288": finegym288,
-    "hmdb51": hmdb51,
-    "kinetics400": kinetics400,
-    "something_v2": something_v2,
-    "ucf101": ucf101,
-}
+Make = Callable[[], Recipe]
+
+SETS: list[tuple[Published, list[Make]]] = [
+    (DIVING48, [diving48_5pct, diving48_10pct, diving48_20pct]),
+    (GYM99, [gym99_5pct, gym99_10pct]),
+    (GYM288, [gym288_5pct]),
+    (FINEDIVING, [finediving_5pct]),
+    (KINETICS400, [k400_1pct, k400_10pct]),
+    (SOMETHING_V2, [ssv2_1pct, ssv2_10pct]),
+    (UCF101, [ucf101]),
+    (HMDB51, [hmdb51]),
+]
+"""The public data sets, and the recipes of each."""
+GENERATED: list[Make] = [rehearsal, rehearsal_persons, rehearsal_frozen, rehearsal_long, rehearsal_smoke]
+RECIPES: dict[str, Make] = {make.__name__: make for make in [*GENERATED, *(make for _, made in SETS for make in made)]}
+PUBLISHED: dict[str, Published] = {make.__name__: published for published, made in SETS for make in made}
+"""Sizes of a recipe's data set as published, by the name of the recipe."""
 
 
 def find(name: str) -> Recipe:
@@ -50,6 +51,25 @@ def find(name: str) -> Recipe:
         there = f"there are {', '.join(RECIPES)}; or give file.py:function"
         raise RecipeError(f"no recipe {name!r}{nearest(name, RECIPES)}; {there}")
     return RECIPES[name]()
+
+
+def copy_recipe(name: str, target: Path) -> str:
+    """Write a recipe to a new file that stands alone; what names it there, `file.py:function`.
+
+    Raises RecipeError: no such recipe, or the file is there already, does not end in .py, or cannot be written.
+    """
+    function = name.rpartition(":")[2]
+    if target.suffix != ".py":
+        raise RecipeError(f"{target}: expected the name of a file that ends in .py")
+    body = source(find(name), str(target), function, (RECIPES[name].__doc__ or "") if name in RECIPES else "")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(body)
+    except FileExistsError:
+        raise RecipeError(f"{target}: is there already, and is left alone; choose another name") from None
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be written: {error.strerror}") from None
+    return f"{target}:{function}"
 
 
 def _from_file(file: str, function: str) -> Recipe:

@@ -15,12 +15,13 @@ from ray.data import ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from finepseudo.data.layout import Layout
 from finepseudo.data.plan import Plan
 from finepseudo.errors import FinePseudoError, TrainingError
 from finepseudo.recipe import Recipe
 from finepseudo.run import LAUNCHES
 from finepseudo.runtime import faults
-from finepseudo.runtime.ingest import Layout, training_stream
+from finepseudo.runtime.ingest import training_stream
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint

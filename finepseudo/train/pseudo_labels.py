@@ -23,9 +23,8 @@ from finepseudo.align.score import distances
 from finepseudo.data.plan import samples
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import Recipe
+from finepseudo.sizes import COMPARED
 
-COMPARED = 2048  # labelled videos that the driver compares with each other, about: a matrix of 32 MiB
-SAMPLED = 4096  # unlabelled videos that temperatures are fitted on, at most
 TOP = 5  # classes whose probability a committed label keeps; the rest of the mass is spread over the others
 SMALLEST_STD = 1e-3  # of D over the labelled pairs, where these (almost) coincide
 LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "finepseudo"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-LEAVES = {"errors", "fields", "progress", "recipe", "storage", "measures", "recipes"}
+LEAVES = {"errors", "fields", "progress", "recipe", "storage", "measures", "recipes", "sizes"}
 # library -> where alone it may be imported
 ONLY_IN = {
     "ray": ("runtime/",),
@@ -31,6 +31,9 @@ LIBRARIES = {
     "recipe": {"annotated_types"},
     "errors": set(),
     "recipes": set(),
+    "sizes": set(),
+    "costs": {"numpy", "pyarrow"},
+    "preview": {"numpy", "pyarrow"},
     "storage": {"fsspec", "s3fs", "pyarrow", "numpy"},
     "cli": {"tyro"},
 }
@@ -44,17 +47,20 @@ MAY = {
     "data": {"data", TABLE} | LEAVES,
     "train": {"train", "data", "align", "models", TABLE} | LEAVES,
     "driver": {"driver", "results", "run", "train", "data", "align", "models", TABLE, "rehearsal"} | LEAVES,
-    "runtime": {"runtime", "run", "train", "data"} | LEAVES,
+    "runtime": {"runtime", "run", "train", "data", "costs"} | LEAVES,
+    "costs": {"costs", "data", TABLE} | LEAVES,
+    "preview": {"preview", "costs", "data"} | LEAVES,
     "fields": {"errors"},
     "progress": set(),
     "recipe": {"errors", "fields", "storage", TABLE},
     "errors": set(),
+    "sizes": set(),
     "storage": {"storage", "errors"},
     "measures": {"errors"},
     "results": {"align", "measures", "errors"},
     "recipes": {"recipe", "recipes", "errors", "fields"},
     "rehearsal": {"rehearsal", "recipe", "errors"},
-    "cli": {"errors", "recipe", "recipes", "storage"},
+    "cli": {"errors", "recipe", "recipes", "storage", "costs", "preview"},
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,
     "report": {"report", "results", "run", "train", "data", "align"} | LEAVES,
     "__init__": set(),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finepseudo.runtime.ingest import Layout
+from finepseudo.data.layout import Layout
 
 
 def check(start, stop, workers, per_step, most_steps):

@@ -237,7 +237,7 @@ def train_after_draws(session, one):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_test_streams_have_the_order_of_real_ones(whole, workers):
     """The streams of these tests give each worker what the layout of a decoding stream gives it."""
-    from finepseudo.runtime.ingest import Layout
+    from finepseudo.data.layout import Layout
 
     class Rank:
         world = workers

@@ -1,5 +1,7 @@
 """Every recipe loads; recipes, help and dry runs are light; mistakes on the command line are answered with names."""
 
+import inspect
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -7,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from finepseudo.cli import Options, describe, parse
+from finepseudo.cli import Options, parse
+from finepseudo.costs.predict import hours_text, predict_published
+from finepseudo.costs.units import SHIPPED, read_units
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import Recipe, described, digest, recipe_from
-from finepseudo.recipes import RECIPES, find
-from finepseudo.storage.store import Store
+from finepseudo.recipe import described, digest, recipe_from
+from finepseudo.recipes import PUBLISHED, RECIPES, copy_recipe, find
+from finepseudo.recipes.published import LARGE, public, rows
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "deepspeed", "decord", "av", "sklearn")
@@ -108,6 +112,123 @@ def test_nothing_that_changes_a_result_comes_from_the_environment(monkeypatch):
     assert options("rehearsal", "--run", "/r").recipe == find("rehearsal")
 
 
+PAPER = {
+    **{f"diving48_{share}pct": share for share in (5, 10, 20)},
+    "gym99_5pct": 5,
+    "gym99_10pct": 10,
+    "gym288_5pct": 5,
+    "finediving_5pct": 5,
+    "k400_1pct": 1,
+    "k400_10pct": 10,
+    "ssv2_1pct": 1,
+    "ssv2_10pct": 10,
+}
+
+
+@pytest.mark.parametrize(("name", "percent"), PAPER.items())
+def test_the_papers_recipes(name, percent):
+    recipe, published = find(name), PUBLISHED[name]
+    assert recipe.split.label_fraction == percent / 100
+    assert recipe.data == published.data
+    assert (recipe.models.frame, recipe.models.video) == ("vtn_resnet18", "r2plus1d_18")
+    assert recipe.scale.train_gpus == 1
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_public_recipe_opens_with_the_command_that_starts_it(name):
+    command, cost = inspect.getdoc(RECIPES[name]).splitlines()[::2][:2]
+    program, recipe, *given = command.removeprefix("python ").split()
+    assert (program, recipe) == ("jobs/run.py", name)
+    parsed = options(name, *given).recipe
+    assert digest(parsed) == digest(find(name))
+    assert parsed.data.root.startswith("s3://BUCKET/")
+    found = predict_published(find(name), PUBLISHED[name], read_units(SHIPPED))
+    expected = f"Predicted by arithmetic and never run: {hours_text(found.hours)} on {found.gpus:g} GPUs."
+    assert f"{find(name).split.label_fraction * 100:g} % of the labels of each class. {expected}" == cost
+
+
+def test_passes_fall_with_the_root_of_the_size():
+    """The published set is seen 100 times if it has 1,000 clips, half as often and twice as many steps if 4,000."""
+    assert (rows(1000), rows(4000)) == (100_000, 200_000)
+    small = replace(PUBLISHED["diving48_5pct"], train=1000)
+    one, four = (public("x", replace(small, train=train), labels=0.25) for train in (1000, 4000))
+    assert one.gitdl.frame_steps == one.gitdl.video_steps == math.ceil(100_000 / 64)
+    assert four.gitdl.frame_steps == 2 * one.gitdl.frame_steps - 1  # rounded up
+    assert one.supervise.steps == math.ceil(100 * math.sqrt(1000 * 250) / 64)
+    assert one.rounds.video_steps == math.ceil(100 * math.sqrt(1000 * 750) / 64)
+    large = public("x", replace(small, train=LARGE), labels=0.25)
+    assert large.optimiser.blocks_per_step == large.scale.train_workers == 8
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_copy_is_the_same_recipe(name, tmp_path):
+    there = copy_recipe(name, tmp_path / "mine.py")
+    assert there == f"{tmp_path}/mine.py:{name}"
+    assert find(there) == find(name)
+    assert digest(find(there)) == digest(find(name))
+    text = (tmp_path / "mine.py").read_text()
+    assert "label_fraction=" in text
+    assert "margin" not in text, "fields that have their default are left out"
+    assert {line.split()[1] for line in text.splitlines() if line.startswith("from")} == {"finepseudo.recipe"}
+
+
+def test_a_copy_can_be_edited_and_copied_again(tmp_path):
+    there = copy_recipe("diving48_5pct", tmp_path / "mine.py")
+    text = (tmp_path / "mine.py").read_text()
+    assert f"python jobs/run.py {there} --run" in text
+    (tmp_path / "mine.py").write_text(text.replace("label_fraction=0.05", "label_fraction=0.07"))
+    assert find(there).split.label_fraction == 0.07
+    assert find(copy_recipe(there, tmp_path / "again.py")) == find(there)
+
+
+def test_values_of_all_kinds_are_copied(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from finepseudo.recipe import Data, Models, Recipe, Rehearsal\n"
+        "def odd():\n"
+        "    return Recipe(name='it\\'s \"odd\"', methods=('finepseudo',),\n"
+        "        data=Data(root='\\\\é', rehearsal=Rehearsal()),\n"
+        "        models=Models(frame_options={'dim': '32', 'positions': 'none'}))\n"
+    )
+    odd = find(f"{tmp_path}/odd.py:odd")
+    assert find(copy_recipe(f"{tmp_path}/odd.py:odd", tmp_path / "copy.py")) == odd
+
+
+def test_a_part_of_another_class_cannot_be_copied(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "from finepseudo.recipe import Align, Recipe\n"
+        "class Mine(Align):\n    pass\n"
+        "def odd():\n    return Recipe(name='odd', align=Mine(steps=3))\n"
+    )
+    with pytest.raises(RecipeError, match="Mine is a class of another file than finepseudo/recipe.py"):
+        copy_recipe(f"{tmp_path}/odd.py:odd", tmp_path / "copy.py")
+
+
+def test_a_copy_never_writes_over_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text("precious")
+    done = job("cp", "rehearsal", tmp_path / "mine.py", name="recipes")
+    assert done.returncode == 1
+    assert done.stderr == f"RecipeError: {tmp_path}/mine.py: is there already, and is left alone; choose another name\n"
+    assert (tmp_path / "mine.py").read_text() == "precious"
+    for target, said in (("mine.txt", "ends in .py"), ("no/mine.py", "cannot be written: No such file")):
+        with pytest.raises(RecipeError, match=said):
+            copy_recipe("rehearsal", tmp_path / target)
+    with pytest.raises(RecipeError, match="did you mean 'rehearsal'"):
+        copy_recipe("rehersal", tmp_path / "other.py")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_the_list_says_what_each_costs():
+    done = job(name="recipes")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert set(RECIPES) < set(lines)
+    assert " ".join(lines["diving48_10pct"].split()).startswith(
+        "diving48_10pct Diving48 V2 10 % vtn_resnet18 r2plus1d_18 8 "
+    )
+    assert [name for name in RECIPES if "not known" in lines[name]] == ["rehearsal_smoke"]
+    assert "never measured" in done.stdout
+
+
 @pytest.fixture
 def mine(tmp_path):
     (tmp_path / "mine.py").write_text(
@@ -155,13 +276,6 @@ def test_dry_run_says_what_would_happen(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_says_what_is_there(tmp_path):
-    run = Store(str(tmp_path))
-    run.write("manifest/manifest.parquet", b"")
-    run.write("labels/x/labels.parquet", b"")
-    assert "has manifest, labels" in describe(Recipe(name="x"), run)
-
-
 @pytest.mark.parametrize("name", ["run", "prepare", "evaluate", "compare"])
 def test_help_lists_the_recipes_fields(name):
     done = job("--help", name=name)
@@ -179,6 +293,11 @@ def test_help_lists_the_recipes_fields(name):
         "sys.argv = ['run.py', '--help']; runpy.run_path('jobs/run.py', run_name='__main__')",
         "sys.argv = ['run.py', 'rehearsal', '--run', '/nowhere/x', '--dry-run'];"
         "runpy.run_path('jobs/run.py', run_name='__main__')",
+        "sys.argv = ['run.py', 'k400_1pct', '--run', '/nowhere/x', '--dry-run'];"
+        "runpy.run_path('jobs/run.py', run_name='__main__')",
+        "sys.argv = ['compare.py', 'rehearsal', '--run', '/nowhere/x', '--dry-run'];"
+        "runpy.run_path('jobs/compare.py', run_name='__main__')",
+        "sys.argv = ['recipes.py']; runpy.run_path('jobs/recipes.py', run_name='__main__')",
         "sys.argv = ['run.py', 'rehearsal', '--run', '/nowhere/x', '--oops'];"
         "runpy.run_path('jobs/run.py', run_name='__main__')",
     ],

@@ -91,8 +91,13 @@ def read_annotations(store: Store, data: Data) -> tuple[pa.Table, list[str]]:
     return found.clips, found.class_names
 
 
-def read_collection(store: Store, data: Data) -> Collection:
-    """As `read_annotations`, with what was understood."""
+def read_collection(store: Store, data: Data, *, find_files: bool = True) -> Collection:
+    """As `read_annotations`, with what was understood.
+
+    Args:
+        find_files: False: open no folder of videos, which may be one of millions; where `data.videos` leaves it open, a
+            file is a name that Template.places completes.
+    """
     template = Template(data.videos)
     rows = Rows(template)
     for source in _sources(store, data, anywhere=template.anywhere):
@@ -101,11 +106,11 @@ def read_collection(store: Store, data: Data) -> Collection:
             rows.add(annotation)
     names = _vocabulary(Source(store, data.vocab), data.format) if data.vocab else rows.named()
     clips, missing = rows.table(names, vocabulary=bool(data.vocab)), None
-    if template.open:
+    if template.open and find_files:
         clips, missing = rows.with_files(clips, store)
     if not len(clips) and not data.unlabelled:
         raise ManifestError(f"{store.uri(data.train)}: no clips")
-    if data.unlabelled:
+    if data.unlabelled and find_files:
         unnamed = _unnamed(store, posixpath.normpath(data.unlabelled).removeprefix("."), clips)
         clips = pa.concat_tables([clips, unnamed])
         if not len(unnamed):

@@ -100,6 +100,17 @@ class Template:
         """Below the root; where files are looked for, the end of their path, without an ending that is open."""
         return f"{self._before}{name}{self._after}" if self.open else self._text.replace("{video_id}", name)
 
+    def places(self, name: str, label: str) -> Iterator[str]:
+        """Where the file of a name that `path` made may lie, likely places first: as it is, or in a folder of a class.
+
+        Any depth, and endings in upper case, are for `find`, which lists all files.
+        """
+        yield name
+        if self.open:
+            folders = ["", f"{label}/", f"{label.replace(' ', '_')}/"] if self.anywhere and label else [""]
+            endings = ENDINGS if self._any_ending else ("",)
+            yield from (f"{self._folder}{folder}{name}{ending}" for ending in endings for folder in folders)
+
     def find(self, store: Store, names: pa.ChunkedArray, place: Callable[[int], str]) -> tuple[pa.ChunkedArray, int]:
         """Paths of files for what `path` made of names, and how many are missing: those have the path to expect.
 

@@ -1,6 +1,7 @@
-"""The arithmetic of benchmarks/scale.py: what grows with what, who waits, and that it counts the rows of real plans."""
+"""The arithmetic of costs: what grows with what, who waits, and that it counts the rows of real plans."""
 
 import importlib
+import json
 import math
 import sys
 from dataclasses import replace
@@ -9,22 +10,25 @@ from pathlib import Path
 import pytest
 from clips import classed, manifest
 
+from finepseudo.costs.model import CORE_PRICE, GPU_PRICE, Cluster, Model, Sizes, changed, growth, make_plan, stand_in
+from finepseudo.costs.predict import comparison_hours
+from finepseudo.costs.predict import predict as predict_all
+from finepseudo.costs.resources import needed
+from finepseudo.costs.units import SHIPPED, UnitCosts, fits, read_units, units_for
 from finepseudo.data.cache import ROOM
 from finepseudo.data.split import make_split
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import Split
-from finepseudo.recipes import find
-from finepseudo.runtime.cluster import needed
+from finepseudo.recipes import PUBLISHED, find
+from finepseudo.sizes import COMPARED, SAMPLED
 from finepseudo.storage.store import Store
-from finepseudo.train.pseudo_labels import COMPARED, SAMPLED
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-scale, scale_model = importlib.import_module("scale"), importlib.import_module("scale_model")
+scale, datasheet = importlib.import_module("scale"), importlib.import_module("datasheet")
 del sys.path[0]
-Cluster, Model, Sizes, changed = scale_model.Cluster, scale_model.Model, scale_model.Sizes, scale_model.changed
 
-COSTS = scale_model.UnitCosts(
-    machine="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,
+COSTS = UnitCosts(
+    machine="made up", source="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,
     embed_frame_s={"frame": 1e-4, "video": 1e-4}, cell_s=1e-8,
     train_frame_s={"gitdl/frame": 4e-4, "gitdl/video": 3e-4, "align/frame": 2e-4, "classify/video": 3e-4},
     plan_row_s=0.0, heat_class_s=2e-6, label_class_s=1e-6,
@@ -75,7 +79,7 @@ def test_rounds_and_methods_add_their_stages():
 def test_rows_are_those_of_a_real_plan(kind, pseudo):
     how = recipe(optimiser={"blocks_per_step": 2})
     labelled, others = classed(0, 28, 14), classed(28, 56, 14) if pseudo else None
-    plan = scale_model.make_plan(how, kind, scale_model.stand_in(56), labelled, others, steps=3)
+    plan = make_plan(how, kind, stand_in(56), labelled, others, steps=3)
     found = predict(how).training("x", kind, 3, pseudo=pseudo)
     assert found.rows == len(plan)
     frames = {"gitdl": 2 * how.gitdl.frames, "align": how.frames.align, "classify": how.frames.video}
@@ -112,7 +116,7 @@ def test_the_driver_compares_a_bounded_sample_once():
 
 
 def test_exponents_of_growth():
-    found = scale_model.growth(recipe(), Sizes(), COSTS, ONE)
+    found = growth(recipe(), Sizes(), COSTS, ONE)
     for name, row in found.items():
         # A video more in the gallery is one fewer to label: of the work, only alignment must grow with G.
         least = -0.05 if name == "G" else -1e-9
@@ -215,6 +219,90 @@ def test_trainings_go_two_at_a_time():
     assert predict(how).phase_seconds("train 1") == pytest.approx(2 * predict().phase_seconds("train 1"))
 
 
+def test_a_comparison_pre_trains_once():
+    known = {fits(recipe(), "cpu"): COSTS}
+    whole = predict_all(recipe(), known, Sizes())
+    assert comparison_hours(whole, [recipe()]) == pytest.approx(whole.hours)
+    shared = predict(recipe(gitdl={"frame_steps": 0, "video_steps": 0})).seconds / 3600
+    assert shared < whole.hours
+    assert comparison_hours(whole, [recipe(), recipe()]) == pytest.approx(whole.hours + shared)
+    more = recipe(split={"label_fraction": 0.5})
+    without = predict(changed(more, gitdl={"frame_steps": 0, "video_steps": 0})).seconds / 3600
+    assert without != shared
+    assert comparison_hours(whole, [more]) == pytest.approx(whole.hours - shared + without), "each has its own share"
+
+
+def test_what_a_recipe_asks_for_and_what_it_costs():
+    how = recipe(scale={"train_gpus": 1, "train_cpus": 2, "score_workers": 3, "score_gpus": 0.5, "decode_workers": 4})
+    train, score = 2 * CORE_PRICE + GPU_PRICE, CORE_PRICE + 0.5 * GPU_PRICE
+    assert Cluster.of(how) == Cluster(
+        decode_workers=4, train_workers=1, score_workers=3, train_price=train, score_price=score
+    )
+    found = predict_all(how, {fits(how, "cuda"): COSTS}, Sizes())
+    assert found.gpus == 2 + 1.5
+    assert found.money == pytest.approx((12 * CORE_PRICE + 2 * train + 3 * score) * found.hours)
+
+
+def test_unit_costs_fit_encoders_with_their_options_and_the_device_of_each_group():
+    names = {
+        fits(how, device)
+        for how in (recipe(), recipe(models={"frame_options": {"dim": "32"}}), recipe(frames={"crop": 32}))
+        for device in ("cpu", "cuda")
+    }
+    assert len(names) == 6
+    fast = replace(COSTS, train_frame_s=dict.fromkeys(COSTS.train_frame_s, 1e-6), cell_s=1.0)
+    known = {fits(recipe(), "cpu"): COSTS, fits(recipe(), "cuda"): fast}
+    mixed = units_for(recipe(scale={"train_gpus": 1}), known)
+    assert (mixed.train_frame_s, mixed.cell_s) == (fast.train_frame_s, COSTS.cell_s)
+    assert units_for(recipe(scale={"score_gpus": 1}), known).cell_s == 1.0
+
+
+def test_longer_videos_take_longer_to_decode_and_not_to_take_from_the_cache():
+    long = COSTS.of_length(140)
+    assert (long.decode_kept_s, long.decode_once_s) == (2 * COSTS.decode_kept_s, 2 * COSTS.decode_once_s)
+    assert (long.decode_hit_s, long.video_frames) == (COSTS.decode_hit_s, 140)
+
+
+def test_unit_costs_that_are_shipped_say_where_they_come_from():
+    known = read_units(SHIPPED)
+    assert fits(find("rehearsal"), "cpu") in known
+    for name, costs in known.items():
+        assert costs.source
+        measured = not name.endswith("cuda")
+        assert measured == ("never measured" not in costs.machine) == ("guess" not in costs.source)
+    assert {units_for(find(name), known).machine for name in PUBLISHED}
+
+
+def test_a_file_that_holds_no_unit_costs_is_refused(tmp_path):
+    for text in ("[", "{}x", '{"a": {"speed": 3}}', "[1]"):
+        (tmp_path / "u.json").write_text(text)
+        with pytest.raises(RecipeError, match="u.json: no file of unit costs"):
+            read_units(tmp_path / "u.json")
+
+
+def test_data_sheet_arithmetic(tmp_path):
+    """A step is three forward passes; twice the rate takes half the time."""
+    units = tmp_path / "u.json"
+    units.write_text(json.dumps({fits(recipe(), "cpu"): vars(COSTS)}))
+    rates = []
+    for share in (0.1, 0.2):
+        datasheet.main(datasheet.Options(recipe="rehearsal", units=units, share=share))
+        rates.append(read_units(units)[fits(recipe(), "cuda")])
+    slow, fast = rates
+    assert slow.train_frame_s["align/frame"] == pytest.approx(3 * slow.embed_frame_s["frame"])
+    assert slow.train_frame_s["classify/video"] == pytest.approx(3 * slow.embed_frame_s["video"])
+    assert slow.embed_frame_s["video"] == pytest.approx(2 * fast.embed_frame_s["video"])
+    assert slow.decode_once_s == COSTS.decode_once_s
+    with pytest.raises(RecipeError, match="has no unit costs of vtn_resnet18"):
+        datasheet.main(datasheet.Options(recipe="ucf101", units=units))
+
+
+def test_operations_are_those_of_the_published_encoder():
+    """R(2+1)D-18 has 40.5e9 multiply-adds for 16 frames of 112 x 112."""
+    video = changed(find("ucf101"), models={"video_options": {}}, gitdl={"video_steps": 0})
+    assert 16 * datasheet.frame_operations(video, "video", classes=400) / 2 == pytest.approx(40.52e9, rel=0.01)
+
+
 def test_shared_cores_make_it_slower_and_never_faster():
     own, two, one = (predict(cluster=Cluster(cores=cores)) for cores in (0, 2, 1))
     assert one.seconds > two.seconds
@@ -226,8 +314,8 @@ def test_what_cannot_be_is_refused(tmp_path):
         scale.main(["rehersal"])
     with pytest.raises(RecipeError, match="give --sizes.videos, --sizes.classes"):
         Sizes().of(scale.kinetics())
-    with pytest.raises(RecipeError, match="has no unit costs of tiny_vtn .*; add them with --measure"):
-        scale.units_for(recipe(), tmp_path / "none.json")
+    with pytest.raises(RecipeError, match="no unit costs of tiny_vtn .*, cpu; measure them: .* --measure"):
+        units_for(recipe(), read_units(tmp_path / "none.json"))
     with pytest.raises(RecipeError, match="pretrain/video: the unit costs have no gitdl/video; measure them"):
         predict(costs=replace(COSTS, train_frame_s={"gitdl/frame": 1e-4, "align/frame": 1e-4}))
     with pytest.raises(RecipeError, match="must divide"):

@@ -1,4 +1,4 @@
-"""What a run of any size costs on any cluster, by arithmetic over unit costs; benchmarks/scale.py measures and prints.
+"""What a run of any size costs on any cluster, by arithmetic over the unit costs of units.py.
 
 A group of workers (decode, train, score) takes rows x unit cost / workers; a stage takes as long as its slowest group,
 after its start and what the driver does alone; the chains of a phase run side by side. Rows, and the videos that the
@@ -15,44 +15,24 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from finepseudo.costs.units import UnitCosts
 from finepseudo.data.cache import Kept
+from finepseudo.data.layout import Layout
 from finepseudo.data.manifest import CLIPS, Manifest
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
-from finepseudo.driver.evaluate import CALIBRATION
-from finepseudo.driver.steps import BLOCK_VIDEOS
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import METHODS, Method, Recipe
-from finepseudo.runtime.ingest import Layout
-from finepseudo.train.pseudo_labels import COMPARED, SAMPLED
+from finepseudo.sizes import BLOCK_VIDEOS, CALIBRATION, COMPARED, SAMPLED
 
 GROUPS = ("decode", "train", "score")
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitCosts:
-    """Seconds of one worker for one piece of work, with one recipe's encoders and sizes."""
-
-    machine: str  # a worker is one core of it, or its accelerator
-    video_frames: float  # of a video: what the cache of decoded videos keeps
-    decode_kept_s: float  # decode a whole video and keep it in the cache
-    decode_once_s: float  # decode the frames of one row; the cache is off
-    decode_hit_s: float  # take one row from the cache
-    embed_frame_s: Mapping[str, float]  # by part, `frame` (f_A) or `video` (f_E): forward, a frame of a clip
-    cell_s: float  # score a video with a gallery member: a cell of the T x T cost matrix
-    train_frame_s: Mapping[str, float]  # by kind: batch, forward, backward, optimiser, a frame of a clip
-    plan_row_s: float
-    """Make a row of a plan when it is asked for. Decoding actors pay it beside decoding, and training workers as a part
-    of their batch: it is in `train_frame_s`."""
-    heat_class_s: float  # the driver's, a video and class: temperatures, of a sample at most
-    label_class_s: float  # the driver's, a video and class: probabilities, decision, table
-    launch_s: float = 26.0  # start a training's workers, set them up, end them; not measured, typical of two cores
-    pool_s: float = 7.0  # start a pass of the pool; the same
+CORE_PRICE, GPU_PRICE = 0.05, 3.0
+"""Money an hour for a rented core and a rented GPU: assumed, and in proportion to any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +43,21 @@ class Cluster:
     train_workers: int = 1
     score_workers: int = 1
     cores: int = 0  # real cores that all share; 0: every worker has its own
-    decode_price: float = 0.05  # money per worker and hour, busy or not; the defaults are for a rented core
-    train_price: float = 0.05
-    score_price: float = 0.05
+    decode_price: float = CORE_PRICE  # money per worker and hour, busy or not
+    train_price: float = CORE_PRICE
+    score_price: float = CORE_PRICE
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Cluster:
+        """What the recipe asks for."""
+        scale = recipe.scale
+        return cls(
+            decode_workers=scale.decode_workers,
+            train_workers=scale.train_workers,
+            score_workers=scale.score_workers,
+            train_price=scale.train_cpus * CORE_PRICE + scale.train_gpus * GPU_PRICE,
+            score_price=scale.score_cpus * CORE_PRICE + scale.score_gpus * GPU_PRICE,
+        )
 
 
 @dataclass(frozen=True)
@@ -352,10 +344,19 @@ def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
     return replace(recipe, **{part: replace(getattr(recipe, part), **values) for part, values in parts.items()})
 
 
+class StandIn(Manifest):
+    """A manifest of clips that are nowhere: for plans that are counted, not read."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """None, since nothing is made of it: digests of hundreds of thousands of clips take seconds."""
+        return ""
+
+
 @lru_cache
 def stand_in(count: int, frames: int = 64) -> Manifest:
-    """Clips 0, 1, ... of so many frames that are nowhere: for plans that are counted, not read."""
+    """Clips 0, 1, ... of so many frames."""
     columns = {item.name: pa.nulls(count, item.type) for item in CLIPS}
-    columns["video_id"] = pa.array([f"{index}" for index in range(count)])
+    columns["video_id"] = pa.array(np.arange(count)).cast(pa.string())
     columns["num_frames"] = pa.array(np.full(count, frames, np.int32))
-    return Manifest(pa.table(columns, schema=CLIPS), pa.chunked_array([pa.nulls(count, pa.int32())]), ())
+    return StandIn(pa.table(columns, schema=CLIPS), pa.chunked_array([pa.nulls(count, pa.int32())]), ())
