@@ -413,16 +413,28 @@ def _check_across(recipe: Recipe) -> None:
                 f"models.{part}_weights = {weights!r} and models.{part}_sha256 = {sha!r} belong together: "
                 "give both (sha256sum of the file), or neither"
             )
-        encoder = recipe.models.encoder(part)
-        stride = encoder.options.time_stride if isinstance(encoder.options, VideoOptions) else 1
-        if stride > 1 and recipe.gitdl.video_steps:
-            raise RecipeError(
-                f"gitdl.video_steps = {recipe.gitdl.video_steps}: {encoder.name} has one time feature for {stride} "
-                "frames, and pre-training compares frames; set --models.video-options temporal_stride_1 true, or set "
-                "gitdl.video_steps to 0"
-            )
+        recipe.models.encoder(part)
+    _check_clips(recipe)
     if recipe.data.rehearsal is not None:
         _check_rehearsal(recipe.data.rehearsal)
+
+
+def _check_clips(recipe: Recipe) -> None:
+    """Whether f_E takes clips of the size that the recipe gives them."""
+    video, frames = recipe.models.encoder("video"), recipe.frames
+    options = cast(VideoOptions, video.options)
+    if options.time_stride > 1 and recipe.gitdl.video_steps:
+        dense = "set --models.video-options temporal_stride_1 true, or " if hasattr(options, "temporal_stride_1") else ""
+        raise RecipeError(
+            f"gitdl.video_steps = {recipe.gitdl.video_steps}: {video.name} has one time feature for "
+            f"{options.time_stride} frames, and pre-training compares frames; {dense}set gitdl.video_steps to 0"
+        )
+    for (name, value), part in zip(
+        (("frames.video", frames.video), ("frames.crop", frames.crop)), options.multiples, strict=True
+    ):
+        if value % part:
+            near = f"{value // part * part} or {-(-value // part) * part}" if value > part else str(part)
+            raise RecipeError(f"{name} = {value}: {video.name} takes multiples of {part}; use {near}")
 
 
 def _check_rehearsal(spec: Rehearsal) -> None:

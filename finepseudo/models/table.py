@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,29 @@ class VideoOptions:
         """Frames of the clip for one time feature."""
         return 1
 
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """What must divide the number of frames of a clip, and the height and width of its frames."""
+        return 1, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions(VideoOptions):
+    """Of a Transformer whose tokens are patches of 16 x 16 pixels."""
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        return self.time_stride, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TubeletOptions(PatchOptions):
+    """Of one whose tokens are patches of two frames."""
+
+    @property
+    def time_stride(self) -> int:
+        return 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyR2Plus1DOptions(VideoOptions):
@@ -98,8 +122,11 @@ class Entry:
     made_by: str
     """Its class, as module:Class below models/; constructed with its options, `size` and, for f_E, `num_classes`."""
     preprocessing: Preprocessing = Preprocessing()
+    library: str = ""
+    """The optional library that its layers are of; `pip install finepseudo[library]` brings it."""
 
 
+_HUB = "finepseudo.models.hub"
 ENCODERS: dict[str, Entry] = {
     "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN"),
     "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET),
@@ -110,6 +137,10 @@ ENCODERS: dict[str, Entry] = {
     "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.tiny:TinyR2Plus1D"),
     "r2plus1d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R2Plus1D18", KINETICS),
     "r3d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R3D18", KINETICS),
+    "aim_vit_b16": Entry("video", VideoOptions, "finepseudo.models.aim:AIMViTB16", CLIP),
+    "videomae_b16": Entry("video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, "transformers"),
+    "timesformer_b16": Entry("video", PatchOptions, f"{_HUB}:TimeSformerB16", Preprocessing(), "transformers"),
+    "vjepa2_l16": Entry("video", TubeletOptions, f"{_HUB}:VJEPA2L16", IMAGENET, "transformers"),
 }
 
 
@@ -122,6 +153,15 @@ class Encoder:
     @property
     def part(self) -> Part:
         return ENCODERS[self.name].part
+
+    def check_library(self) -> None:
+        """Raises RecipeError: the optional library that the encoder's layers are of is not installed."""
+        library = ENCODERS[self.name].library
+        if library and importlib.util.find_spec(library) is None:
+            raise RecipeError(
+                f"encoder {self.name!r} needs the library {library}, which is not installed; "
+                f"pip install 'finepseudo[{library}]' on every machine of the run, or choose another encoder"
+            )
 
 
 def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | None = None) -> Encoder:
