@@ -424,7 +424,9 @@ def _check_clips(recipe: Recipe) -> None:
     video, frames = recipe.models.encoder("video"), recipe.frames
     options = cast(VideoOptions, video.options)
     if options.time_stride > 1 and recipe.gitdl.video_steps:
-        dense = "set --models.video-options temporal_stride_1 true, or " if hasattr(options, "temporal_stride_1") else ""
+        dense = (
+            "set --models.video-options temporal_stride_1 true, or " if hasattr(options, "temporal_stride_1") else ""
+        )
         raise RecipeError(
             f"gitdl.video_steps = {recipe.gitdl.video_steps}: {video.name} has one time feature for "
             f"{options.time_stride} frames, and pre-training compares frames; {dense}set gitdl.video_steps to 0"

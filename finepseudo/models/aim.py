@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finepseudo.models.encoders import VideoEncoder, frames_of
+from finepseudo.models.positions import resized_times
 from finepseudo.models.vit import ViT
 
 FRAMES = 8  # of the table of times; for another number it is interpolated
@@ -35,9 +36,9 @@ class Adapter(nn.Module):
 class Adapters(nn.Module):
     """Those of one layer; the layer's own attention is used twice, along the frames of a token and inside a frame.
 
-        x = x + A_time(attention over time(norm1 x))                                                                [A]
-        x = x + y + A_space(y),  y = attention over space(norm1 x)
-        x = x + mlp(norm2 x) + A_joint(norm2 x) / 2
+    x = x + A_time(attention over time(norm1 x))                                                                [A]
+    x = x + y + A_space(y),  y = attention over space(norm1 x)
+    x = x + mlp(norm2 x) + A_joint(norm2 x) / 2
     """
 
     def __init__(self, width: int) -> None:
@@ -63,9 +64,7 @@ class Times(nn.Module):
         self.position_TF = nn.Parameter(torch.zeros(FRAMES, width))
 
     def forward(self, token_BTLF: Tensor) -> Tensor:
-        position_TF, T = self.position_TF, token_BTLF.shape[1]
-        if T != FRAMES:
-            position_TF = F.interpolate(position_TF.T[None].float(), T, mode="linear", align_corners=False)[0].T
+        position_TF = resized_times(self.position_TF, token_BTLF.shape[1])
         return token_BTLF + position_TF[:, None].to(token_BTLF.dtype)
 
 
@@ -78,11 +77,12 @@ class AIMViTB16(VideoEncoder):
 
     below: ClassVar[str] = "backbone."
     own: ClassVar[tuple[str, ...]] = ("fc.", "adapters.", "times.")
+    shape: ClassVar[dict[str, int]] = {"width": 768, "heads": 12, "layers": 12}
 
     def __init__(self, *, size: int, num_classes: int) -> None:
         super().__init__()
         del size
-        self.backbone = ViT(768, 12, clip=True)
+        self.backbone = ViT(**self.shape, clip=True)
         self.feature_dim, self.num_classes = self.backbone.width, num_classes
         self.times = Times(self.feature_dim)
         self.adapters = nn.ModuleList(Adapters(self.feature_dim) for _ in self.backbone.layers)

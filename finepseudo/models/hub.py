@@ -3,7 +3,8 @@
 Made from the numbers below, so nothing is fetched; the library is imported when one of them is made. Names of
 parameters are the library's, less what stands before all of them, and `fc` for its classifier.
 
-Axes: B batch, T frames, C channels, H W pixels, F features, K classes, L tokens, h w grid of patches, t tubelets in time.
+Axes: B batch, T frames, C channels, H W pixels, F features, K classes, L tokens, h w grid of patches,
+t tubelets in time.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from finepseudo.models.encoders import VideoEncoder
+from finepseudo.models.positions import Kind, resized_grid, resized_times
 
 PATCH, TUBELET = 16, 2
 GRID, FRAMES = 14, 8  # patches along a side, frames: of the tables of positions that public weights have
@@ -45,26 +46,18 @@ def _initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def _resized(table_NFhw: Tensor, side: int) -> Tensor:
-    """A table of positions for another grid: bicubic, in fp32."""
-    if table_NFhw.shape[-1] == side:
-        return table_NFhw
-    with torch.autocast(table_NFhw.device.type, enabled=False):
-        return F.interpolate(table_NFhw, (side, side), mode="bicubic", align_corners=False, antialias=True)
-
-
 @functools.lru_cache(maxsize=8)
 def sine_positions(t: int, side: int, width: int) -> Tensor:
     """position_LF, L = t side side, fixed: sin and cos of n / 10000^(2i/F) by turns, n = 196 t + 14 y + x [A].
 
-    n counts tubelets of a grid of 14 x 14, the public weights' own; for another grid the table is resampled [C]: counted
-    anew, the same n would be another place.
+    n counts tubelets of a grid of 14 x 14, the public weights' own. For another grid the table is resampled [C]: were
+    they counted anew, the same n would be another place.
     """
     n_L1 = np.arange(t * GRID * GRID, dtype=np.float64)[:, None]
     angle_LF = n_L1 / np.power(10000, 2 * (np.arange(width) // 2) / width)
     angle_LF[:, 0::2], angle_LF[:, 1::2] = np.sin(angle_LF[:, 0::2]), np.cos(angle_LF[:, 1::2])
     table_thwF = torch.from_numpy(angle_LF.astype(np.float32)).unflatten(0, (t, GRID, GRID))
-    return _resized(table_thwF.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1).reshape(-1, width).contiguous()
+    return resized_grid(table_thwF.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1).reshape(-1, width).contiguous()
 
 
 class SinePositions(nn.Module):
@@ -123,6 +116,8 @@ class SpaceTimeTokens(nn.Module):
     call, bicubic and linear [C].
     """
 
+    tables: ClassVar[dict[str, Kind]] = {"position_embeddings": "grid", "time_embeddings": "times"}
+
     def __init__(self, patch_embeddings: nn.Module, side: int, width: int) -> None:
         super().__init__()
         self.patch_embeddings, self.side = patch_embeddings, side
@@ -136,10 +131,8 @@ class SpaceTimeTokens(nn.Module):
         patch_NLF, *_ = self.patch_embeddings(clip_BTCHW)
         own_1F, place_LF = self.position_embeddings[0].split([1, GRID**2])
         table_1Fhw = place_LF.T.unflatten(1, (GRID, GRID))[None]
-        place_LF = _resized(table_1Fhw, self.side).flatten(2)[0].T
-        time_TF = self.time_embeddings[0]
-        if T != FRAMES:
-            time_TF = F.interpolate(time_TF.T[None].float(), T, mode="linear", align_corners=False)[0].T
+        place_LF = resized_grid(table_1Fhw, self.side).flatten(2)[0].T
+        time_TF = resized_times(self.time_embeddings[0], T)
         token_BLTF = patch_NLF.unflatten(0, (B, T)).transpose(1, 2) + place_LF[:, None] + time_TF
         class_B1F = (self.cls_token[0] + own_1F).to(token_BLTF.dtype).expand(B, 1, -1)
         return torch.cat([class_B1F, token_BLTF.flatten(1, 2)], dim=1)
@@ -182,7 +175,7 @@ class TimeSformerB16(VideoEncoder):
 class VJEPA2L16(VideoEncoder):
     """V-JEPA 2 ViT-L/16 with rotary positions and its attentive pooler [A]: logits = fc(pooler(all tokens)).
 
-    Less `fc` and the pooler, which weights of its pre-training do not have, 303,886,336 parameters. A time feature is
+    Less `fc` and the pooler, which weights of its pre-training do not have, 303,885,312 parameters. A time feature is
     the mean over space of a tubelet's tokens, two frames.
     """
 

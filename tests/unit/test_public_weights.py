@@ -321,6 +321,7 @@ def test_layouts_do_not_take_each_others_files():
         for root in layout.roots:
             found = recognise({root + mark for mark in layout.marks})
             assert [way.layout.name for way in found if way.share == 1] == [layout.name]
+            assert found[0].before == root
     assert {name for layout in LAYOUTS for name in layout.encoders} == {
         name for name in ENCODERS if not name.startswith("tiny_")
     }
@@ -331,7 +332,9 @@ def test_families_have_their_preprocessing():
     assert kinds["tiny_vtn"] == kinds["tiny_r2plus1d"] == Preprocessing(mean=(0.45,) * 3, std=(0.225,) * 3)
     assert kinds["r2plus1d_18"] == kinds["r3d_18"] == KINETICS
     assert kinds["vtn_resnet50"] == kinds["vtn_vit_s16"] == kinds["vtn_vit_b16"] == IMAGENET
-    assert kinds["vtn_clip_vit_b16"] == CLIP
+    assert kinds["vtn_clip_vit_b16"] == kinds["aim_vit_b16"] == CLIP
+    assert kinds["videomae_b16"] == kinds["vjepa2_l16"] == IMAGENET
+    assert kinds["timesformer_b16"] == kinds["tiny_vtn"]
     assert make("r3d_18").preprocessing == KINETICS
 
 
