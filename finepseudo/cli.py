@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from finepseudo.errors import FinePseudoError, RecipeError
-from finepseudo.recipe import Recipe, digest
+from finepseudo.recipe import PARTS, Recipe, digest
 from finepseudo.recipes import RECIPES, find
 from finepseudo.storage.store import Store
 
@@ -112,6 +112,7 @@ def describe(recipe: Recipe, run: Store) -> str:
         f"workers: 2 trainings x {scale.train_workers} ({scale.train_cpus:g} CPU, {scale.train_gpus:g} GPU each, "
         f"ZeRO stage {scale.zero_stage}), 3 streams x {scale.decode_workers} decoding, {scale.score_workers} scoring",
         f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",
+        *(f"missing: {lacks}" for part in PARTS if (lacks := recipe.models.encoder(part).lacks)),
     ]
     if (spec := recipe.data.rehearsal) is not None:
         count = len(spec.words) * (spec.train_per_class + spec.test_per_class)

@@ -17,7 +17,7 @@ from annotated_types import Ge, Interval
 
 from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, Several, Share, Side, check_fields
-from finepseudo.models.table import Encoder, Part, VideoOptions, choose
+from finepseudo.models.table import PARTS, Encoder, Part, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
 Method = Literal["supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
@@ -405,8 +405,7 @@ def _check_across(recipe: Recipe) -> None:
         )
     if recipe.align.triplet_weight == 0 and recipe.align.score_weight == 0:
         raise RecipeError("align.triplet_weight and align.score_weight are both 0: f_A would learn nothing")
-    parts: tuple[Part, ...] = ("frame", "video")
-    for part in parts:
+    for part in PARTS:
         weights, sha = getattr(recipe.models, f"{part}_weights"), getattr(recipe.models, f"{part}_sha256")
         if bool(weights) != bool(sha):
             raise RecipeError(

@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Interval
 
@@ -14,6 +14,7 @@ from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, from_text, nearest
 
 Part = Literal["frame", "video"]  # `frame` is f_A, `video` is f_E
+PARTS: tuple[Part, ...] = get_args(Part)
 Positions = Literal["none", "sinusoidal"]
 
 
@@ -154,14 +155,21 @@ class Encoder:
     def part(self) -> Part:
         return ENCODERS[self.name].part
 
+    @property
+    def lacks(self) -> str:
+        """What to install on this machine before the encoder can be made, in words; empty where it can."""
+        library = ENCODERS[self.name].library
+        if not library or importlib.util.find_spec(library) is not None:
+            return ""
+        return (
+            f"encoder {self.name!r} needs the library {library}, which is not installed; "
+            f"pip install 'finepseudo[{library}]' on every machine of the run, or choose another encoder"
+        )
+
     def check_library(self) -> None:
         """Raises RecipeError: the optional library that the encoder's layers are of is not installed."""
-        library = ENCODERS[self.name].library
-        if library and importlib.util.find_spec(library) is None:
-            raise RecipeError(
-                f"encoder {self.name!r} needs the library {library}, which is not installed; "
-                f"pip install 'finepseudo[{library}]' on every machine of the run, or choose another encoder"
-            )
+        if lacks := self.lacks:
+            raise RecipeError(lacks)
 
 
 def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | None = None) -> Encoder:

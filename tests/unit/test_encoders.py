@@ -27,9 +27,14 @@ FRAME = {
     **dict.fromkeys(("vtn_resnet18", "vtn_resnet50", "vtn_vit_s16", "vtn_vit_b16", "vtn_clip_vit_b16"), (128, 256)),
 }
 VIDEO = {
-    **{"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512), "r3d_18": (1, 512)},
+    "tiny_r2plus1d": (8, 128),
+    "r2plus1d_18": (1, 512),
+    "r3d_18": (1, 512),
     # With few and narrow layers here.
-    **{"aim_vit_b16": (8, 48), "videomae_b16": (4, 48), "timesformer_b16": (8, 48), "vjepa2_l16": (4, 48)},
+    "aim_vit_b16": (8, 48),
+    "videomae_b16": (4, 48),
+    "timesformer_b16": (8, 48),
+    "vjepa2_l16": (4, 48),
 }
 # Whose logits are not those of the mean of the time features.
 OTHERWISE = {"videomae_b16", "timesformer_b16", "vjepa2_l16"}
@@ -190,7 +195,7 @@ def test_bfloat16_autocast_keeps_buffers_and_embeddings_in_float32(name):
         out = encoder(clip(T=4))
     out.float().square().sum().backward()
     assert torch.isfinite(out).all()
-    assert {b.dtype for b in encoder.buffers() if b.is_floating_point()} == {torch.float32}
+    assert {b.dtype for b in encoder.buffers() if b.is_floating_point()} <= {torch.float32}
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in encoder.parameters())
     if name in FRAME:
         assert out.dtype == torch.float32
