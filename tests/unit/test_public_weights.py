@@ -345,15 +345,15 @@ def test_vit_of_the_hub_starts_f_a_and_its_places_are_resampled(tmp_path):
     assert found.converted.resampled == ("backbone.tokens.position_LF: 24 x 24 places as 14 x 14",)
     assert "resampled: 1 (backbone.tokens.position_LF: 24 x 24 places as 14 x 14)" in found.summary()
     assert set(found.converted.aside) == {"classifier.weight", "classifier.bias"}
-    module, said = started(found.uri, "vtn_vit_s16")
-    assert said == "150 tensors loaded; initialised: temporal, embed"
-    layer = module.backbone.layers[11]
-    assert layer.attention.qkv.weight.mean(1).reshape(3, -1).mean(1).tolist() == [2, 3, 4]
-    assert (layer.norm1.weight.mean(), layer.norm2.weight.mean(), layer.mlp[0].bias.mean()) == (5, 6, 7)
-    assert module.backbone.tokens.position_LF[0].tolist() == [1] * 384
-    rows = module.backbone.tokens.position_LF[1:, 0].unflatten(0, (14, 14))
+    state = {name.removeprefix("backbone."): value for name, value in found.converted.state.items()}
+    assert len(state) == 150
+    layer = {name.removeprefix("layers.11."): value for name, value in state.items() if name.startswith("layers.11.")}
+    assert layer["attention.qkv.weight"].mean(1).reshape(3, -1).mean(1).tolist() == [2, 3, 4]
+    assert [layer[name].mean() for name in ("norm1.weight", "norm2.weight", "mlp.0.bias")] == [5, 6, 7]
+    assert state["tokens.position_LF"][0].tolist() == [1] * 384
+    rows = state["tokens.position_LF"][1:, 0].unflatten(0, (14, 14))
     expected = (torch.arange(14.0) + 0.5) * 24 / 14 - 0.5
-    torch.testing.assert_close(rows[2:-2, 5].detach(), expected[2:-2], atol=0.06, rtol=0)
+    torch.testing.assert_close(rows[2:-2, 5], expected[2:-2], atol=0.06, rtol=0)
 
 
 @pytest.mark.usefixtures("few_layers")
