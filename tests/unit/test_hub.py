@@ -9,6 +9,7 @@ Axes: B batch, T frames, C channels, F features, L tokens, h heads, d width of a
 import importlib.util
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,11 +17,15 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from finepseudo.cli import describe
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.rounds import run_rounds
 from finepseudo.errors import RecipeError, WeightsError
 from finepseudo.models import hub, public, weights
 from finepseudo.models.encoders import build
 from finepseudo.models.table import ENCODERS, choose
 from finepseudo.recipe import Frames, Gitdl, Models, Recipe
+from finepseudo.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("few_layers", "one_thread")
 NAMES = [name for name, entry in ENCODERS.items() if entry.library]
@@ -361,11 +366,17 @@ def test_tubelets_are_not_pretrained_by_moments():
     Recipe(name="x", models=Models(video="timesformer_b16"), frames=fits)
 
 
-def test_without_the_library_one_line_says_what_to_install(monkeypatch):
-    found = importlib.util.find_spec
+def test_without_the_library_one_line_says_what_to_install(monkeypatch, tmp_path):
+    found, store = importlib.util.find_spec, Store(str(tmp_path / "run"))
+    fits = Frames(height=32, width=32, crop=32)
+    recipe = Recipe(name="x", models=Models(video="videomae_b16"), frames=fits, gitdl=Gitdl(video_steps=0))
+    assert "missing" not in describe(recipe, store)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
-    with pytest.raises(
-        RecipeError, match=r"'videomae_b16' needs the library transformers.*'finepseudo\[transformers\]'"
-    ):
+    wanted = r"'videomae_b16' needs the library transformers.*'finepseudo\[transformers\]'"
+    with pytest.raises(RecipeError, match=wanted):
         make("videomae_b16")
+    with pytest.raises(RecipeError, match=wanted):
+        run_rounds(recipe, store, InProcess(recipe))
+    assert store.list() == [], "told before anything is done"
+    assert re.search(f"missing: encoder {wanted}", describe(recipe, store))
     build(choose("tiny_r2plus1d"), num_classes=2, size=16, seed=0)

@@ -10,6 +10,7 @@ from finepseudo.train.checkpoint import read_history
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize(
     ("kind", "models"),
     [
@@ -27,7 +28,7 @@ def test_two_workers_take_the_same_steps_at_both_stages(kind, models, tmp_path):
     how = replace(how, models=models, gitdl=replace(how.gitdl, video_steps=0))
     one = case(tmp_path, kind, "two", how=how, steps=2, lr=1e-5)
     cases = [one.but(zero=2), one.again("three").but(zero=3)]
-    outcomes = launch(2, tmp_path, train, cases)
+    outcomes = launch(2, tmp_path, train, cases, limit_s=1800)
     assert [[outcome.text for outcome in of_rank] for of_rank in outcomes] == [["", ""], ["", ""]]
     curves = [[point["loss"] for point in read_history(x.store, x.stage.folder).curve] for x in cases]
     assert len(curves[0]) == 2
