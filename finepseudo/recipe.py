@@ -17,7 +17,7 @@ from annotated_types import Ge, Interval
 
 from finepseudo.errors import RecipeError
 from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, Several, Share, Side, check_fields
-from finepseudo.models.table import ENCODERS, Encoder, Part, Role, VideoOptions, choose
+from finepseudo.models.table import ENCODERS, PARTS, Encoder, Part, Role, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
 Method = Literal["frozen_probe", "supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
@@ -456,27 +456,20 @@ def _check_models(recipe: Recipe) -> None:
                 f"models.{role}_weights = {weights!r} and models.{role}_sha256 = {sha!r} belong together: "
                 "give both (sha256sum of the file), or neither"
             )
-    parts: tuple[Part, ...] = ("frame", "video")
-    _check_frozen(recipe.models, parts)
-    for part in parts:
-        encoder = recipe.models.encoder(part)
-        stride = encoder.options.time_stride if isinstance(encoder.options, VideoOptions) else 1
-        if stride > 1 and recipe.gitdl.video_steps:
-            raise RecipeError(
-                f"gitdl.video_steps = {recipe.gitdl.video_steps}: {encoder.name} has one time feature for {stride} "
-                "frames, and pre-training compares frames; set --models.video-options temporal_stride_1 true, or set "
-                "gitdl.video_steps to 0"
-            )
+    _check_frozen(recipe.models)
+    for part in PARTS:
+        recipe.models.encoder(part)
+    _check_clips(recipe)
 
 
-def _check_frozen(models: Models, parts: tuple[Part, ...]) -> None:
+def _check_frozen(models: Models) -> None:
     """Who sees features needs somebody who makes them, and the other way round."""
     if models.frozen and not ENCODERS[models.encoder("frozen").name].width:
         raise RecipeError(f"models.frozen: {models.frozen} has no backbone per frame, it takes stored features itself")
     if not models.frozen and (models.frozen_weights or models.frozen_options):
         raise RecipeError("models.frozen_weights and models.frozen_options are of no encoder: name it in models.frozen")
     wanted = "features" if models.frozen else "pixels"
-    for part in parts:
+    for part in PARTS:
         name = models.encoder(part).name
         if ENCODERS[name].takes != wanted:
             there = [other for other, entry in ENCODERS.items() if (entry.part, entry.takes) == (part, wanted)]
@@ -484,6 +477,26 @@ def _check_frozen(models: Models, parts: tuple[Part, ...]) -> None:
                 f"models.{part} = {name} takes {ENCODERS[name].takes}, but with models.frozen = {models.frozen!r} it "
                 f"sees {wanted}; the choices are {', '.join(there)}"
             )
+
+
+def _check_clips(recipe: Recipe) -> None:
+    """Whether f_E takes clips of the size that the recipe gives them."""
+    video, frames = recipe.models.encoder("video"), recipe.frames
+    options = cast(VideoOptions, video.options)
+    if options.time_stride > 1 and recipe.gitdl.video_steps:
+        dense = (
+            "set --models.video-options temporal_stride_1 true, or " if hasattr(options, "temporal_stride_1") else ""
+        )
+        raise RecipeError(
+            f"gitdl.video_steps = {recipe.gitdl.video_steps}: {video.name} has one time feature for "
+            f"{options.time_stride} frames, and pre-training compares frames; {dense}set gitdl.video_steps to 0"
+        )
+    for (name, value), part in zip(
+        (("frames.video", frames.video), ("frames.crop", frames.crop)), options.multiples, strict=True
+    ):
+        if value % part:
+            near = f"{value // part * part} or {-(-value // part) * part}" if value > part else str(part)
+            raise RecipeError(f"{name} = {value}: {video.name} takes multiples of {part}; use {near}")
 
 
 def _check_rehearsal(spec: Rehearsal) -> None:

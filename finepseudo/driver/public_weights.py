@@ -56,6 +56,7 @@ class Imported:
             f"layout: {made.layout.name}; {len(made.state) - len(counters)} tensors loaded",
             _line("renamed", [f"{old} -> {new}" for old, new in made.renamed.items()]),
             _line("left aside", list(made.aside)),
+            _line("resampled", list(made.resampled)),
             _line("initialised when a run starts", sorted({f"{name.partition('.')[0]}.*" for name in others})),
             _line("counters of BatchNorm set to 0", counters),
             f"preprocessing: mean {_numbers(self.preprocessing.mean)}, std {_numbers(self.preprocessing.std)}",
@@ -64,7 +65,7 @@ class Imported:
             f"--models.{part}-sha256 {self.sha256}",
         ]
         if head is not None:
-            lines.insert(4, f"classifier of {len(head)} classes; a run with another number of them initialises its own")
+            lines.insert(5, f"classifier of {len(head)} classes; a run with another number of them initialises its own")
         return "\n".join(line for line in lines if line)
 
 

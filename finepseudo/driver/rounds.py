@@ -22,7 +22,7 @@ from finepseudo.driver.executor import Executor
 from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
-from finepseudo.models.table import Part
+from finepseudo.models.table import PARTS, Part
 from finepseudo.recipe import METHODS, CrossEntropy, GitdlLoss, Method, Recipe, part_of
 from finepseudo.run import claim, data_store, labels, pair_videos, round_name
 from finepseudo.storage import artefacts
@@ -86,7 +86,10 @@ def run_rounds(
         train: False: only read what is committed.
     Raises:
         ArtefactError: the run directory belongs to another recipe; or, without `train`, a stage is not committed.
+        RecipeError: an encoder needs a library that is not installed.
     """
+    for part in PARTS:
+        recipe.models.encoder(part).check_library()  # now, and not when hours of other work are done
     claim(run, recipe)
     base = base or run
     manifest = ensure_manifest(recipe, base, executor)

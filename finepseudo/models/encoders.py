@@ -22,6 +22,8 @@ GENERATOR = threading.RLock()
 class FrameEncoder(nn.Module):
     """f_A [P]: clip_BTCHW -> emb_BTD, unit length over D, fp32 even under autocast. A subclass sets these."""
 
+    below: ClassVar[str] = "backbone."
+    """Beginning of the names of what public weights are of."""
     own: ClassVar[tuple[str, ...]] = ("temporal.", "embed.")
     """Beginnings of the names that public weights of a backbone do not have: initialised here."""
     preprocessing: Preprocessing  # of the pixels that it takes
@@ -44,15 +46,16 @@ class FrameEncoder(nn.Module):
 class VideoEncoder(nn.Module):
     """f_E [P]: clip_BTCHW -> logits_BK. A subclass sets what is named here."""
 
+    below: ClassVar[str] = ""
     own: ClassVar[tuple[str, ...]] = ("fc.",)
-    """As of FrameEncoder: the classifier, whose classes are others."""
+    """Both as of FrameEncoder; the classifier's classes are others."""
     preprocessing: Preprocessing
     feature_dim: int
     num_classes: int
     fc: nn.Linear
 
     def time_features(self, clip_BTCHW: Tensor) -> Tensor:
-        """feat_BTF before the mean over time; T is the clip's divided by the encoder's temporal stride."""
+        """feat_BTF, a feature for each time; T is the clip's divided by the encoder's temporal stride."""
         raise NotImplementedError
 
 
@@ -96,7 +99,9 @@ def build(encoder: Encoder, *, num_classes: int, size: int, seed: int) -> Any:
     Args:
         num_classes: K, of an f_E; an f_A embeds frames and does not ask.
         size: height and width of the frames it will see; C where it sees stored features.
+    Raises RecipeError: it needs a library that is not installed.
     """
+    encoder.check_library()
     module, _, name = ENCODERS[encoder.name].made_by.partition(":")
     kind = getattr(importlib.import_module(module), name)
     classes = {"num_classes": num_classes} if encoder.part == "video" else {}

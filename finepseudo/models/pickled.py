@@ -23,7 +23,10 @@ from finepseudo.errors import WeightsError
 from finepseudo.models import weights
 
 LIMIT_S = 900.0  # longest time for one file
-_TABLES = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "teacher", "weights")
+_TABLES = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "teacher", "weights"),
+    *("target_encoder", "encoder"),
+)
 """Keys under which training scripts keep the weights, beside optimiser and counters."""
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from finepseudo.errors import RecipeError, WeightsError
 from finepseudo.models import weights
 from finepseudo.models.layouts import LAYOUTS, Layout, recognise
-from finepseudo.models.table import ENCODERS, Preprocessing
+from finepseudo.models.positions import fitted, tables
+from finepseudo.models.table import Preprocessing
 
 KEY = "finepseudo"
 """Of the text in a converted file's metadata: JSON with `encoder`, `preprocessing`, `source`, `licence`."""
+HEADS = (".fc.weight", ".head.weight", ".classifier.weight")  # ends of what libraries call the classifier
 COUNTER = ".num_batches_tracked"  # BatchNorm's, which older files do not have; nothing here depends on it
 
 
@@ -30,6 +32,7 @@ class Converted:
     renamed: Mapping[str, str]  # names of the file that are others here
     aside: tuple[str, ...]  # names of the file that the encoder does not take
     initialised: tuple[str, ...]  # names of the encoder that the file does not have
+    resampled: tuple[str, ...]  # tables of positions that were of another size, and how they came to this one
 
 
 def convert(found: Mapping[str, Tensor], encoder: str, module: nn.Module) -> Converted:
@@ -54,8 +57,7 @@ def convert(found: Mapping[str, Tensor], encoder: str, module: nn.Module) -> Con
             f"the file is of layout {way.layout.name}, for {' or '.join(way.layout.encoders)}; expected for "
             f"{encoder}: {' or '.join(takes) or 'none, it has no public weights'}"
         )
-    before = "backbone." if ENCODERS[encoder].part == "frame" else ""
-    wanted = module.state_dict()
+    before, wanted = str(getattr(module, "below")), module.state_dict()  # noqa: B009 (of both kinds of encoder)
     state, renamed, aside, unknown = dict[str, Tensor](), dict[str, str](), list[str](), list[str]()
     for name, tensor in sorted(found.items()):
         try:
@@ -68,8 +70,8 @@ def convert(found: Mapping[str, Tensor], encoder: str, module: nn.Module) -> Con
             continue
         state[before + called] = tensor
         if before + called != name:
-            renamed[name] = (before + called).partition("#")[0]
-    state = _shaped(_joined(state), wanted)
+            renamed[name] = (before + called).partition("#")[0]  # several names stand as `<query,key,value>`
+    state, resampled = _resampled(_shaped(_joined(_parted(state)), wanted), module)
     own = tuple(getattr(module, "own"))  # noqa: B009 (an attribute of both kinds of encoder)
     missing = [name for name in wanted if name not in state]
     initialised = [name for name in missing if name.startswith(own) or name.endswith(COUNTER)]
@@ -77,12 +79,12 @@ def convert(found: Mapping[str, Tensor], encoder: str, module: nn.Module) -> Con
     faults = weights.faults(wanted, state | counters, allow_missing=set(initialised) - set(counters), unknown=unknown)
     if faults:
         raise WeightsError(f"weights of layout {way.layout.name} do not fit {encoder}: {faults}; nothing was converted")
-    return Converted(state | counters, way.layout, renamed, tuple(aside), tuple(initialised))
+    return Converted(state | counters, way.layout, renamed, tuple(aside), tuple(initialised), resampled)
 
 
 def classes_of(found: Mapping[str, Tensor]) -> int:
-    """K of a file's classifier `fc`, whatever stands before its name; 2 where there is none."""
-    return next((len(tensor) for name, tensor in found.items() if f".{name}".endswith(".fc.weight")), 2)
+    """K of a file's classifier, whatever stands before its name; 2 where there is none."""
+    return next((len(tensor) for name, tensor in found.items() if f".{name}".endswith(HEADS)), 2)
 
 
 def load(module: Any, encoder: str, data: bytes, *, sha256: str | None) -> str:
@@ -135,6 +137,28 @@ def read_about(data: bytes) -> dict[str, Any]:
 
 def _is_head(name: str) -> bool:
     return name in ("fc.weight", "fc.bias")
+
+
+def _parted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A tensor named `a.<x,y,z>.b` as its equal parts `a.x.b`, `a.y.b`, `a.z.b`."""
+    parts = {name: tensor for name, tensor in state.items() if "<" not in name}
+    for name in state.keys() - parts.keys():
+        front, _, rest = name.partition("<")
+        inner, _, back = rest.partition(">")
+        words = inner.split(",")
+        for word, part in zip(words, state[name].chunk(len(words)), strict=False):  # too few: missing names
+            parts[front + word + back] = part
+    return parts
+
+
+def _resampled(state: Mapping[str, Tensor], module: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tables of positions in the sizes of the encoder's, and what was done."""
+    made, said, wanted = dict(state), list[str](), module.state_dict()
+    for name, kind in tables(module).items():
+        if name in state and (fit := fitted(kind, state[name], wanted[name])):
+            made[name] = fit[0]
+            said.append(f"{name}: {fit[1]}")
+    return made, tuple(said)
 
 
 def _joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Interval
 
@@ -14,6 +15,7 @@ from finepseudo.fields import Count, from_text, nearest
 
 Part = Literal["frame", "video"]  # `frame` is f_A, `video` is f_E
 Role = Literal["frame", "video", "frozen"]  # `frozen`: an f_A whose backbone makes the features that others see
+PARTS: tuple[Part, ...] = get_args(Part)
 Positions = Literal["none", "sinusoidal"]
 
 
@@ -82,6 +84,29 @@ class VideoOptions:
         """Frames of the clip for one time feature."""
         return 1
 
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """What must divide the number of frames of a clip, and the height and width of its frames."""
+        return 1, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions(VideoOptions):
+    """Of a Transformer whose tokens are patches of 16 x 16 pixels."""
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        return self.time_stride, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TubeletOptions(PatchOptions):
+    """Of one whose tokens are patches of two frames."""
+
+    @property
+    def time_stride(self) -> int:
+        return 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyR2Plus1DOptions(VideoOptions):
@@ -114,8 +139,11 @@ class Entry:
     preprocessing: Preprocessing = Preprocessing()
     width: int = 0  # of an f_A with a backbone per frame: features of a frame, which may be stored
     takes: Literal["pixels", "features"] = "pixels"
+    library: str = ""
+    """The optional library that its layers are of; `pip install finepseudo[library]` brings it."""
 
 
+_HUB = "finepseudo.models.hub"
 ENCODERS: dict[str, Entry] = {
     "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN", width=128),
     "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET, width=512),
@@ -130,6 +158,10 @@ ENCODERS: dict[str, Entry] = {
     "feature_transformer": Entry(
         "video", FeatureVideoOptions, "finepseudo.models.stored:FeatureTransformer", takes="features"
     ),
+    "aim_vit_b16": Entry("video", VideoOptions, "finepseudo.models.aim:AIMViTB16", CLIP),
+    "videomae_b16": Entry("video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, library="transformers"),
+    "timesformer_b16": Entry("video", PatchOptions, f"{_HUB}:TimeSformerB16", Preprocessing(), library="transformers"),
+    "vjepa2_l16": Entry("video", TubeletOptions, f"{_HUB}:VJEPA2L16", IMAGENET, library="transformers"),
 }
 
 
@@ -142,6 +174,22 @@ class Encoder:
     @property
     def part(self) -> Part:
         return ENCODERS[self.name].part
+
+    @property
+    def lacks(self) -> str:
+        """What to install on this machine before the encoder can be made, in words; empty where it can."""
+        library = ENCODERS[self.name].library
+        if not library or importlib.util.find_spec(library) is not None:
+            return ""
+        return (
+            f"encoder {self.name!r} needs the library {library}, which is not installed; "
+            f"pip install 'finepseudo[{library}]' on every machine of the run, or choose another encoder"
+        )
+
+    def check_library(self) -> None:
+        """Raises RecipeError: the optional library that the encoder's layers are of is not installed."""
+        if lacks := self.lacks:
+            raise RecipeError(lacks)
 
 
 def choose(name: str, options: Mapping[str, str] | None = None, *, part: Part | None = None) -> Encoder:

@@ -6,12 +6,14 @@ Axes: B batch, T frames, C channels, H W pixels, F features, N = B*T frames of a
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finepseudo.models.encoders import VTN
+from finepseudo.models.positions import Kind
 from finepseudo.models.vtn import TransformerLayer
 
 PATCH, GRID = 16, 14  # pixels of a patch; patches along a side of the public weights' frames of 224 x 224
@@ -45,6 +47,8 @@ class Tokens(nn.Module):
     The table of positions is that of a 14 x 14 grid, as public weights have it. For another grid it is interpolated,
     bicubic, in fp32, on every call [A]; the class token keeps its own.
     """
+
+    tables: ClassVar[dict[str, Kind]] = {"position_LF": "grid"}
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from finepseudo.data.formats import Collection, lists, read_collection
 from finepseudo.data.formats.match import Template, folder_of
 from finepseudo.data.manifest import FOLDER, Manifest
 from finepseudo.errors import FinePseudoError, StorageError
-from finepseudo.models.table import Role
+from finepseudo.models.table import PARTS, Role
 from finepseudo.recipe import Data, Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
@@ -73,6 +73,7 @@ def take_stock(recipe: Recipe, base: Store) -> Inventory:
     else:
         _annotated(found, recipe, data)
     _weights(found, recipe)
+    found.missing += [lacks for part in PARTS if (lacks := recipe.models.encoder(part).lacks)]
     return found
 
 

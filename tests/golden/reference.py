@@ -57,6 +57,7 @@ def picture(*shape: int) -> Tensor:
 
 
 CLIP, FRAME, SMALL = (2, 3, 8, 56, 56), (2, 3, 224, 224), (2, 3, 96, 128)
+SHORT, EIGHT, LITTLE = (1, 3, 4, 224, 224), (1, 3, 8, 224, 224), (2, 3, 4, 64, 64)
 
 
 def kept(answer: Tensor) -> list[float]:
@@ -82,6 +83,24 @@ def told(library: str, model: Any, answers: Mapping[str, Any]) -> dict[str, Any]
             said[name] = {"picture": shape, "answer": list(found.shape), "kept": kept(found), "std": float(found.std())}
     version = importlib.metadata.version(library)
     return {"library": f"{library} {version}", "parameters": parameters, "shapes": shapes, "says": said}
+
+
+def of_clips() -> dict[str, Any]:
+    """The video Transformers: of the published sizes, but for the length of clips and, of V-JEPA 2, their pixels."""
+    import transformers as hub
+
+    videomae = hub.VideoMAEForVideoClassification(hub.VideoMAEConfig(num_frames=4, num_labels=KEPT))
+    timesformer = hub.TimesformerForVideoClassification(hub.TimesformerConfig(num_labels=KEPT))
+    shape = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_pooler_layers": 3}
+    vjepa2 = hub.VJEPA2ForVideoClassification(
+        hub.VJEPA2Config(**shape, crop_size=64, frames_per_clip=4, num_labels=KEPT)
+    )
+    return {
+        name: told("transformers", model, {"logits": (picture, lambda x, m=model: m(x.transpose(1, 2)).logits)})
+        for name, model, picture in (
+            ("videomae_b16", videomae, SHORT), ("timesformer_b16", timesformer, EIGHT), ("vjepa2_l16", vjepa2, LITTLE)
+        )
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -129,6 +148,7 @@ def main() -> None:
             },
         ),
         "vtn_clip_vit_b16/openai": told("open_clip_torch", openai, {"features": (FRAME, of_openai)}),
+        **of_clips(),
     }
     json.dump(found, sys.stdout, separators=(",", ":"))
 

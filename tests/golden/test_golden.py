@@ -21,7 +21,8 @@ REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 def loaded(key):
     """An encoder that started from the library's weights by way of a converted file; and what was converted."""
     name, found = key.partition("/")[0], filled(REFERENCE[key]["shapes"])
-    module = build(choose(name), num_classes=public.classes_of(found), size=224, seed=0)
+    size = min(said["picture"][-1] for said in REFERENCE[key]["says"].values())
+    module = build(choose(name), num_classes=public.classes_of(found), size=size, seed=0)
     converted = public.convert(found, name, module)
     data = weights.to_bytes(converted.state, {public.KEY: json.dumps({"encoder": name})})
     public.load(module, name, data, sha256=None)
@@ -35,7 +36,12 @@ def answer(module, shape):
         return module(x.transpose(1, 2)) if x.ndim == 5 else module.backbone(x)
 
 
-@pytest.mark.parametrize("key", REFERENCE)
+LARGE = ("timesformer_b16", "vjepa2_l16")  # half a minute and more
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=pytest.mark.long if key in LARGE else ()) for key in REFERENCE]
+)
 def test_same_picture_same_answer(key):
     module, converted = loaded(key)
     part, shapes = ENCODERS[key.partition("/")[0]].part, REFERENCE[key]["shapes"]

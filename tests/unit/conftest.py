@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from finepseudo import rehearsal
+from finepseudo.models import aim, hub
 from finepseudo.recipe import Rehearsal
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no error
@@ -54,3 +55,13 @@ def small_disk(tmp_path):
         pytest.skip("may not mount a small file system here")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def few_layers(monkeypatch):
+    """The video Transformers with two narrow layers; all else is as it is."""
+    for kind in (hub.VideoMAEB16, hub.TimeSformerB16, hub.VJEPA2L16):
+        narrow = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+        narrow["num_pooler_layers"] = 1
+        monkeypatch.setattr(kind, "shape", {name: narrow[name] for name in kind.shape})
+    monkeypatch.setattr(aim.AIMViTB16, "shape", {"width": 48, "heads": 3, "layers": 2})

@@ -27,7 +27,19 @@ FRAME = {
     "feature_vtn": (128, 256),
     **dict.fromkeys(("vtn_resnet18", "vtn_resnet50", "vtn_vit_s16", "vtn_vit_b16", "vtn_clip_vit_b16"), (128, 256)),
 }
-VIDEO = {"tiny_r2plus1d": (8, 128), "r2plus1d_18": (1, 512), "r3d_18": (1, 512), "feature_transformer": (8, 256)}
+VIDEO = {
+    "tiny_r2plus1d": (8, 128),
+    "r2plus1d_18": (1, 512),
+    "r3d_18": (1, 512),
+    "feature_transformer": (8, 256),
+    # With few and narrow layers here.
+    "aim_vit_b16": (8, 48),
+    "videomae_b16": (4, 48),
+    "timesformer_b16": (8, 48),
+    "vjepa2_l16": (4, 48),
+}
+# Whose logits are not those of the mean of the time features.
+OTHERWISE = {"videomae_b16", "timesformer_b16", "vjepa2_l16"}
 # The largest ones are the classes of smaller ones; what is said of all takes minutes for them.
 LARGE = {"vtn_vit_b16", "vtn_clip_vit_b16"}
 
@@ -39,6 +51,9 @@ def each(names):
 # Another value of every option, which the default weights and answers must tell apart.
 OTHER = {"dim": "16", "positions": "sinusoidal", "dropout": "0.5", "temporal_stride_1": "true"}
 K = 5
+
+
+pytestmark = pytest.mark.usefixtures("few_layers")
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +113,7 @@ def test_every_option_changes_something(name, option):
 
 
 @pytest.mark.parametrize("size", [8, 13, 28])
-@pytest.mark.parametrize("name", each(ENCODERS))
+@pytest.mark.parametrize("name", each(sorted(set(ENCODERS) - OTHERWISE)))
 def test_frames_of_any_size(name, size):
     assert make(name, size=size).eval()(seen(name, size=size)).isfinite().all()
 
@@ -143,7 +158,7 @@ def test_video_encoders_give_logits(name):
     feat_BTF, logits_BK = encoder.time_features(seen(name)), encoder(seen(name))
     assert feat_BTF.shape == (2, T_out, feature_dim)
     assert logits_BK.shape == (2, K)
-    torch.testing.assert_close(logits_BK, encoder.fc(feat_BTF.mean(dim=1)))
+    assert torch.allclose(logits_BK, encoder.fc(feat_BTF.mean(dim=1))) is (name not in OTHERWISE)
 
 
 @pytest.mark.parametrize("name", each(ENCODERS))
@@ -167,7 +182,7 @@ def test_weights_depend_on_the_seed_alone(name):
     again, other = make(name, seed=3).state_dict(), make(name, seed=4).state_dict()
     assert list(first) == list(again)
     assert all(torch.equal(first[key], again[key]) for key in first)
-    random = [key for key in first if key.endswith(("conv1.weight", ".0.weight"))]
+    random = [key for key in first if key.endswith(("conv1.weight", ".0.weight", "fc.weight"))]
     assert any(not torch.equal(first[key], other[key]) for key in random)
 
 
@@ -181,10 +196,14 @@ def test_building_leaves_the_global_generator_alone(name):
 @pytest.mark.parametrize("name", each(ENCODERS))
 def test_gradient_reaches_every_parameter(name):
     encoder = make(name)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.01 * (not p.any()))  # what starts at 0 keeps others' gradients at 0
     out = encoder(seen(name, T=4))
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     (out * weight).sum().backward()
-    dead = [key for key, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    trained = [(key, p) for key, p in encoder.named_parameters() if p.requires_grad]
+    dead = [key for key, p in trained if p.grad is None or not p.grad.abs().max() > 0]
     assert not dead
 
 
@@ -195,7 +214,7 @@ def test_bfloat16_autocast_keeps_buffers_and_embeddings_in_float32(name):
         out = encoder(seen(name, T=4))
     out.float().square().sum().backward()
     assert torch.isfinite(out).all()
-    assert {b.dtype for b in encoder.buffers() if b.is_floating_point()} == {torch.float32}
+    assert {b.dtype for b in encoder.buffers() if b.is_floating_point()} <= {torch.float32}
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in encoder.parameters())
     if name in FRAME:
         assert out.dtype == torch.float32

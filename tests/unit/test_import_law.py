@@ -20,11 +20,12 @@ ONLY_IN = {
     "triton": ("align/kernels/cuda.py",),
     "setuptools": ("align/kernels/build.py",),
     "tyro": ("cli.py",),
+    "transformers": ("models/hub.py",),
 }
 # room -> libraries that it may import; rooms that are not here may import any
 LIBRARIES = {
     "align": {"torch", "numpy", "safetensors", "triton", "setuptools"},
-    "models": {"torch", "numpy", "safetensors", "annotated_types"},
+    "models": {"torch", "numpy", "safetensors", "annotated_types", "transformers"},
     "models/table": {"annotated_types"},
     "fields": {"annotated_types"},
     "progress": set(),
@@ -198,6 +199,7 @@ def at_the_top(source):
         ("models/vtn.py", "from finepseudo.align.head import ScoreHead"),
         ("models/vtn.py", "from finepseudo.data.plan import Plan"),
         ("models/vtn.py", "import torchvision"),
+        ("models/vit.py", "from transformers import ViTModel"),
         # the direction
         ("data/plan.py", "from finepseudo.train.loop import Stage"),
         ("data/plan.py", "from finepseudo.align import gallery"),

@@ -32,6 +32,27 @@ def resnet():
     return {**state, "fc.weight": torch.ones(1000, 512), "fc.bias": torch.ones(1000)}
 
 
+def vit_of_the_hub(width=384, places=14):
+    """A file of ViT-S/16 as the hub names it; vectors are of ones, q, k, v of another number each."""
+    shapes = {"embeddings.cls_token": (1, 1, width), "embeddings.position_embeddings": (1, 1 + places**2, width)}
+    shapes |= {"embeddings.patch_embeddings.projection.weight": (width, 3, 16, 16)}
+    ends = [("embeddings.patch_embeddings.projection", None), ("layernorm", (width,))]
+    for i in range(12):
+        at = f"encoder.layer.{i}"
+        ends += [(f"{at}.layernorm_{place}", (width,)) for place in ("before", "after")]
+        ends += [(f"{at}.attention.attention.{third}", (width, width)) for third in ("query", "key", "value")]
+        ends += [(f"{at}.attention.output.dense", (width, width))]
+        ends += [(f"{at}.intermediate.dense", (4 * width, width)), (f"{at}.output.dense", (width, 4 * width))]
+    for at, shape in ends:
+        shapes |= {f"{at}.weight": shape} if shape else {}
+        shapes |= {f"{at}.bias": (shape or (width,))[:1]}
+    numbers = {"query": 2.0, "key": 3.0, "value": 4.0, "before": 5.0, "after": 6.0, "intermediate": 7.0}
+    return {
+        f"vit.{name}": torch.full(shape, next((n for word, n in numbers.items() if word in name), 1.0))
+        for name, shape in shapes.items()
+    } | {"classifier.weight": torch.ones(7, width), "classifier.bias": torch.ones(7)}
+
+
 def put(path, state, metadata=None):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(weights.to_bytes(state, metadata or {}))
@@ -316,11 +337,53 @@ def test_a_run_starts_from_all_or_nothing():
     )
 
 
+def test_vit_of_the_hub_starts_f_a_and_its_places_are_resampled(tmp_path):
+    state = vit_of_the_hub(places=24)
+    ramp = torch.arange(24.0)
+    state["vit.embeddings.position_embeddings"][0, 1:, 0] = ramp.repeat_interleave(24)
+    found = import_weights(put(tmp_path / "in", state), "vtn_vit_s16", str(tmp_path / "out"))
+    assert found.converted.resampled == ("backbone.tokens.position_LF: 24 x 24 places as 14 x 14",)
+    assert "resampled: 1 (backbone.tokens.position_LF: 24 x 24 places as 14 x 14)" in found.summary()
+    assert set(found.converted.aside) == {"classifier.weight", "classifier.bias"}
+    state = {name.removeprefix("backbone."): value for name, value in found.converted.state.items()}
+    assert len(state) == 150
+    layer = {name.removeprefix("layers.11."): value for name, value in state.items() if name.startswith("layers.11.")}
+    assert layer["attention.qkv.weight"].mean(1).reshape(3, -1).mean(1).tolist() == [2, 3, 4]
+    assert [layer[name].mean() for name in ("norm1.weight", "norm2.weight", "mlp.0.bias")] == [5, 6, 7]
+    assert state["tokens.position_LF"][0].tolist() == [1] * 384
+    rows = state["tokens.position_LF"][1:, 0].unflatten(0, (14, 14))
+    expected = (torch.arange(14.0) + 0.5) * 24 / 14 - 0.5
+    torch.testing.assert_close(rows[2:-2, 5], expected[2:-2], atol=0.06, rtol=0)
+
+
+@pytest.mark.usefixtures("few_layers")
+def test_clip_starts_aim_and_its_adapters_are_initialised(tmp_path):
+    given = make("aim_vit_b16", seed=5).backbone
+    names = {"tokens.class_F": "class_embedding", "tokens.position_LF": "positional_embedding"}
+    state = {}
+    for name, value in given.state_dict().items():
+        name = names.get(name, name).replace("patches.project", "conv1").replace("norm_in", "ln_pre")
+        name = name.replace("layers.", "transformer.resblocks.").replace("attention.qkv.", "attn.in_proj_")
+        name = (
+            name.replace("attention.out", "attn.out_proj").replace("mlp.0", "mlp.c_fc").replace("mlp.2", "mlp.c_proj")
+        )
+        name = name.replace(".norm1", ".ln_1").replace(".norm2", ".ln_2").replace("norm.", "ln_post.")
+        state[f"visual.{name}"] = value
+    state |= {"visual.proj": torch.ones(48, 16), "transformer.resblocks.0.ln_1.weight": torch.ones(16)}
+    found = import_weights(put(tmp_path / "in", state), "aim_vit_b16", str(tmp_path / "out"))
+    assert set(found.converted.aside) == {"visual.proj", "transformer.resblocks.0.ln_1.weight"}
+    module, said = started(found.uri, "aim_vit_b16")
+    assert said.endswith("initialised: fc, adapters, times")
+    assert all(torch.equal(value, given.state_dict()[name]) for name, value in module.backbone.state_dict().items())
+    assert not module.backbone.layers[0].attention.qkv.weight.requires_grad
+
+
 def test_layouts_do_not_take_each_others_files():
     for layout in LAYOUTS:
         for root in layout.roots:
             found = recognise({root + mark for mark in layout.marks})
             assert [way.layout.name for way in found if way.share == 1] == [layout.name]
+            assert found[0].before == root
     assert {name for layout in LAYOUTS for name in layout.encoders} == {
         name for name in ENCODERS if not name.startswith(("tiny_", "feature_"))
     }
@@ -331,7 +394,9 @@ def test_families_have_their_preprocessing():
     assert kinds["tiny_vtn"] == kinds["tiny_r2plus1d"] == Preprocessing(mean=(0.45,) * 3, std=(0.225,) * 3)
     assert kinds["r2plus1d_18"] == kinds["r3d_18"] == KINETICS
     assert kinds["vtn_resnet50"] == kinds["vtn_vit_s16"] == kinds["vtn_vit_b16"] == IMAGENET
-    assert kinds["vtn_clip_vit_b16"] == CLIP
+    assert kinds["vtn_clip_vit_b16"] == kinds["aim_vit_b16"] == CLIP
+    assert kinds["videomae_b16"] == kinds["vjepa2_l16"] == IMAGENET
+    assert kinds["timesformer_b16"] == kinds["tiny_vtn"]
     assert make("r3d_18").preprocessing == KINETICS
 
 

@@ -8,6 +8,7 @@ from finepseudo.models.table import ENCODERS, choose
 from finepseudo.recipe import Gitdl, Models, Recipe
 
 
+@pytest.mark.usefixtures("few_layers")
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_entry_is_a_class_of_this_package_that_takes_its_options(name):
     assert ENCODERS[name].made_by.startswith("finepseudo.models.")
