@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from finepseudo import rehearsal
-from finepseudo.models import aim, hub
 from finepseudo.recipe import Rehearsal
 
 SPEC = Rehearsal(words=("TW-U", "TP-F"), train_per_class=3, test_per_class=1, size=48, look=0)
@@ -56,6 +55,8 @@ def small_disk(tmp_path):
 @pytest.fixture
 def few_layers(monkeypatch):
     """The video Transformers with two narrow layers; all else is as it is."""
+    from finepseudo.models import aim, hub
+
     for kind in (hub.VideoMAEB16, hub.TimeSformerB16, hub.VJEPA2L16):
         narrow = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
         narrow["num_pooler_layers"] = 1
