@@ -88,7 +88,8 @@ class VideoMAEB16(VideoEncoder):
         from transformers import VideoMAEConfig
         from transformers.models.videomae import modeling_videomae as library
 
-        config: Any = VideoMAEConfig(
+        configured: Any = VideoMAEConfig
+        config = configured(
             **self.shape, image_size=size, patch_size=PATCH, tubelet_size=TUBELET, attn_implementation="sdpa"
         )
         self.size, self.num_classes, self.feature_dim = size, num_classes, config.hidden_size
@@ -151,7 +152,8 @@ class TimeSformerB16(VideoEncoder):
         from transformers import TimesformerConfig
         from transformers.models.timesformer import modeling_timesformer as library
 
-        config: Any = TimesformerConfig(**self.shape, image_size=size, patch_size=PATCH)
+        configured: Any = TimesformerConfig
+        config = configured(**self.shape, image_size=size, patch_size=PATCH)
         self.size, self.num_classes, self.feature_dim = size, num_classes, config.hidden_size
         self.config = config
         self.embeddings = SpaceTimeTokens(library.TimesformerPatchEmbeddings(config), _grid(size), self.feature_dim)
@@ -189,7 +191,8 @@ class VJEPA2L16(VideoEncoder):
         from transformers import VJEPA2Config
         from transformers.models.vjepa2 import modeling_vjepa2 as library
 
-        config: Any = VJEPA2Config(
+        configured: Any = VJEPA2Config
+        config = configured(
             **self.shape, crop_size=_grid(size) * PATCH, patch_size=PATCH, tubelet_size=TUBELET,
             attn_implementation="sdpa",
         )  # fmt: skip

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import settings
 
 from finepseudo import rehearsal
-from finepseudo.models import aim, hub
 from finepseudo.recipe import Rehearsal
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no error
@@ -60,6 +59,8 @@ def small_disk(tmp_path):
 @pytest.fixture
 def few_layers(monkeypatch):
     """The video Transformers with two narrow layers; all else is as it is."""
+    from finepseudo.models import aim, hub
+
     for kind in (hub.VideoMAEB16, hub.TimeSformerB16, hub.VJEPA2L16):
         narrow = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
         narrow["num_pooler_layers"] = 1
