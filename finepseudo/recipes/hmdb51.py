@@ -24,6 +24,6 @@ HMDB51 = Published(
 def hmdb51() -> Recipe:
     """python jobs/run.py hmdb51 --run s3://BUCKET/runs/hmdb51 --data.root s3://BUCKET/hmdb51
 
-    40 % of the labels of each class. Predicted by arithmetic and never run: 33 min on 8 GPUs.
+    40 % of the labels of each class. Predicted by arithmetic and never run: 34 min on 8 GPUs.
     """
     return public("hmdb51", HMDB51, labels=0.4)

@@ -17,13 +17,13 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from finepseudo.cli import describe
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.errors import RecipeError, WeightsError
 from finepseudo.models import hub, public, weights
 from finepseudo.models.encoders import build
 from finepseudo.models.table import ENCODERS, choose
+from finepseudo.preview.inventory import take_stock
 from finepseudo.recipe import Frames, Gitdl, Models, Recipe
 from finepseudo.storage.store import Store
 
@@ -370,7 +370,7 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch, tmp_path
     found, store = importlib.util.find_spec, Store(str(tmp_path / "run"))
     fits = Frames(height=32, width=32, crop=32)
     recipe = Recipe(name="x", models=Models(video="videomae_b16"), frames=fits, gitdl=Gitdl(video_steps=0))
-    assert "missing" not in describe(recipe, store)
+    assert "transformers" not in " ".join(take_stock(recipe, store).missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
     wanted = r"'videomae_b16' needs the library transformers.*'finepseudo\[transformers\]'"
     with pytest.raises(RecipeError, match=wanted):
@@ -378,5 +378,5 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch, tmp_path
     with pytest.raises(RecipeError, match=wanted):
         run_rounds(recipe, store, InProcess(recipe))
     assert store.list() == [], "told before anything is done"
-    assert re.search(f"missing: encoder {wanted}", describe(recipe, store))
+    assert any(re.search(f"encoder {wanted}", line) for line in take_stock(recipe, store).missing)
     build(choose("tiny_r2plus1d"), num_classes=2, size=16, seed=0)

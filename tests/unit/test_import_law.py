@@ -50,7 +50,7 @@ MAY = {
     "driver": {"driver", "results", "run", "train", "data", "align", "models", TABLE, "rehearsal"} | LEAVES,
     "runtime": {"runtime", "run", "train", "data", "costs"} | LEAVES,
     "costs": {"costs", "data", TABLE} | LEAVES,
-    "preview": {"preview", "costs", "data"} | LEAVES,
+    "preview": {"preview", "costs", "data", TABLE} | LEAVES,
     "fields": {"errors"},
     "progress": set(),
     "recipe": {"errors", "fields", "storage", TABLE},

@@ -1,12 +1,13 @@
 """What a training is made from: exactly the fields of the recipe that it reads, so that ablations share the rest."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from test_recipe import changed, leaves, with_leaf
 from training_helpers import case, recipe, what
 
-from finepseudo.models.table import KINETICS
+from finepseudo.models.table import KINETICS, Role
 from finepseudo.recipe import Augment
 from finepseudo.storage.lineage import differences, plain
 from finepseudo.train.stage import stage_of
@@ -26,7 +27,8 @@ READS = {
     "classify": EVERY | {"models.video", "models.video_options"},
 }
 # A rule binds these to another field; alone they cannot change.
-BOUND = {"align.loss", "models.frame_weights", "models.frame_sha256", "models.video_weights", "models.video_sha256"}
+BOUND = {"align.loss", "models.frozen", "models.frozen_options"}
+BOUND |= {f"models.{role}_{field}" for role in get_args(Role) for field in ("weights", "sha256")}
 PATHS = [path for path, _ in leaves(recipe()) if path not in BOUND and not path.startswith("scale.")]
 
 
