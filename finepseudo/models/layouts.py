@@ -280,9 +280,9 @@ LAYOUTS = (
         name="V-JEPA 2 (original)",
         encoders=("vjepa2_l16",),
         marks=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"),
-        lacks=("cls_token", "pos_embed"),
+        lacks=("cls_token",),
         rules=_VJEPA2,
-        aside="",
+        aside=r"pos_embed",  # the files have one, the model does not: its positions are rotary
         **_VJEPA2_CLIPS,
     ),
     Layout(

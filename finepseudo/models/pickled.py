@@ -25,7 +25,7 @@ from finepseudo.models import weights
 LIMIT_S = 900.0  # longest time for one file
 _TABLES = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "teacher", "weights"),
-    *("target_encoder", "encoder"),
+    *("target_encoder", "encoder"),  # of V-JEPA 2: the averaged weights, which its authors evaluate, and the others
 )
 """Keys under which training scripts keep the weights, beside optimiser and counters."""
 

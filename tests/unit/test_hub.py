@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.errors import RecipeError, WeightsError
-from finepseudo.models import hub, public, weights
+from finepseudo.models import hub, pickled, public, weights
 from finepseudo.models.encoders import build
 from finepseudo.models.table import ENCODERS, choose
 from finepseudo.preview.inventory import take_stock
@@ -276,8 +276,11 @@ def test_original_names_of_vjepa2():
     for key in [key for key in found if ".query." in key]:
         thirds = [found.pop(key.replace("query", third)) for third in ("query", "key", "value")]
         found[key.replace("query", "qkv")] = torch.cat(thirds)
-    module, converted, said = started("vjepa2_l16", found)
+    found["module.backbone.pos_embed"] = torch.ones(1, 2048, 48)
+    file = {"epoch": 3, "encoder": {"module.backbone.norm.bias": torch.ones(48)}, "target_encoder": found}
+    module, converted, said = started("vjepa2_l16", pickled._table(file))
     assert converted.layout.name == "V-JEPA 2 (original)"
+    assert converted.aside == ("module.backbone.pos_embed",)
     assert said == "36 tensors loaded; initialised: fc, pooler"
     with torch.no_grad():
         torch.testing.assert_close(module._tokens(clip()), model.vjepa2.encoder(clip()).last_hidden_state)
