@@ -58,9 +58,10 @@ def samples(clip_N: Any, label_N: Any = None, weight_N: Any = None, top: Any = N
         top, top_p: classes and probabilities of a soft target; the rest of the mass is even over the other classes.
     """
     given = (clip_N, label_N, np.ones(len(clip_N)) if weight_N is None else weight_N, top, top_p)
+    types: list[Any] = SAMPLES.types
     columns = [
         pa.nulls(len(clip_N), kind) if column is None else _column(column, kind)
-        for column, kind in zip(given, SAMPLES.types, strict=True)
+        for column, kind in zip(given, types, strict=True)
     ]
     return pa.table(columns, schema=SAMPLES)
 
