@@ -126,7 +126,7 @@ def test_impossible_requests_end_with_one_clear_line(tmp_path):
 
 @pytest.mark.long
 def test_stored_features_give_the_same_on_ray_and_in_one_process(tmp_path):
-    """Features by the pool, trainings on them by streams; f_A and f_E open no video."""
+    """Features by the pool, trainings on them by streams."""
     models = {"frozen": "tiny_vtn", "frame": "feature_vtn", "video": "feature_transformer"}
     options = [item for name, value in models.items() for item in (f"--models.{name}", value)]
     done = call(tmp_path / "ray", *options, "--frames.frozen", 20, "--gitdl.video-steps", 0)
@@ -142,4 +142,3 @@ def test_stored_features_give_the_same_on_ray_and_in_one_process(tmp_path):
     plain = ensure_results(run_rounds(recipe, Store(str(tmp_path / "plain")), InProcess(recipe)))
     ours = Results.from_json((tmp_path / "ray/results.json").read_bytes())
     assert replace(ours, timing={}) == replace(plain, timing={})
-    assert {timing["decode"] < 5 for name, timing in ours.timing.items() if name.startswith("train/")} == {True}
