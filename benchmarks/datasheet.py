@@ -9,9 +9,8 @@ for memory. Decoding, plans and labels cost what they cost a core of the CPU who
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from finepseudo.costs.model import changed
-from finepseudo.costs.units import fits, read_units
+from finepseudo.costs.units import fits, read_units, write_units
 from finepseudo.errors import FinePseudoError, RecipeError
 from finepseudo.models.table import Part
-from finepseudo.recipe import Recipe
+from finepseudo.recipe import Recipe, changed
 from finepseudo.recipes import find
 from finepseudo.train.initial import random_encoder
 
@@ -53,7 +51,7 @@ def frame_operations(recipe: Recipe, part: Part, classes: int = 100) -> float:
 def main(options: Options) -> None:
     """Add the unit costs to the file."""
     recipe, known = find(options.recipe), read_units(options.units)
-    measured = fits(changed(recipe, optimiser={"precision": "fp32"}), "cpu")
+    measured = fits(changed(recipe, {"optimiser.precision": "fp32"}), "cpu")
     if measured not in known:
         raise RecipeError(f"{options.units} has no unit costs of {measured}; measure them with benchmarks/scale.py")
     parts: tuple[Part, ...] = ("frame", "video")
@@ -69,7 +67,7 @@ def main(options: Options) -> None:
         cell_s=1 / (CELLS * options.share),
     )
     known[fits(recipe, "cuda")] = cost
-    options.units.write_text(json.dumps({name: asdict(one) for name, one in known.items()}, indent=1))
+    write_units(options.units, known)
     for part, count in operations.items():
         print(f"{part}: {count / 1e9:.2f}e9 operations a frame, {1 / second[part]:.0f} frames a second at most")
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import timeit
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import class_scores
-from finepseudo.costs.model import GROUPS, Cluster, Model, Sizes, changed, growth, make_plan, row_frames
-from finepseudo.costs.units import SHIPPED, UnitCosts, fits, read_units, units_for
+from finepseudo.costs.model import GROUPS, Cluster, Model, Sizes, growth, make_plan, row_frames
+from finepseudo.costs.units import UnitCosts, fits, known_units, read_units, units_for, write_units
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import Kept
 from finepseudo.data.child import answer
@@ -47,7 +47,24 @@ from finepseudo.data.plan import Plan, plan_score, samples
 from finepseudo.data.stream import BlockReader
 from finepseudo.data.transforms import centre
 from finepseudo.errors import FinePseudoError
-from finepseudo.recipe import CrossEntropy, GitdlLoss, Recipe, Rehearsal, part_of
+from finepseudo.recipe import (
+    Align,
+    CrossEntropy,
+    Evaluate,
+    Frames,
+    Gitdl,
+    GitdlLoss,
+    Models,
+    Optimiser,
+    Recipe,
+    Rehearsal,
+    Rounds,
+    Scale,
+    Split,
+    Supervise,
+    changed,
+    part_of,
+)
 from finepseudo.recipes import RECIPES, find
 from finepseudo.results import Results
 from finepseudo.run import Run
@@ -66,14 +83,14 @@ FILE_FRAMES, FILE_SIZE = 300, 256
 
 def kinetics() -> Recipe:
     """Kinetics-400 at 10 % with the full-size encoders, f_E from given weights: a what-if that nothing has run."""
-    return changed(
-        Recipe(name="kinetics"), split={"label_fraction": 0.1}, optimiser={"blocks_per_step": 8},
-        frames={"height": 128, "width": 128, "crop": 112, "align": 16, "video": 16},
-        models={"frame": "vtn_resnet18", "video": "r2plus1d_18"},
-        gitdl={"frame_steps": 9000, "video_steps": 0},  # 5 passes over all videos
-        align={"steps": 2000}, supervise={"steps": 3000},  # 21 and 32 passes over the labelled ones
-        rounds={"video_steps": 6000},  # 5 passes over the others
-        scale={"cache_gib": 0.0},  # all videos, decoded, are terabytes
+    return Recipe(
+        name="kinetics", split=Split(label_fraction=0.1), optimiser=Optimiser(blocks_per_step=8),
+        frames=Frames(height=128, width=128, crop=112, align=16, video=16),
+        models=Models(frame="vtn_resnet18", video="r2plus1d_18"),
+        gitdl=Gitdl(frame_steps=9000, video_steps=0),  # 5 passes over all videos
+        align=Align(steps=2000), supervise=Supervise(steps=3000),  # 21 and 32 passes over the labelled ones
+        rounds=Rounds(video_steps=6000),  # 5 passes over the others
+        scale=Scale(cache_gib=0.0),  # all videos, decoded, are terabytes
     )  # fmt: skip
 
 
@@ -85,11 +102,9 @@ class Bench:
 
     def __init__(self, folder: str, recipe: Recipe, classes: int, device: str, rows: int) -> None:
         most = min(recipe.align.classes, classes, max(2, rows // recipe.align.clips))
-        self.recipe = changed(
-            recipe, scale={"cache_dir": f"{folder}/cache", "cache_gib": 4.0, "train_workers": 1},
-            optimiser={"blocks_per_step": 1}, gitdl={"videos": min(rows, recipe.gitdl.videos)},
-            align={"classes": most}, supervise={"batch": min(rows, recipe.supervise.batch)},
-        )  # fmt: skip
+        alone = {"scale.cache_dir": f"{folder}/cache", "scale.cache_gib": 4.0, "scale.train_workers": 1}
+        small = {"gitdl.videos": min(rows, recipe.gitdl.videos), "supervise.batch": min(rows, recipe.supervise.batch)}
+        self.recipe = changed(recipe, alone | small | {"optimiser.blocks_per_step": 1, "align.classes": most})
         self.store, self.classes, self.device = Store(folder), classes, torch.device(device)
 
     def costs(self) -> UnitCosts:
@@ -100,7 +115,7 @@ class Bench:
         row_N, lengths = np.arange(len(rows)), {"align_frames": T, "video_frames": recipe.frames.video}
         labelled = samples(row_N, row_N % self.classes)
         view = plan_score(manifest, row_N, **lengths, clips=1, block_videos=len(rows))
-        off = changed(recipe, scale={"cache_gib": 0.0})
+        off = changed(recipe, {"scale.cache_gib": 0.0})
         # The first pass brings decoder and files into memory; the first row of each starts a process.
         clips = [self.decoded(view, how) for how in (off, off, recipe, recipe)]
         _, once_s, kept_s, hit_s = (float(found["decode_s"][1:].mean()) for found in clips)
@@ -194,14 +209,9 @@ class Bench:
 
         def decide() -> None:
             p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            label_table(
-                collaborate.decide(
-                    collaborate.fuse(p_A_NK, p_E_NK), p_A_NK, p_E_NK, ids, threshold=0.5, knownness_N=p_A_NK[:, 0]
-                ),
-                np.arange(N),
-                p_A_NK,
-                p_E_NK,
-            )
+            p_NK, near_N = collaborate.fuse(p_A_NK, p_E_NK), collaborate.knownness(sbar_NK)
+            made = collaborate.decide(p_NK, p_A_NK, p_E_NK, ids, threshold=0.5, knownness_N=near_N)
+            label_table(made, np.arange(N), p_A_NK, p_E_NK)
 
         both = typical(lambda: temperatures(sbar_NK, logits_NK, 0.9)), typical(decide)
         return both[0] / (N * self.classes), both[1] / (N * self.classes)
@@ -251,13 +261,8 @@ def main(argv: Sequence[str]) -> None:
             known = read_units(options.units)
             known[fits(recipe, options.device)] = measure(recipe, sizes.classes, options.device, options.rows)
             options.units.parent.mkdir(parents=True, exist_ok=True)
-            options.units.write_text(json.dumps({name: asdict(costs) for name, costs in known.items()}, indent=1))
+            write_units(options.units, known)
         print(described(recipe, sizes, units_for(recipe, known_units(options.units)), options.cluster))
-
-
-def known_units(path: Path) -> dict[str, UnitCosts]:
-    """Unit costs that the package comes with, and those of a file, which win."""
-    return {**read_units(SHIPPED), **read_units(path)}
 
 
 def described(
@@ -297,7 +302,7 @@ def finished(run: Path) -> tuple[Recipe, Sizes, dict[str, float]]:
     folder = Path(results.predictions).parent
     evaluated = json.loads((run / folder / artefacts.MARKER).read_text())["lineage"]["evaluate"]
     recipe = Run.at(Store(str(run))).recipe()
-    recipe = changed(replace(recipe, methods=tuple(results.rounds)), evaluate=evaluated)
+    recipe = replace(recipe, methods=tuple(results.rounds), evaluate=Evaluate(**evaluated))
     usable, parts = results.manifest.usable, ("launch", "setup", "wait", "transfer", "compute", "commit")
     timing = {**results.timing, "results": results.timing[f"{folder}"]}
     measured = {

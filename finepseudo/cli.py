@@ -101,15 +101,12 @@ def dry_run(recipe: Recipe, run: Store, base: Store, units: str, variants: Seque
 
     Raises NotReadyError: something is missing that it would stop for.
     """
-    from finepseudo.costs.units import SHIPPED, read_units  # arrow, and tables of clips: not for --help
+    from finepseudo.costs.units import known_units  # arrow, and tables of clips: not for --help
     from finepseudo.preview.page import preview
 
-    known = read_units(SHIPPED)
-    if units:
-        if not Path(units).is_file():
-            raise RecipeError(f"--units {units}: no such file; benchmarks/scale.py --measure writes one")
-        known |= read_units(Path(units))
-    found = preview(recipe, run, base, known, variants)
+    if units and not Path(units).is_file():
+        raise RecipeError(f"--units {units}: no such file; benchmarks/scale.py --measure writes one")
+    found = preview(recipe, run, base, known_units(Path(units) if units else None), variants)
     print(found.text)  # noqa: T201
     if found.missing:
         count = len(found.missing)

@@ -165,7 +165,7 @@ def auroc(score_N: ArrayLike, positive_N: ArrayLike) -> tuple[float, float]:
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return math.nan, math.nan
-    from sklearn.metrics import roc_auc_score  # as above
+    from sklearn.metrics import roc_auc_score  # as slow to import as what _weighted_ap needs
 
     area = float(roc_auc_score(positive, score))
     pairs_of_positives, pairs_of_negatives = area / (2 - area), 2 * area**2 / (1 + area)

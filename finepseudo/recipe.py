@@ -369,10 +369,9 @@ class Recipe:
         check_fields(self)
         _check_across(self)
 
-    @property
-    def size(self) -> int:
-        """What f_A and f_E are built for: height and width of frames, or the width of stored features."""
-        return self.models.stored or self.frames.crop
+    def size_of(self, role: Role) -> int:
+        """What an encoder is built for: height and width of frames, or the width of stored features."""
+        return self.frames.crop if role == "frozen" else self.models.stored or self.frames.crop
 
 
 OUTSIDE = ("scale", "methods", "evaluate")
@@ -401,6 +400,16 @@ def recipe_from(body: Mapping[str, Any]) -> Recipe:
     Raises RecipeError: it has a field that no recipe has (any more).
     """
     return _read(Recipe, body, "")
+
+
+def changed(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields, such as `align.margin`, of other values; its rules hold for the result."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        section, _, field_name = name.partition(".")
+        sections.setdefault(section, {})[field_name] = value
+    parts = {name: dataclasses.replace(getattr(recipe, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(recipe, **parts)
 
 
 T = TypeVar("T")

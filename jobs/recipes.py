@@ -26,10 +26,10 @@ def job(argv: Sequence[str]) -> None:
     """Parse, list or copy."""
     options = parse_plain(RecipesOptions, argv, program="jobs/recipes.py", description=__doc__ or "")
     if options.verb == "list":
-        from finepseudo.costs.units import SHIPPED, read_units
+        from finepseudo.costs.units import known_units
         from finepseudo.preview.listing import listing
 
-        print(listing(read_units(SHIPPED)))
+        print(listing(known_units()))
         return
     if not (options.name and options.file):
         raise RecipeError("cp: expected the name of a recipe and a file, as in: jobs/recipes.py cp rehearsal mine.py")

@@ -27,7 +27,7 @@ from finepseudo.data.layout import Layout
 from finepseudo.data.manifest import CLIPS, Manifest
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import METHODS, Method, Recipe
+from finepseudo.recipe import METHODS, Method, Recipe, changed
 from finepseudo.sizes import BLOCK_VIDEOS, CALIBRATION, COMPARED, SAMPLED
 
 GROUPS = ("decode", "train", "score")
@@ -129,10 +129,9 @@ class Model:
         sizes, frames, gitdl = sizes.of(recipe), recipe.frames, recipe.gitdl
         longer = sizes.frames / frames.align
         workers = {f"{group}_workers": getattr(cluster, f"{group}_workers") for group in GROUPS}
-        self.recipe = recipe = changed(
-            recipe, frames={"align": sizes.frames, "video": round(longer * frames.video)},
-            gitdl={"frames": round(longer * gitdl.frames)}, scale=workers,
-        )  # fmt: skip
+        lengths = {"frames.align": sizes.frames, "frames.video": round(longer * frames.video)}
+        lengths["gitdl.frames"] = round(longer * gitdl.frames)
+        self.recipe = recipe = changed(recipe, lengths | {f"scale.{name}": count for name, count in workers.items()})
         self.sizes, self.costs, self.cluster = sizes, costs, cluster
         self.sets = {"labelled": sizes.labelled, "other": sizes.videos - sizes.labelled, "test": sizes.tests}
         members = Counter(index % sizes.classes for index in range(sizes.labelled))
@@ -152,7 +151,7 @@ class Model:
             self.phases[f"train {number}"] = self.train(number)
         self.phases["evaluate"] = [[*self.galleries(recipe.rounds.count), self.evaluate(), *self.probe()]]
         self.stages = [stage for chains in self.phases.values() for chain in chains for stage in chain]
-        # Workers that the run holds from beginning to end, as runtime/cluster.py asks for them.
+        # Workers that the run holds from beginning to end, as resources.py asks for them.
         copies = {"decode": 3, "train": 2, "score": 1}
         self.held = {group: copies[group] * workers[f"{group}_workers"] for group in GROUPS}
 
@@ -337,11 +336,6 @@ def row_frames(plan: Plan) -> int:
     """Frames that one row of a plan brings to the encoder."""
     row = plan.rows(0, 1)[0]
     return sum(len(row[column]) for column in plan.columns)
-
-
-def changed(recipe: Recipe, **parts: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values in some of its parts."""
-    return replace(recipe, **{part: replace(getattr(recipe, part), **values) for part, values in parts.items()})
 
 
 class StandIn(Manifest):

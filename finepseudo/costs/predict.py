@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from finepseudo.costs.model import Cluster, Model, Sizes, changed
+from finepseudo.costs.model import Cluster, Model, Sizes
+from finepseudo.costs.resources import needed
 from finepseudo.costs.units import Known, UnitCosts, units_for
-from finepseudo.recipe import Recipe
+from finepseudo.recipe import Recipe, changed
 from finepseudo.recipes.published import Published
 
 
@@ -25,8 +26,7 @@ class Predicted:
 
     @property
     def gpus(self) -> float:
-        scale = self.model.recipe.scale
-        return 2 * scale.train_workers * scale.train_gpus + scale.score_workers * scale.score_gpus
+        return needed(self.model.recipe).get("GPU", 0.0)
 
     @property
     def money(self) -> float:
@@ -60,7 +60,7 @@ def comparison_hours(whole: Predicted, variants: Sequence[Recipe]) -> float:
     """
 
     def seconds(recipe: Recipe, sizes: Sizes) -> float:
-        shared = changed(recipe, gitdl={"frame_steps": 0, "video_steps": 0})
+        shared = changed(recipe, {"gitdl.frame_steps": 0, "gitdl.video_steps": 0})
         return Model(shared, sizes, whole.costs, Cluster.of(recipe)).seconds
 
     model, sizes = whole.model, whole.model.sizes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from finepseudo.errors import RecipeError
@@ -53,8 +53,21 @@ Known = Mapping[str, UnitCosts]
 """Unit costs by what they fit."""
 
 
+def known_units(path: Path | None = None) -> dict[str, UnitCosts]:
+    """Unit costs that the package brings, and those of a file, which win.
+
+    Raises RecipeError: it is another kind of file.
+    """
+    return read_units(SHIPPED) | (read_units(path) if path else {})
+
+
+def write_units(path: Path, known: Known) -> None:
+    """A file that `read_units` reads."""
+    path.write_text(json.dumps({name: asdict(costs) for name, costs in known.items()}, indent=1))
+
+
 def read_units(path: Path) -> dict[str, UnitCosts]:
-    """Unit costs as `units_json` wrote them; none where there is no file.
+    """Unit costs as `write_units` wrote them; none where there is no file.
 
     Raises RecipeError: it is another kind of file.
     """

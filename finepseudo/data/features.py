@@ -22,6 +22,7 @@ from finepseudo.storage.store import Store
 from finepseudo.storage.tables import pc
 
 ACCESS = "features"  # of a clip in the manifest
+BYTES = 2  # of a number in fp16
 OPEN = 4096  # tables that a process keeps mapped
 
 

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from finepseudo import run as places
-from finepseudo.data.features import stored_clips
+from finepseudo.data.features import BYTES, stored_clips
 from finepseudo.data.manifest import FOLDER, Manifest
 from finepseudo.data.plan import plan_score
 from finepseudo.driver.executor import Executor
@@ -22,7 +22,6 @@ from finepseudo.train.predict import Pass, Scores, read_part, stored_sha256
 log = logging.getLogger("finepseudo")
 
 FRAMES = 512  # of a part, about: what a decoding actor hands on at a time
-BYTES = 2  # of a number in fp16
 
 
 def ensure_features(recipe: Recipe, run: Store, videos: Manifest, data: Store, executor: Executor) -> Manifest:

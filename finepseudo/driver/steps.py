@@ -5,22 +5,21 @@ Clips are known by their rows of the manifest. Axes: N videos, G gallery, K clas
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from finepseudo import run as places
 from finepseudo.align import collaborate
+from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import Plan, derive, plan_score, samples
@@ -189,36 +188,17 @@ class Steps:
 
         Raises TrainingError: they are useless (`guard`), with advice.
         """
-        folder, recipe, traits = places.labels(name), self.recipe, METHODS[method]
+        folder, recipe = places.labels(name), self.recipe
 
         def make() -> Mapping[str, bytes]:
             found = scores()
             some = found.columns(SAMPLED, self.seed(f"temperatures/{name}"))
             heat = temperatures(sbar(some, "f_A"), logits(some, "f_E"), accuracy_A)
-            sink, writer = io.BytesIO(), None
             known = -math.inf
-            if recipe.label.known and traits.uses_p_A:
+            if recipe.label.known and METHODS[method].uses_p_A:
                 known = known_from(gallery, score_head(frame.uri), recipe, self.seed(f"known/{name}"))
-            for batch in found.batches():
-                sbar_NK = sbar(batch, "f_A")
-                p_A_NK = collaborate.p_align(sbar_NK, heat.tau_A)
-                p_E_NK = collaborate.p_video(logits(batch, "f_E"), heat.tau_E)
-                made = collaborate.decide(
-                    collaborate.fuse(p_A_NK, p_E_NK) if traits.fuses else p_A_NK if traits.uses_p_A else p_E_NK,
-                    p_A_NK,
-                    p_E_NK,
-                    self.manifest.ids(batch["clip"]),
-                    threshold=recipe.label.threshold,
-                    knownness_N=collaborate.knownness(sbar_NK),
-                    known=known,
-                )
-                table = label_table(made, batch["clip"], p_A_NK, p_E_NK)
-                writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
-                writer.write_table(table)
-            assert writer is not None
-            writer.close()
             return {
-                LABELS: sink.getvalue(),
+                LABELS: artefacts.tables_bytes(self._labelled(found, method, heat, known)),
                 TEMPERATURES: json.dumps(vars(heat)).encode(),
                 SECONDS: json.dumps(dict(found.seconds)).encode(),
             }
@@ -236,6 +216,24 @@ class Steps:
         table = tables.mapped(self.run, folder, LABELS)
         guard(table, recipe, name, self.manifest.class_names)
         return table
+
+    def _labelled(self, found: Scores, method: Method, heat: Temperatures, known: float) -> Iterator[pa.Table]:
+        """What a method makes of scores, some thousand videos at a time."""
+        traits = METHODS[method]
+        for batch in found.batches():
+            sbar_NK = sbar(batch, "f_A")
+            p_A_NK = collaborate.p_align(sbar_NK, heat.tau_A)
+            p_E_NK = collaborate.p_video(logits(batch, "f_E"), heat.tau_E)
+            made = collaborate.decide(
+                collaborate.fuse(p_A_NK, p_E_NK) if traits.fuses else p_A_NK if traits.uses_p_A else p_E_NK,
+                p_A_NK,
+                p_E_NK,
+                self.manifest.ids(batch["clip"]),
+                threshold=self.recipe.label.threshold,
+                knownness_N=collaborate.knownness(sbar_NK),
+                known=known,
+            )
+            yield label_table(made, batch["clip"], p_A_NK, p_E_NK)
 
 
 def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, executor: Executor) -> str:

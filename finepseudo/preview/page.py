@@ -10,6 +10,7 @@ from finepseudo.costs.model import CORE_PRICE, GPU_PRICE, Model, Sizes
 from finepseudo.costs.predict import Predicted, comparison_hours, hours_text, predict
 from finepseudo.costs.resources import needed
 from finepseudo.costs.units import Known
+from finepseudo.data.features import BYTES
 from finepseudo.errors import RecipeError
 from finepseudo.models.table import Role
 from finepseudo.preview.inventory import Inventory, answering, take_stock
@@ -115,7 +116,7 @@ def _resources(recipe: Recipe) -> list[str]:
     asked = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
     features = []
     if recipe.models.frozen:
-        each = recipe.frames.frozen * recipe.models.stored * 2 / 1024
+        each = recipe.frames.frozen * recipe.models.stored * BYTES / 1024
         features = [
             f"features: {recipe.frames.frozen} frames of a clip x {recipe.models.stored} of {recipe.models.frozen}, "
             f"fp16: {each:,.0f} KiB a clip"

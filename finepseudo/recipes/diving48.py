@@ -48,5 +48,5 @@ def diving48_20pct() -> Recipe:
     return public("diving48_20pct", DIVING48, labels=0.2)
 
 
-# The second encoder pair of the paper, ViT-B from CLIP with adapters (AIM; reported 43.0, 60.8, 80.0), goes here once
-# models/table.py has it: public(..., video="aim_vit_b16").
+# The second encoder pair of the paper, ViT-B from CLIP with adapters (AIM; reported 43.0, 60.8, 80.0), has no recipe
+# yet: its f_E is aim_vit_b16, from CLIP's weights.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import METHODS, Recipe
+from finepseudo.recipe import METHODS, Recipe, changed
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no_L_AT": {"align.triplet_weight": 0.0},
@@ -33,19 +33,11 @@ class Variant:
     folder: str  # of the run, below that of the comparison
     recipe: Recipe
     seed: int  # of the labels
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of the recipe that it changes beside the seed
     ablation: str = ""
     budget: float | None = None  # share of labelled videos
     world: str = ""  # one of OPEN_WORLD
     kin: str = ""  # folder of the run that it shares trainings with
-
-
-def changed(recipe: Recipe, fields: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields, such as `align.margin`, of other values."""
-    for name, value in fields.items():
-        section, _, field = name.partition(".")
-        part = dataclasses.replace(getattr(recipe, section), **{field: value})
-        recipe = dataclasses.replace(recipe, **{section: part})
-    return recipe
 
 
 def variants(
@@ -74,38 +66,34 @@ def variants(
         )
     whole = dataclasses.replace(recipe, methods=tuple(METHODS))
     ours = dataclasses.replace(recipe, methods=("finepseudo",))
-    seeded = [(seed, {"split.seed": seed}) for seed in seeds]
-    runs = [Variant(folder=f"seed-{seed}", recipe=changed(whole, fields), seed=seed) for seed, fields in seeded]
-    for name, fields in ABLATIONS.items() if ablations else ():
-        runs += [
-            Variant(
-                folder=f"{name}/seed-{seed}",
-                recipe=changed(ours, {**fields, **of_seed}),
-                seed=seed,
-                ablation=name,
-                kin=f"seed-{seed}",
-            )
-            for seed, of_seed in seeded
-        ]
+    kinds = [_Kind("", whole, {})]
+    if ablations:
+        kinds += [_Kind(f"{name}/", ours, fields, {"ablation": name}, kin="") for name, fields in ABLATIONS.items()]
     for budget in sorted({*budgets} - {recipe.split.label_fraction}):
-        runs += [
-            Variant(
-                folder=f"labels-{budget:g}/seed-{seed}",
-                recipe=changed(whole, {"split.label_fraction": budget, **of_seed}),
-                seed=seed,
-                budget=budget,
-            )
-            for seed, of_seed in seeded
-        ]
+        kinds.append(_Kind(f"labels-{budget:g}/", whole, {"split.label_fraction": budget}, {"budget": budget}))
     for world, fields in OPEN_WORLD.items() if novel else ():
-        runs += [
-            Variant(
-                folder=f"{world}/seed-{seed}",
-                recipe=changed(ours, {"split.novel": tuple(novel), **fields, **of_seed}),
-                seed=seed,
-                world=world,
-                kin="" if world == "open" else f"open/seed-{seed}",
-            )
-            for seed, of_seed in seeded
-        ]
-    return runs
+        kin = None if world == "open" else "open/"
+        kinds.append(_Kind(f"{world}/", ours, {"split.novel": tuple(novel), **fields}, {"world": world}, kin))
+    return [kind.of(seed) for kind in kinds for seed in seeds]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Runs that differ in their seed alone."""
+
+    before: str  # their folders, before the seed's
+    recipe: Recipe
+    fields: Mapping[str, Any]
+    what: Mapping[str, Any] = field(default_factory=dict[str, Any])  # that a variant says of itself
+    kin: str | None = None  # as `before`, of those that they share trainings with
+
+    def of(self, seed: int) -> Variant:
+        name = f"seed-{seed}"
+        return Variant(
+            folder=f"{self.before}{name}",
+            recipe=changed(self.recipe, {**self.fields, "split.seed": seed}),
+            seed=seed,
+            fields=self.fields,
+            kin="" if self.kin is None else f"{self.kin}{name}",
+            **self.what,
+        )

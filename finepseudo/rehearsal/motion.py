@@ -35,7 +35,6 @@ KEYS = {
     "idle": ((0.0, "stand"), (1.0, "stand")),
     "crouch": ((0.0, "stand"), (0.5, "squat"), (1.0, "air")),
     "T": ((0.0, "air"), (0.25, "tuck"), (0.75, "tuck"), (1.0, "air")),
-    "B": ((0.0, "air"), (0.25, "tuck"), (0.75, "tuck"), (1.0, "air")),
     "P": ((0.0, "air"), (0.25, "pike"), (0.75, "pike"), (1.0, "air")),
     "W": ((0.0, "air"), (0.25, "twist"), (0.75, "twist"), (1.0, "air")),
     "K": ((0.0, "air"), (0.25, "straddle"), (0.75, "straddle"), (1.0, "air")),
@@ -43,6 +42,7 @@ KEYS = {
     "S": ((0.0, "air"), (0.5, "squat"), (1.0, "side")),
     "F": ((0.0, "air"), (0.5, "squat"), (1.0, "fold")),
 }
+KEYS["B"] = KEYS["T"]  # turned the other way
 OWN_TEMPO = 0.3  # of a clip, where its person has one: share of the active length that the clip draws itself
 TURNS = {"T": 1, "P": 1, "B": -1}  # somersaults forward
 

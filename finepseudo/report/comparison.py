@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS, Method
@@ -215,6 +216,10 @@ def tables(found: Sequence[tuple[Variant, Results | Exception]], *, own: float) 
             ablations[name] = _ablation(theirs, whole, OURS)
     if ablations:
         ablations |= {name: _ablation(whole, whole, method) for name, method in METHOD_ABLATIONS.items()}
+    worlds = {
+        world: dict(sorted(((one.seed, results) for one, results in done if one.world == world), key=itemgetter(0)))
+        for world in dict.fromkeys(one.world for one, _ in done if one.world)
+    }
     budgets = {budget: {} for budget in sorted({one.budget for one, _ in done if one.budget is not None})}
     for one, results in done:
         if one.budget is not None:
@@ -225,28 +230,24 @@ def tables(found: Sequence[tuple[Variant, Results | Exception]], *, own: float) 
         whole=compare(whole),
         ablations=ablations,
         budgets={budget: compare(budgets[budget]) for budget in sorted(budgets)},
-        worlds=_worlds({(one.world, one.seed): results for one, results in done if one.world}),
+        worlds=_worlds(worlds),
         failed=failed,
     )
 
 
-def _worlds(runs: Mapping[tuple[str, int], Results]) -> dict[str, World]:
-    found: dict[str, World] = {}
-    for world in dict.fromkeys(world for world, _ in runs):
-        seeds = sorted(seed for name, seed in runs if name == world)
-        both = [seed for seed in seeds if ("closed", seed) in runs] if world != "closed" else []
-        gain = {
-            part: paired(
-                *(spread([_top1(runs[name, seed], OURS, part) for seed in both]) for name in (world, "closed"))
-            )
-            for part in PARTS
-            if both
-        }
-        last = [runs[world, seed].rounds[OURS][-1].quality.open_world for seed in seeds]
+def _worlds(runs: Mapping[str, Mapping[int, Results]]) -> dict[str, World]:
+    found, closed = dict[str, World](), runs.get("closed", {})
+    for world, of_world in runs.items():
+        compared = world != "closed" and of_world.keys() & closed.keys()
+        last = [results.rounds[OURS][-1].quality.open_world for results in of_world.values()]
         told = [_novelty(one) for one in last if one]
-        novelty = {key: spread([of[key] for of in told]) for key in NOVELTY if told and all(key in of for of in told)}
-        top1 = {part: spread([_top1(runs[world, seed], OURS, part) for seed in seeds]) for part in PARTS}
-        found[world] = World(top1, gain, novelty)
+        found[world] = World(
+            top1={part: spread([_top1(results, OURS, part) for results in of_world.values()]) for part in PARTS},
+            gain=_ablation(of_world, closed, OURS).gain if compared else {},
+            novelty={
+                key: spread([of[key] for of in told]) for key in NOVELTY if told and all(key in of for of in told)
+            },
+        )
     return found
 
 

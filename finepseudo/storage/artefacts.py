@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -134,6 +134,17 @@ def marker_digest(marker: Mapping[str, Any]) -> str:
 def table_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def tables_bytes(parts: Iterable[pa.Table]) -> bytes:
+    """One table of several of one schema, of which one is held at a time; at least one."""
+    sink, writer = io.BytesIO(), None
+    for part in parts:
+        writer = writer or pq.ParquetWriter(sink, part.schema, compression="zstd")
+        writer.write_table(part)
+    assert writer is not None, "a table of no parts has no schema"
+    writer.close()
     return sink.getvalue()
 
 

@@ -39,8 +39,7 @@ def ensure_initial(recipe: Recipe, part: Role, num_classes: int, run: Store) -> 
     lineage = {"encoder": chosen, "sha256": sha256, "seed": recipe.seed, "classes": num_classes}
 
     def make() -> dict[str, bytes]:
-        size = recipe.frames.crop if part == "frozen" else recipe.size
-        encoder = random_encoder(chosen, num_classes=num_classes, size=size, seed=recipe.seed)
+        encoder = random_encoder(chosen, num_classes=num_classes, size=recipe.size_of(part), seed=recipe.seed)
         if uri:
             _load(encoder, chosen, uri, sha256)
         state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}

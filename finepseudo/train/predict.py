@@ -226,8 +226,7 @@ class Predictor:
 
     def _load(self, uri: str, part: Role, num_classes: int) -> tuple[Any, ScoreHead | None]:
         chosen = self.recipe.models.encoder(part)
-        size = self.recipe.frames.crop if part == "frozen" else self.recipe.size
-        encoder = build(chosen, num_classes=num_classes, size=size, seed=0)
+        encoder = build(chosen, num_classes=num_classes, size=self.recipe.size_of(part), seed=0)
         encoder.preprocessing = preprocessing_of(uri, chosen)
         state = _state(uri)
         weights.load_bytes(encoder, weights.to_bytes(_below(state, "encoder."), {}), sha256=None)

@@ -37,7 +37,8 @@ ONE = Cluster()
 
 
 def recipe(**parts):
-    return changed(find("rehearsal"), **parts)
+    fields = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    return changed(find("rehearsal"), fields)
 
 
 def predict(how=None, sizes=None, costs=COSTS, cluster=ONE):
@@ -180,7 +181,7 @@ def test_what_is_read_once_or_twice_is_not_kept():
     assert stage(found, "train/align/frame").work["decode"] == pytest.approx(28 * 0.012 + (4800 - 28) * 0.0003)
     assert stage(found, "train/supervise/video").work["decode"] == pytest.approx(500 * 32 * 0.0003)
     assert label(how=once).work["decode"] == pytest.approx(1092 * 0.01)
-    assert label(how=once).work["decode"] == label(how=changed(once, scale={"cache_gib": 0.0})).work["decode"]
+    assert label(how=once).work["decode"] == label(how=changed(once, {"scale.cache_gib": 0.0})).work["decode"]
 
 
 def test_who_decodes_makes_the_rows():
@@ -227,7 +228,7 @@ def test_a_comparison_pre_trains_once():
     assert shared < whole.hours
     assert comparison_hours(whole, [recipe(), recipe()]) == pytest.approx(whole.hours + shared)
     more = recipe(split={"label_fraction": 0.5})
-    without = predict(changed(more, gitdl={"frame_steps": 0, "video_steps": 0})).seconds / 3600
+    without = predict(changed(more, {"gitdl.frame_steps": 0, "gitdl.video_steps": 0})).seconds / 3600
     assert without != shared
     assert comparison_hours(whole, [more]) == pytest.approx(whole.hours - shared + without), "each has its own share"
 
@@ -299,7 +300,7 @@ def test_data_sheet_arithmetic(tmp_path):
 
 def test_operations_are_those_of_the_published_encoder():
     """R(2+1)D-18 has 40.5e9 multiply-adds for 16 frames of 112 x 112."""
-    video = changed(find("ucf101"), models={"video_options": {}}, gitdl={"video_steps": 0})
+    video = changed(find("ucf101"), {"models.video_options": {}, "gitdl.video_steps": 0})
     assert 16 * datasheet.frame_operations(video, "video", classes=400) / 2 == pytest.approx(40.52e9, rel=0.01)
 
 
