@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from finepseudo.cli import Options, dry_run, logged_to, main, parse
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS
-from finepseudo.recipes.variants import ABLATIONS, OPEN_WORLD, Variant, variants
+from finepseudo.recipes.variants import Variant, variants
 from finepseudo.storage.store import Store
 
 
@@ -67,11 +69,18 @@ def job(argv: Sequence[str]) -> None:
 
 def _said(root: Store, one: Variant) -> str:
     state = "has results" if root.exists(f"{one.folder}/results.json") else "to be run"
-    changed = {**ABLATIONS.get(one.ablation, {}), **OPEN_WORLD.get(one.world, {})}
-    fields = [f"--{name.replace('_', '-')} {value:g}" for name, value in changed.items()]
-    fields += [f"--split.novel {' '.join(one.recipe.split.novel)}"] if one.world else []
-    fields += [f"--split.label-fraction {one.recipe.split.label_fraction:g} --split.seed {one.seed}"]
-    return f"  {one.folder}: {state}; {' '.join(fields)} --methods {' '.join(one.recipe.methods)}"
+    split = one.recipe.split
+    fields = {**one.fields, "split.label_fraction": split.label_fraction, "split.seed": split.seed}
+    told = " ".join(_option(name, value) for name, value in fields.items())
+    return f"  {one.folder}: {state}; {told} --methods {' '.join(one.recipe.methods)}"
+
+
+def _option(name: str, value: Any) -> str:
+    """As the command line takes it."""
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        return option
+    return f"{option} {shlex.join(value) if isinstance(value, tuple) else format(value, 'g')}"
 
 
 if __name__ == "__main__":

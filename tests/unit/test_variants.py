@@ -13,8 +13,8 @@ from test_recipes import ROOT, job
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.variants import run_variants
 from finepseudo.errors import RecipeError, TrainingError
-from finepseudo.recipe import METHODS, Recipe, digest
-from finepseudo.recipes.variants import ABLATIONS, OPEN_WORLD, changed, variants
+from finepseudo.recipe import METHODS, Recipe, changed, digest
+from finepseudo.recipes.variants import ABLATIONS, OPEN_WORLD, variants
 from finepseudo.storage.store import Store
 
 RUNS = {one.folder: one for one in variants(RECIPE, (0, 4), ablations=True, budgets=(0.5, 0.25, 0.125, 0.5))}
@@ -90,6 +90,11 @@ def test_dry_run_lists_the_runs_and_what_is_there(tmp_path):
     assert any(
         line.startswith("  labels-0.1/seed-2: to be run; --split.label-fraction 0.1 --split.seed 2") for line in lines
     )
+    done = job("rehearsal", "--run", tmp_path, "--dry-run", "--seeds", 1, "--novel", "TW-U", "TP-F", name="compare")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  closed/seed-1: ")]
+    options = line.partition("; ")[2].split()
+    assert options[:4] == ["--split.novel", "TW-U", "TP-F", "--split.drop-novel"]
+    assert job("rehearsal", "--run", tmp_path, "--dry-run", *options).returncode == 0, "as the command line takes them"
     done = job("rehearsal", "--run", tmp_path, "--dry-run", "--seeds", 1, 1, name="compare")
     assert (done.returncode, "RecipeError" in done.stderr) == (1, True)
 
