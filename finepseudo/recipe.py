@@ -67,7 +67,7 @@ class Rehearsal:
 
     words: tuple[str, ...] = WORDS
     """Class words over the alphabet T (tuck), B (tuck backwards), P (pike), W (twist), K (straddle), ended by -U (arms
-    up), -S (arms to the side) or -F (folded)."""
+    up), -S (arms to the side) or -F (folded), and X (a box) or Y (a beam) where one stands beside."""
     train_per_class: Count = 80
     test_per_class: Count = 40
     persons: CountOrZero = 0
@@ -511,10 +511,11 @@ def _check_clips(recipe: Recipe) -> None:
 def _check_rehearsal(spec: Rehearsal) -> None:
     if len(set(spec.words)) < 2 or len(set(spec.words)) < len(spec.words):
         raise RecipeError(f"data.rehearsal.words: expected at least two classes, each once, got {spec.words}")
-    wrong = [word for word in spec.words if not re.fullmatch("[TBPWK]+-[USF]", word)]
+    wrong = [word for word in spec.words if not re.fullmatch("[TBPWK]+-[USF][XY]?", word)]
     if wrong:
         raise RecipeError(
-            f"data.rehearsal.words: expected letters of T, B, P, W, K and then -U, -S or -F, got {wrong[0]!r}"
+            "data.rehearsal.words: expected letters of T, B, P, W, K, then -U, -S or -F, then X, Y or nothing, got "
+            f"{wrong[0]!r}"
         )
     if spec.strangers and not spec.persons:
         raise RecipeError("data.rehearsal.strangers: there are none where no persons are known; set persons too")

@@ -5,6 +5,8 @@ A class word such as `TPW-U` names the elements in their order, then the landing
     T tuck somersault    B tuck, backwards    P pike somersault    W full twist    K straddle hold
     U landing, arms up   S arms to the side   F folded
 
+and, as in `TPW-UX`, what stands beside the gymnast: X a box, Y a beam.
+
 All randomness is keyed by the clip's own id, or by its person's: adding clips or classes changes no other clip.
 """
 
@@ -15,15 +17,25 @@ import numpy as np
 
 from finepseudo.recipe import Rehearsal
 
-ELEMENTS, LANDINGS = "TBPWK", "USF"
+ELEMENTS, LANDINGS, APPARATUS = "TBPWK", "USF", "XY"
 SPLITS = ("train", "test")
 
 
 def letters(word: str) -> tuple[str, ...]:
-    """`TPW-U` -> ("T", "P", "W", "U"). Raises ValueError if it is not elements, a hyphen and one landing."""
-    elements, hyphen, landing = word.partition("-")
-    if not elements or set(elements) - set(ELEMENTS) or not hyphen or landing not in tuple(LANDINGS):
-        raise ValueError(f"expected a class word such as 'TPW-U' (of {ELEMENTS}, then one of {LANDINGS}), got {word!r}")
+    """What moves: `TPW-U` and `TPW-UX` -> ("T", "P", "W", "U"). Raises ValueError if it is no class word."""
+    elements, hyphen, rest = word.partition("-")
+    landing, apparatus = rest[:1], rest[1:]
+    if (
+        not elements
+        or set(elements) - set(ELEMENTS)
+        or not hyphen
+        or landing not in tuple(LANDINGS)
+        or apparatus not in ("", *APPARATUS)
+    ):
+        raise ValueError(
+            f"expected a class word such as 'TPW-U' or 'TPW-UX' (of {ELEMENTS}, then one of {LANDINGS}, then one of "
+            f"{APPARATUS} or none), got {word!r}"
+        )
     return (*elements, landing)
 
 
@@ -45,12 +57,17 @@ def video_ids(spec: Rehearsal, split: str) -> list[tuple[str, int]]:
     return list(_labels(spec, split).items())
 
 
-def word_of(spec: Rehearsal, split: str, video_id: str) -> tuple[str, ...]:
-    """The letters of a clip's class word. Raises ValueError if the split has no such clip."""
+def word_of(spec: Rehearsal, split: str, video_id: str) -> str:
+    """A clip's class word. Raises ValueError if the split has no such clip."""
     label = _labels(spec, split).get(video_id)
     if label is None:
         raise ValueError(f"expected a video_id of the {split} split, got {video_id!r}")
-    return letters(spec.words[label])
+    return spec.words[label]
+
+
+def apparatus_of(spec: Rehearsal, split: str, video_id: str) -> str:
+    """What stands beside the gymnast, a letter of APPARATUS; empty for nothing."""
+    return word_of(spec, split, video_id).partition("-")[2][1:]
 
 
 def person_of(spec: Rehearsal, split: str, video_id: str) -> str | None:

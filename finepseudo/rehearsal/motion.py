@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finepseudo.recipe import Rehearsal
-from finepseudo.rehearsal.ids import person_of, stream, word_of
+from finepseudo.rehearsal.ids import letters, person_of, stream, word_of
 
 PHASES = ("idle", "crouch", "T", "P", "W", "K", "U", "F", "rest", "B", "S")  # code = index; rest: idle after landing
 DURATION = {"crouch": 1.0, "T": 1.6, "B": 1.6, "P": 1.8, "W": 1.5, "K": 1.4, "U": 1.2, "S": 1.2, "F": 1.2}
@@ -104,7 +104,7 @@ def through_action(truth: Truth) -> np.ndarray:
 
 def make_timeline(spec: Rehearsal, split: str, video_id: str) -> Timeline:
     """Draw the clip's time nuisance and lay the word out in time."""
-    pace, parts = PACES[spec.time], ("crouch", *word_of(spec, split, video_id))
+    pace, parts = PACES[spec.time], ("crouch", *letters(word_of(spec, split, video_id)))
     rng = stream(video_id, "time")
     active, person = int(rng.integers(pace.active[0], pace.active[1] + 1)), person_of(spec, split, video_id)
     tempo = _tempo(person, pace) if person else {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from finepseudo.recipe import Rehearsal
-from finepseudo.rehearsal.ids import person_of, stream
+from finepseudo.rehearsal.ids import apparatus_of, person_of, stream
 
 REFERENCE = 112
 FLOOR = 0.91  # height of the floor line, shares of the frame from its top
@@ -18,6 +18,9 @@ AZIMUTH = 0.75  # mean camera azimuth, 0 = seen from the gymnast's right, pi/2 =
 POSITION = (3.0, 1.5)  # the gymnast's and floor's place: uniform within +- px, across and down
 MARGIN = 24  # px of background around the frame, for a moving camera
 PERSONAL = ("scale", "azimuth", "mirror", "trunk", "arm", "leg")  # what all clips of a person share, beside colours
+BESIDE = (24.0, 31.0)  # px from the middle of the picture to that of an apparatus, to either side
+BOXES = {"X": ((0, 13, 15),), "Y": ((8, 5, 30), (0, 8, 4))}
+"""Of an apparatus, its parts: px above the floor, height and width."""
 RIGHT = 0.6  # brightness of the right limbs, relative to the left ones
 CONTRAST = 45.0  # least difference of luminance between limbs, trunk, head and the mean background of wild looks
 LUMA = np.array((0.299, 0.587, 0.114))
@@ -95,6 +98,8 @@ def make_scene(spec: Rehearsal, split: str, video_id: str) -> Scene:
     top = margin + round(floor)
     line = background[top : top + (round(2 * px) or 1)]
     line[:] = line // 3 + (0 if line.mean() > 96 else 80)
+    if apparatus := apparatus_of(spec, split, video_id):
+        _stand(background, apparatus, stream(video_id, "apparatus"), top, px)
     return Scene(palette.astype(np.float32), background, margin, floor, n)
 
 
@@ -106,6 +111,16 @@ def _numbers(rng: np.random.Generator, look: Look) -> dict[str, float]:
     n |= {"mirror": float(look.mirror and rng.random() < 0.5), "sway": rng.uniform(0, 2 * math.pi)}
     n |= {part: rng.uniform(*look.proportion) for part in ("trunk", "arm", "leg")}
     return n
+
+
+def _stand(background_HWC: np.ndarray, apparatus: str, rng: np.random.Generator, floor: int, px: float) -> None:
+    """Draw an apparatus beside the gymnast, on one side by chance, of a colour that says nothing."""
+    middle = background_HWC.shape[1] / 2 + rng.choice((-1, 1)) * rng.uniform(*BESIDE) * px
+    colours = rng.uniform(0, 255, (2048, 3))
+    clear = np.abs(colours @ LUMA - float(background_HWC.mean((0, 1)) @ LUMA)) > CONTRAST
+    for above, height, width in BOXES[apparatus]:
+        low, left = floor - round(above * px), round(middle - width * px / 2)
+        background_HWC[low - round(height * px) : low, left : left + round(width * px)] = colours[clear][0]
 
 
 def _wild_background(rng: np.random.Generator, side: int) -> tuple[np.ndarray, int]:
