@@ -12,6 +12,7 @@ Axes: N videos, G gallery, K classes, T frames of a clip, B rows of a block. All
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -34,6 +35,7 @@ import tyro
 
 from finepseudo import rehearsal
 from finepseudo.align import collaborate
+from finepseudo.align.fusion import Referees, estimate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import class_scores
@@ -68,12 +70,12 @@ from finepseudo.recipe import (
 from finepseudo.recipes import RECIPES, find
 from finepseudo.results import Results
 from finepseudo.run import Run
-from finepseudo.sizes import BLOCK_VIDEOS
+from finepseudo.sizes import BLOCK_VIDEOS, JUDGED
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
 from finepseudo.train.initial import random_encoder
-from finepseudo.train.pseudo_labels import label_table, temperatures
+from finepseudo.train.pseudo_labels import label_table
 from finepseudo.train.session import Session, join_alone
 from finepseudo.train.stage import build_objective, stage_of
 
@@ -121,7 +123,7 @@ class Bench:
         _, once_s, kept_s, hit_s = (float(found["decode_s"][1:].mean()) for found in clips)
         kinds = ["gitdl/frame", "align/frame", "classify/video"] + ["gitdl/video"] * bool(recipe.gitdl.video_steps)
         plan = make_plan(recipe, "classify/video", manifest, labelled, None, steps=20)
-        size, heat_s, label_s = plan.block_rows, *self.labels()
+        size, fusion_s, label_s = plan.block_rows, *self.labels()
         rows_s = typical(lambda: [plan.rows(row, row + size) for row in range(0, len(plan), size)])
         return UnitCosts(
             machine=f"{self.device.type} of {platform.machine()} with {os.cpu_count()} cores",
@@ -130,7 +132,7 @@ class Bench:
             decode_once_s=once_s, decode_kept_s=kept_s, decode_hit_s=hit_s,
             embed_frame_s={part: self.embed(part, clips[-1]) for part in ("frame", "video")},
             train_frame_s={kind: self.step(kind, manifest, labelled) for kind in kinds}, cell_s=self.pair(T) / T**2,
-            plan_row_s=rows_s / len(plan), heat_class_s=heat_s, label_class_s=label_s,
+            plan_row_s=rows_s / len(plan), fusion_class_s=fusion_s, label_class_s=label_s,
         )  # fmt: skip
 
     def file(self, index: int) -> dict[str, Any]:
@@ -203,18 +205,20 @@ class Bench:
         return typical(lambda: class_scores(emb_NTD, gallery, head, **how).cpu()) / (N * G)
 
     def labels(self, N: int = 2000) -> tuple[float, float]:
-        """Seconds of a video and class: of temperatures; from scores to a table of labels."""
+        """Seconds of a video and class: of the fusion of two nets; from scores to a table of labels."""
         sbar_NK, logits_NK = torch.randn(2, N, self.classes)
-        ids, heat = [str(index) for index in range(N)], temperatures(sbar_NK, logits_NK, 0.9)
+        some, many = range(min(N, JUDGED)), [str(index) for index in range(N)]
+        referees = Referees([torch.rand(len(some), len(some))] * 2, torch.zeros(0, dtype=torch.int64))
+        fused = functools.partial(estimate, sbar_NK[some], logits_NK[some], referees)
+        fusion = fused()
 
         def decide() -> None:
-            p_A_NK, p_E_NK = collaborate.p_align(sbar_NK, heat.tau_A), collaborate.p_video(logits_NK, heat.tau_E)
-            p_NK, near_N = collaborate.fuse(p_A_NK, p_E_NK), collaborate.knownness(sbar_NK)
-            made = collaborate.decide(p_NK, p_A_NK, p_E_NK, ids, threshold=0.5, knownness_N=near_N)
+            p_A_NK, p_E_NK, p_NK = fusion.p_A(sbar_NK), fusion.p_E(logits_NK), fusion.p(sbar_NK, logits_NK)
+            near_N = collaborate.knownness(sbar_NK)
+            made = collaborate.decide(p_NK, p_A_NK, p_E_NK, many, threshold=0.5, knownness_N=near_N)
             label_table(made, np.arange(N), p_A_NK, p_E_NK)
 
-        both = typical(lambda: temperatures(sbar_NK, logits_NK, 0.9)), typical(decide)
-        return both[0] / (N * self.classes), both[1] / (N * self.classes)
+        return typical(fused) / (len(some) * self.classes), typical(decide) / (N * self.classes)
 
 
 def typical(work: Callable[[], Any]) -> float:

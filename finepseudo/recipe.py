@@ -294,6 +294,8 @@ class Label:
     """How pseudo-labels are made and kept."""
 
     threshold: Share = 0.5  # theta: a pseudo-label is kept from this confidence on
+    fusion: Literal["product", "mean"] = "product"
+    """How p_A and p_E become one p: their product, weighed by what is estimated of both, or the paper's mean."""
     mean: Literal["log_odds", "score"] = "log_odds"  # what is averaged over the gallery members of a class
     per_class_max: CountOrZero = 0  # largest number of gallery members of a class; 0: all
     clips: Count = 1  # clips per unlabelled video, averaged before the fusion

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from finepseudo import measures
 from finepseudo.align import frames
-from finepseudo.align.collaborate import Temperatures
+from finepseudo.align.fusion import Fusion
 from finepseudo.align.score import distances
 from finepseudo.errors import ArtefactError
 
-VERSION = 4  # of results.json
+VERSION = 5  # of results.json
 CURVE_POINTS = 50  # of a precision x coverage curve, about: what a plot can show
 MOST_CONFUSED = 12  # pairs of classes that are kept
 RESAMPLES = 50  # draws of videos for the standard error of the pair test
@@ -181,14 +181,14 @@ class Measured:
     f_E: Accuracy
     p_A: Accuracy | None = None
     fused: Accuracy | None = None
-    temperatures: Temperatures | None = None
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True)
 class RoundResult:
     name: str
     quality: RoundQuality
-    temperatures: Temperatures
+    fusion: Fusion
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from finepseudo.align.collaborate import Temperatures
+from finepseudo.align.fusion import Fusion
 from finepseudo.align.gallery import Embeddings
 from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
 from finepseudo.data.plan import drawn
@@ -35,7 +35,7 @@ from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
-LABELS, TEMPERATURES, SECONDS = "labels.parquet", "temperatures.json", "seconds.json"
+LABELS, FUSION, SECONDS = "labels.parquet", "fusion.json", "seconds.json"
 EMBEDDINGS = "embeddings.safetensors"
 SPLIT = "split"  # folder
 FEATURES = "features"  # folder of what frozen backbones made of every clip's frames
@@ -178,9 +178,9 @@ class Run:
         """Pseudo-labels of a round, one row a video."""
         return tables.mapped(self.store, labels(name), LABELS)
 
-    def temperatures(self, name: str) -> Temperatures:
+    def fusion(self, name: str) -> Fusion:
         """What the labels of a round were decided with."""
-        return Temperatures(**json.loads(artefacts.read_part(self.store, labels(name), TEMPERATURES)))
+        return Fusion(**json.loads(artefacts.read_part(self.store, labels(name), FUSION)))
 
     def embeddings(self, name: str) -> Embeddings:
         """What one f_A made of videos."""

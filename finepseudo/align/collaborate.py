@@ -1,4 +1,4 @@
-"""From scores to pseudo-labels: p_A, p_E, their fusion, temperatures, and the accepted labels.
+"""From scores to pseudo-labels: p_A, p_E, their mean, temperatures, known-ness, and the accepted labels.
 
 Axes: N unlabelled videos, G gallery, K classes.
 """
@@ -17,16 +17,6 @@ from torch import Tensor
 from finepseudo.align.gallery import Gallery
 
 LOWEST_TAU, HIGHEST_TAU = 1e-4, 1e4
-
-
-@dataclass(frozen=True)
-class Temperatures:
-    """Of p_A and p_E, and the estimated accuracies that they were fitted to."""
-
-    tau_A: float
-    tau_E: float
-    accuracy_A: float
-    accuracy_E: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,24 +114,6 @@ def leave_one_out_knownness(gallery: Gallery, odds_GG: Tensor) -> Tensor:
     """
     sbar_GK, asked_G = _among_others(gallery, odds_GG)
     return knownness(sbar_GK[asked_G]) if bool(asked_G.any()) else sbar_GK.new_empty(0)
-
-
-def leave_one_out_accuracy(gallery: Gallery, dist_GG: Tensor) -> float | None:
-    """Share of the gallery that its other members would label rightly: an estimate of p_A's accuracy.    [C]
-
-        Sbar_c(g) = mean over members a != g of class c of -D(g, a);   right where argmax_c is g's class
-
-    Optimistic where f_A was trained on the gallery's labels. Members of a class of one are not asked (they could
-    never be right), but stand as candidates for the others.
-
-    Args:
-        dist_GG: alignment distances; the diagonal is not read. For a large gallery take `balanced` first.
-    Returns the accuracy in [0, 1]; None if no class has two members.
-    Raises ValueError if `dist_GG` does not fit the gallery.
-    """
-    sbar_GK, asked_G = _among_others(gallery, -dist_GG)
-    label_G = gallery.label_G.to(dist_GG.device)
-    return float((sbar_GK.argmax(1) == label_G)[asked_G].double().mean()) if bool(asked_G.any()) else None
 
 
 def _among_others(gallery: Gallery, near_GG: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from finepseudo.data.manifest import CLIPS, Manifest
 from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import METHODS, Method, Recipe, changed
-from finepseudo.sizes import BLOCK_VIDEOS, CALIBRATION, COMPARED, SAMPLED
+from finepseudo.sizes import BLOCK_VIDEOS, COMPARED, JUDGED
 
 GROUPS = ("decode", "train", "score")
 CORE_PRICE, GPU_PRICE = 0.05, 3.0
@@ -147,7 +147,8 @@ class Model:
         self.pseudo: list[Method] = [method for method in recipe.methods if METHODS[method].labels]
         self.phases = {"stage 2": self.stage_2()}  # chains of stages that run side by side
         for number in range(1, recipe.rounds.count + 1):
-            self.phases[f"label {number}"] = [[*self.galleries(number - 1), *self.label(number)]]
+            asked = self.judge() if number == 1 and recipe.label.fusion != "mean" else []
+            self.phases[f"label {number}"] = [[*self.galleries(number - 1), *asked, *self.label(number)]]
             self.phases[f"train {number}"] = self.train(number)
         self.phases["evaluate"] = [[*self.galleries(recipe.rounds.count), self.evaluate(), *self.probe()]]
         self.stages = [stage for chains in self.phases.values() for chain in chains for stage in chain]
@@ -205,8 +206,15 @@ class Model:
         names = [f"labels/{method}/round-{number}" for method in self.pseudo[: 1 if number == 1 else None]]
         found = [self.scoring(name, {"other": N}, frames=1, galleries=1, videos=1, clips=clips) for name in names]
         costs = self.costs
-        deciding = self.sizes.classes * (min(N, SAMPLED) * costs.heat_class_s + N * costs.label_class_s)
+        deciding = self.sizes.classes * (min(N, JUDGED) * costs.fusion_class_s + N * costs.label_class_s)
         return [replace(stage, driver=stage.driver + deciding) for stage in found]
+
+    def judge(self) -> list[StageCost]:
+        """The pass by which the fusion is estimated; it makes embeddings, and compares them in the driver."""
+        sets = {"other": min(JUDGED, self.sets["other"]), "labelled": min(COMPARED, self.sets["labelled"])}
+        pairs = sets["other"] * sum(sets.values())
+        stage = self.scoring("referees", sets, frames=1, videos=1)
+        return [replace(stage, driver=stage.driver + pairs * self.pair_s)]
 
     def train(self, number: int) -> list[list[StageCost]]:
         """Every method's f_E, and f_A where the recipe says so."""
@@ -235,7 +243,7 @@ class Model:
 
     def evaluate(self) -> StageCost:
         """One pass over the test videos through all encoders; the pair test is small."""
-        sets = {"test": self.sizes.tests, "other": min(CALIBRATION, self.sets["other"])}
+        sets = {"test": self.sizes.tests, "other": min(JUDGED, self.sets["other"])}
         frames = 1 + sum(self.trains_frame(method, 1) for method in self.pseudo)
         videos, clips = 1 + len(self.recipe.methods), self.recipe.evaluate.clips
         return self.scoring("results", sets, frames=frames, galleries=frames, videos=videos, clips=clips)

@@ -33,7 +33,7 @@ class UnitCosts:
     plan_row_s: float
     """Make a row of a plan when it is asked for. Decoding actors pay it beside decoding, and training workers as a part
     of their batch: it is in `train_frame_s`."""
-    heat_class_s: float  # the driver's, a video and class: temperatures, of a sample at most
+    fusion_class_s: float  # the driver's, a judged video and class: the fusion of two nets
     label_class_s: float  # the driver's, a video and class: probabilities, decision, table
     launch_s: float = 26.0  # start a training's workers, set them up, end them; not measured, typical of two cores
     pool_s: float = 7.0  # start a pass of the pool; the same

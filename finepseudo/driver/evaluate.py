@@ -16,9 +16,8 @@ import pyarrow as pa
 import torch
 
 from finepseudo import results
-from finepseudo.align import collaborate
 from finepseudo.data.manifest import UNKNOWN, Manifest
-from finepseudo.data.plan import drawn, plan_score
+from finepseudo.data.plan import plan_score
 from finepseudo.data.split import novel_classes
 from finepseudo.driver.rounds import Start, Story
 from finepseudo.driver.steps import Steps, Trained
@@ -26,12 +25,11 @@ from finepseudo.recipe import METHODS, Method, digest
 from finepseudo.rehearsal import Truth, through_action
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
 from finepseudo.run import RESULTS, SCORES, SECONDS, Run, data_store, pair_videos
-from finepseudo.sizes import BLOCK_VIDEOS, CALIBRATION
+from finepseudo.sizes import BLOCK_VIDEOS
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.train.frozen_probe import probe
 from finepseudo.train.predict import Pass, logits, pooled, sbar
-from finepseudo.train.pseudo_labels import temperatures
 
 PREDICTIONS = "predictions.parquet"
 PROBE: Method = "frozen_probe"
@@ -90,14 +88,14 @@ def ensure_results(story: Story) -> Results:
 
 
 def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, float]]:
-    """One pass over test and calibration videos, through all encoders; the frozen probe wants one over D_l as well."""
+    """One pass over test videos and judged ones, through all encoders; the frozen probe wants one over D_l as well."""
     steps, start = story.steps, story.start
     frames = {STAGE_2: (start.frame, steps.gallery(start.aligned))}
     frames |= {name: (finish.frame, finish.gallery) for name, finish in story.finishes.items()}
     videos = {STAGE_2: start.video} | {name: finish.video for name, finish in story.finishes.items()}
     # An f_A that several methods share runs once, under the digest of its weights.
     once = {frame.digest: (frame, gallery) for frame, gallery in frames.values()}
-    manifest, unlabelled = steps.manifest, steps.split.unlabelled
+    manifest = steps.manifest
     test = steps.split.test
     test = test[manifest.truth(test) != UNKNOWN]
     # Of an open world's experiment, what could be right: the classes that have labels.
@@ -105,7 +103,7 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
-    calibration = drawn(manifest, unlabelled, CALIBRATION, "calibration")
+    judged = start.judged()
     untaught = {name: trained.uri if trained else "" for name, trained in _probes(story).items()}
     what = Pass(
         frame={name: frame.uri for name, (frame, _) in once.items()},
@@ -114,10 +112,9 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         galleries={name: gallery for name, (_, gallery) in once.items()},
         clips=steps.recipe.evaluate.clips,
     )
-    scores = steps.score("evaluate", np.concatenate([test, calibration]), what)
+    scores = steps.score("evaluate", np.concatenate([test, judged.clip_N]), what)
     found = scores.columns()
     is_test_N = torch.tensor(np.isin(found["clip"], test))
-    unlabelled_N = ~is_test_N if not is_test_N.all() else is_test_N
     tested_N = found["clip"][is_test_N.numpy()]
     truth_N = manifest.truth(tested_N)
     measured: dict[str, Measured] = {}
@@ -128,12 +125,11 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         columns[f"{PROBE}/f_E"] = p_NK.argmax(1)
     for name, (frame, _) in frames.items():
         sbar_NK, logits_NK = sbar(found, frame.digest), logits(found, name)
-        heat = temperatures(sbar_NK[unlabelled_N], logits_NK[unlabelled_N], start.accuracy_A)
-        p_A_NK = collaborate.p_align(sbar_NK[is_test_N], heat.tau_A)
-        p_E_NK = collaborate.p_video(logits_NK[is_test_N], heat.tau_E)
-        parts = {"f_E": p_E_NK, "p_A": p_A_NK, "fused": collaborate.fuse(p_A_NK, p_E_NK)}
+        fusion = judged.fusion(found, frame.digest, name)
+        sbar_NK, logits_NK = sbar_NK[is_test_N], logits_NK[is_test_N]
+        parts = {"f_E": fusion.p_E(logits_NK), "p_A": fusion.p_A(sbar_NK), "fused": fusion.p(sbar_NK, logits_NK)}
         accuracies = {part: results.accuracy(p_NK.numpy(), truth_N) for part, p_NK in parts.items()}
-        measured[name] = Measured(**accuracies, temperatures=heat)
+        measured[name] = Measured(**accuracies, fusion=fusion)
         columns |= {f"{name}/{part}": p_NK.argmax(1).numpy() for part, p_NK in parts.items()}
     return measured, pa.table(columns), dict(scores.seconds)
 
@@ -169,7 +165,7 @@ def _round(steps: Steps, name: str) -> RoundResult:
     quality = results.round_quality(
         RoundLabels(**columns), np.where(known_N, truth_N, 0), known_N, steps.manifest.num_classes, novel
     )
-    return RoundResult(name, quality, reader.temperatures(name))
+    return RoundResult(name, quality, reader.fusion(name))
 
 
 def _pairs(steps: Steps, start: Start) -> results.PairTest:

@@ -21,6 +21,7 @@ from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
 from finepseudo.driver.executor import Executor
 from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
+from finepseudo.driver.referees import Judged
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
 from finepseudo.models.table import PARTS, Part
 from finepseudo.recipe import METHODS, CrossEntropy, GitdlLoss, Method, Recipe, part_of
@@ -41,7 +42,7 @@ class Start:
     untaught: Trained  # f_E before stage 2: it has seen no label
     pretrained: Embeddings
     aligned: Embeddings
-    accuracy_A: float | None  # of the pre-trained f_A, leave-one-out
+    judged: Callable[[], Judged]  # clips of D_u, before stage 2; a pass over them where somebody asks
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
     """Both encoders, pre-trained without labels and then trained on D_l, side by side."""
     recipe, held_out = steps.recipe, pair_videos(steps.recipe, steps.manifest, steps.split.test)
 
-    def frame_side() -> tuple[Trained, Embeddings, Embeddings, float | None]:
+    def frame_side() -> tuple[Trained, Embeddings, Embeddings, Trained]:
         pretrained = pretrain(shared, "frame", recipe.gitdl.frame_steps)
         before = steps.embed("pretrained", pretrained, held_out)
         compared = compare_labelled(steps.gallery(before), recipe.align.gamma, steps.seed("compare"))
@@ -121,7 +122,7 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         aligned = steps.train(
             "align/frame", "frame", loss, plan, steps=align.steps, lr=align.lr, init=pretrained, compared=compared
         )
-        return aligned, before, steps.embed("aligned", aligned, held_out), compared.accuracy
+        return aligned, before, steps.embed("aligned", aligned, held_out), pretrained
 
     def video_side() -> tuple[Trained, Trained]:
         pretrained = pretrain(shared, "video", recipe.gitdl.video_steps)
@@ -129,8 +130,9 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         count, lr = recipe.supervise.steps, recipe.supervise.lr
         return _train_video(steps, "supervise/video", plan, count, lr, pretrained), pretrained
 
-    (frame, before, after, accuracy_A), (video, untaught) = both(frame_side, video_side)
-    return Start(frame, video, untaught, before, after, accuracy_A)
+    (frame, before, after, pretrained), (video, untaught) = both(frame_side, video_side)
+    judged = functools.cache(lambda: steps.judge(pretrained, untaught))
+    return Start(frame, video, untaught, before, after, judged)
 
 
 def pretrain(steps: Steps, part: Part, count: int) -> Trained:
@@ -179,7 +181,7 @@ def _self_train(
         name = round_name(method, number)
         later_scores = functools.partial(_score_unlabelled, steps, name, frame, video, gallery)
         scores = first_scores if number == 1 else later_scores
-        table = steps.label(name, method, frame, video, gallery, scores, start.accuracy_A)
+        table = steps.label(name, method, frame, video, gallery, scores, start.judged)
         names.append(name)
         pseudo = pseudo_samples(table, soft=rounds.targets == "soft")
         train_video = functools.partial(_round_video, steps, name, pseudo, video)

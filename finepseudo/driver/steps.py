@@ -19,19 +19,20 @@ import pyarrow as pa
 
 from finepseudo import run as places
 from finepseudo.align import collaborate
-from finepseudo.align.collaborate import Temperatures
+from finepseudo.align.fusion import Fusion
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import Manifest
-from finepseudo.data.plan import Plan, derive, plan_score, samples
+from finepseudo.data.plan import Plan, derive, drawn, plan_score, samples
 from finepseudo.data.split import Split
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import Executor
 from finepseudo.driver.passes import run_pass
+from finepseudo.driver.referees import Judged, judged
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import METHODS, Method, Recipe
-from finepseudo.run import EMBEDDINGS, LABELS, SECONDS, TEMPERATURES
-from finepseudo.sizes import BLOCK_VIDEOS, SAMPLED
+from finepseudo.run import EMBEDDINGS, FUSION, LABELS, SECONDS
+from finepseudo.sizes import BLOCK_VIDEOS, COMPARED, JUDGED
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences, fingerprint
 from finepseudo.storage.store import Store
@@ -39,7 +40,7 @@ from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
 from finepseudo.train.predict import Pass, Scores, embeddings, logits, sbar, score_head
-from finepseudo.train.pseudo_labels import Compared, guard, known_from, label_table, temperatures
+from finepseudo.train.pseudo_labels import Compared, guard, known_from, label_table
 from finepseudo.train.stage import Stage, stage_of
 
 log = logging.getLogger("finepseudo")
@@ -172,6 +173,18 @@ class Steps:
             log.warning("no gallery member, so p_A = 0, for class %s", ", ".join(without))
         return labelled
 
+    def judge(self, frame: Trained, untaught: Trained) -> Judged:
+        """Some clips of D_u, and D_l (of a large one, some), as f_A and f_E see them before stage 2."""
+        recipe, seed = self.recipe, self.recipe.seed
+        clip_N = drawn(self.manifest, self.split.unlabelled, JUDGED, "judged", seed)
+        if recipe.label.fusion == "mean" or not len(clip_N):
+            return Judged(clip_N, None)
+        truth = dict(zip(self.split.labelled.tolist(), self.label_N.tolist(), strict=True))
+        labelled = drawn(self.manifest, self.split.labelled, COMPARED, "compared", seed)
+        what = Pass(frame={"f_A": frame.uri}, pooled={"f_E": "" if recipe.models.frozen else untaught.uri})
+        found = self.score("referees", np.concatenate([clip_N, labelled]), what).columns()
+        return judged(clip_N, found, {clip: truth[clip] for clip in labelled.tolist()}, recipe.align.gamma)
+
     def label(
         self,
         name: str,
@@ -180,11 +193,11 @@ class Steps:
         video: Trained,
         gallery: Gallery,
         scores: Callable[[], Scores],
-        accuracy_A: float | None,
+        judges: Callable[[], Judged],
     ) -> pa.Table:
         """Committed pseudo-labels of D_u by f_A, with its gallery, and f_E.
 
-        `scores` is asked only where they are not committed yet.
+        `scores` and `judges` are asked only where they are not committed yet.
 
         Raises TrainingError: they are useless (`guard`), with advice.
         """
@@ -192,14 +205,14 @@ class Steps:
 
         def make() -> Mapping[str, bytes]:
             found = scores()
-            some = found.columns(SAMPLED, self.seed(f"temperatures/{name}"))
-            heat = temperatures(sbar(some, "f_A"), logits(some, "f_E"), accuracy_A)
+            clips = judges()
+            fusion = clips.fusion(found.of(clips.clip_N), "f_A", "f_E")
             known = -math.inf
             if recipe.label.known and METHODS[method].uses_p_A:
                 known = known_from(gallery, score_head(frame.uri), recipe, self.seed(f"known/{name}"))
             return {
-                LABELS: artefacts.tables_bytes(self._labelled(found, method, heat, known)),
-                TEMPERATURES: json.dumps(vars(heat)).encode(),
+                LABELS: artefacts.tables_bytes(self._labelled(found, method, fusion, known)),
+                FUSION: json.dumps(vars(fusion)).encode(),
                 SECONDS: json.dumps(dict(found.seconds)).encode(),
             }
 
@@ -208,6 +221,7 @@ class Steps:
             "f_E": video.digest,
             "clips": recipe.label.clips,
             "method": method,
+            "fusion": recipe.label.fusion,
             "threshold": recipe.label.threshold,
             "split": self.split.fingerprint,
             **({"known": recipe.label.known} if recipe.label.known else {}),
@@ -217,15 +231,14 @@ class Steps:
         guard(table, recipe, name, self.manifest.class_names)
         return table
 
-    def _labelled(self, found: Scores, method: Method, heat: Temperatures, known: float) -> Iterator[pa.Table]:
+    def _labelled(self, found: Scores, method: Method, fusion: Fusion, known: float) -> Iterator[pa.Table]:
         """What a method makes of scores, some thousand videos at a time."""
         traits = METHODS[method]
         for batch in found.batches():
-            sbar_NK = sbar(batch, "f_A")
-            p_A_NK = collaborate.p_align(sbar_NK, heat.tau_A)
-            p_E_NK = collaborate.p_video(logits(batch, "f_E"), heat.tau_E)
+            sbar_NK, logits_NK = sbar(batch, "f_A"), logits(batch, "f_E")
+            p_A_NK, p_E_NK = fusion.p_A(sbar_NK), fusion.p_E(logits_NK)
             made = collaborate.decide(
-                collaborate.fuse(p_A_NK, p_E_NK) if traits.fuses else p_A_NK if traits.uses_p_A else p_E_NK,
+                fusion.p(sbar_NK, logits_NK) if traits.fuses else p_A_NK if traits.uses_p_A else p_E_NK,
                 p_A_NK,
                 p_E_NK,
                 self.manifest.ids(batch["clip"]),

@@ -160,9 +160,10 @@ def _label_sentence(results: Results) -> list[str]:
     if last.known:
         of = f" (of the {last.known} whose truth is known)" if last.known < last.unlabelled else ""
         return [f"{text}; the share of right ones is {figure(last.precision_accepted['p'])}{of}"]
-    heat = rounds[-1].temperatures
-    estimates = f"p_A {_short(heat.accuracy_A)}, p_E {_short(heat.accuracy_E)}"
-    return [f"{text}; the share of right ones is not known (accuracies estimated without their truth: {estimates})"]
+    fusion = rounds[-1].fusion
+    estimates = f"p_A {_short(fusion.accuracy_A)}, p_E {_short(fusion.accuracy_E)}, p {_short(fusion.accuracy)}"
+    known = "" if fusion.accuracy is None else f" (accuracies estimated without their truth: {estimates})"
+    return [f"{text}; the share of right ones is not known{known}"]
 
 
 def _gain_sentences(results: Results) -> list[str]:

@@ -88,16 +88,15 @@ class Scores:
                 yield {key: np.concatenate([part[key] for part in held]) for key in held[0]}
                 held = []
 
-    def columns(self, most: int = 0, seed: int = 0) -> Columns:
-        """All at once, in this process's memory; of more than `most` videos (0: of any number) a random sample."""
-        count = len(self.clip_N) - len(self.rejected)
-        chosen_N = np.ones(count, bool)
-        if most and count > most:
-            chosen_N[:] = False
-            chosen_N[np.random.default_rng(seed).choice(count, most, replace=False)] = True
+    def columns(self) -> Columns:
+        """All at once, in this process's memory."""
+        return self.of(self.clip_N)
+
+    def of(self, clip_N: np.ndarray) -> Columns:
+        """Those of some clips, by their rows of the manifest, in the order of the plan."""
         kept: list[Columns] = []
         for batch in self.batches():
-            here_N, chosen_N = chosen_N[: len(batch["clip"])], chosen_N[len(batch["clip"]) :]
+            here_N = np.isin(batch["clip"], clip_N)
             kept.append({key: value[here_N] for key, value in batch.items()})
         return {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
 

@@ -1,4 +1,4 @@
-"""From scores of unlabelled videos to pseudo-labels that may be trained on: temperatures, guard, table, samples.
+"""From decided labels to what may be trained on: known-ness, guard, table, samples.
 
 Axes: N videos, G gallery, K classes.
 """
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from finepseudo import measures
 from finepseudo.align import collaborate
-from finepseudo.align.collaborate import Temperatures
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead, alignability
 from finepseudo.align.score import distances
@@ -27,24 +26,6 @@ from finepseudo.sizes import COMPARED
 
 TOP = 5  # classes whose probability a committed label keeps; the rest of the mass is spread over the others
 SMALLEST_STD = 1e-3  # of D over the labelled pairs, where these (almost) coincide
-LOWEST_A, LOWEST_E, HIGHEST = 0.9, 0.2, 0.95
-"""Estimated accuracies are kept within these: a temperature fitted to more would make labels over-confident."""
-
-
-def temperatures(sbar_NK: Tensor, logits_NK: Tensor, accuracy_A: float | None) -> Temperatures:
-    """tau_A and tau_E at which the mean confidence equals the estimated accuracy of each net.                    [C]
-
-        acc_A = leave-one-out accuracy of the pre-trained f_A on D_l (it has seen no label; None where every class has
-        one video), at least the root of the two nets' agreement, within .9...95; acc_E = agreement^2
-
-    Agreement of two independent nets is about acc_A acc_E, hence the root. Nets that learned from the same few labels
-    err together, and f_E fits them by heart, so its estimate is the cautious one. No label of D_u is used.
-    """
-    agreement = measures.agreement(sbar_NK.argmax(1).numpy(), logits_NK.argmax(1).numpy())
-    acc_A = min(max(accuracy_A or 0.0, agreement**0.5, LOWEST_A), HIGHEST)
-    acc_E = min(max(agreement**2, LOWEST_E), HIGHEST)
-    tau_A, tau_E = collaborate.fit_temperature(sbar_NK, acc_A), collaborate.fit_temperature(logits_NK, acc_E)
-    return Temperatures(tau_A, tau_E, accuracy_A=acc_A, accuracy_E=acc_E)
 
 
 @dataclass(frozen=True)
@@ -53,7 +34,6 @@ class Compared:
 
     mean: float
     std: float  # of D over the pairs: what a new score head standardises by
-    accuracy: float | None  # of each video against the others, leave-one-out; None where every class has one video
 
 
 def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
@@ -67,8 +47,7 @@ def compare_labelled(gallery: Gallery, gamma: float, seed: int) -> Compared:
     above = torch.triu_indices(len(dist_GG), len(dist_GG), offset=1)
     values = dist_GG[above[0], above[1]]
     std = float(values.std()) if len(values) > 1 else 0.0
-    accuracy = collaborate.leave_one_out_accuracy(gallery, dist_GG)
-    return Compared(float(values.mean()), max(std, SMALLEST_STD), accuracy)
+    return Compared(float(values.mean()), max(std, SMALLEST_STD))
 
 
 def known_from(gallery: Gallery, head: ScoreHead, recipe: Recipe, seed: int) -> float:

@@ -31,7 +31,7 @@ COSTS = UnitCosts(
     machine="made up", source="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,
     embed_frame_s={"frame": 1e-4, "video": 1e-4}, cell_s=1e-8,
     train_frame_s={"gitdl/frame": 4e-4, "gitdl/video": 3e-4, "align/frame": 2e-4, "classify/video": 3e-4},
-    plan_row_s=0.0, heat_class_s=2e-6, label_class_s=1e-6,
+    plan_row_s=0.0, fusion_class_s=2e-6, label_class_s=1e-6,
 )  # fmt: skip
 ONE = Cluster()
 
