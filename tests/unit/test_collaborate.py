@@ -1,8 +1,7 @@
-"""Probabilities, fusion, temperatures, leave-one-out and decisions."""
+"""Probabilities, their mean, temperatures, known-ness and decisions."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,7 +10,6 @@ from finepseudo.align.collaborate import (
     fit_temperature,
     fuse,
     knownness,
-    leave_one_out_accuracy,
     leave_one_out_knownness,
     p_align,
     p_video,
@@ -97,27 +95,6 @@ def test_temperature_needs_a_row():
 LABEL = [0, 0, 1, 1, 1, 2]
 
 
-def random_distances(seed: int) -> torch.Tensor:
-    raw = torch.rand(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    dist = raw + raw.T
-    dist.fill_diagonal_(-5)  # must never be read
-    return dist
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_leave_one_out_equals_the_loops(seed):
-    dist, right = random_distances(seed), []
-    for g in range(6):
-        means = []
-        for c in range(4):
-            members = [a for a in range(6) if a != g and LABEL[a] == c]
-            values = [-dist[g, a].item() for a in members]
-            means.append(sum(values) / len(values) if values else -INF)
-        if LABEL.count(LABEL[g]) > 1:
-            right.append(int(np.argmax(means)) == LABEL[g])
-    assert leave_one_out_accuracy(gallery(LABEL, 4), dist) == pytest.approx(sum(right) / 5)
-
-
 def test_known_ness_of_members_is_the_best_class_of_the_others():
     """Three of class 0 and one of class 1, who has no other: it is not asked, but stands as a class for the others."""
     odds = torch.tensor([[9.0, 1, 2, 0], [1, 9, 3, 5], [2, 3, 9, 1], [0, 5, 1, 9]])
@@ -127,14 +104,9 @@ def test_known_ness_of_members_is_the_best_class_of_the_others():
     assert len(leave_one_out_knownness(gallery([0, 1], 2), torch.ones(2, 2))) == 0
 
 
-def test_leave_one_out_of_separate_classes_is_perfect_and_of_singles_undefined():
-    label = torch.tensor([0, 0, 1, 1])
-    dist = (label[:, None] != label).float()
-    assert leave_one_out_accuracy(gallery(label.tolist(), 2), dist) == 1
-    assert leave_one_out_accuracy(gallery(label.tolist(), 2), 1 - dist) == 0
-    assert leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.rand(3, 3)) is None
+def test_known_ness_wants_every_pair():
     with pytest.raises(ValueError, match=r"each of \(3, 3\) pairs of a gallery, got \(2, 2\)"):
-        leave_one_out_accuracy(gallery([0, 1, 2], 3), torch.zeros(2, 2))
+        leave_one_out_knownness(gallery([0, 1, 2], 3), torch.zeros(2, 2))
 
 
 P_A = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])

@@ -20,7 +20,7 @@ from finepseudo.data.split import make_split
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import Split
 from finepseudo.recipes import PUBLISHED, find
-from finepseudo.sizes import COMPARED, SAMPLED
+from finepseudo.sizes import COMPARED, JUDGED
 from finepseudo.storage.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -56,7 +56,7 @@ def label(**options):
 def test_every_stage_of_the_run_is_there_once():
     assert [stage.name for stage in predict().stages] == [
         "train/pretrain/frame", "gallery/pretrained", "driver/compare", "train/align/frame", "gallery/aligned",
-        "train/pretrain/video", "train/supervise/video", "labels/finepseudo/round-1", "train/finepseudo/round-1/video",
+        "train/pretrain/video", "train/supervise/video", "referees", "labels/finepseudo/round-1", "train/finepseudo/round-1/video",
         "train/supervised/round-1/video", "results", "frozen_probe",
     ]  # fmt: skip
 
@@ -193,10 +193,10 @@ def test_who_decodes_makes_the_rows():
         assert after.work.get("decode", 0) - before.work.get("decode", 0) == pytest.approx(after.rows * 1e-3)
 
 
-def test_the_driver_fits_temperatures_to_a_bounded_sample():
+def test_the_driver_judges_a_bounded_sample():
     small, large = (label(sizes=Sizes(videos, labelled=28)).driver for videos in (1028, 100_028))
-    assert small == pytest.approx(1000 * 14 * (2e-6 + 1e-6))
-    assert large == pytest.approx(14 * (SAMPLED * 2e-6 + 100_000 * 1e-6))
+    assert small == pytest.approx(14 * (JUDGED * 2e-6 + 1000 * 1e-6))
+    assert large == pytest.approx(14 * (JUDGED * 2e-6 + 100_000 * 1e-6))
 
 
 def test_what_is_pretrained_is_the_choice_of_steps_whatever_the_weights():

@@ -97,6 +97,7 @@ def test_every_stage_is_made_once(first):
     assert executor.passes == {
         "embed/pretrained": 1,
         "embed/aligned": 1,
+        "referees": 1,
         "label/round-1": 1,
         "embed/finepseudo/round-1": 1,
         "evaluate": 1,

@@ -1,4 +1,4 @@
-"""Temperatures, the guard, soft targets, samples: what stands between scores and the next training."""
+"""Known-ness, the guard, soft targets, samples: what stands between scores and the next training."""
 
 from dataclasses import replace
 
@@ -19,50 +19,9 @@ from finepseudo.data.batch import make_batch
 from finepseudo.data.plan import plan_score, samples
 from finepseudo.errors import TrainingError
 from finepseudo.recipes import find
-from finepseudo.train.pseudo_labels import (
-    COMPARED,
-    compare_labelled,
-    guard,
-    known_from,
-    label_table,
-    pseudo_samples,
-    temperatures,
-)
+from finepseudo.train.pseudo_labels import COMPARED, compare_labelled, guard, known_from, label_table, pseudo_samples
 
 NAMES = ("tuck", "pike", "twist")
-
-
-def scores(count, agreement, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits_NK = torch.randn(count, 3, generator=generator)
-    sbar_NK = logits_NK.clone()
-    different = torch.arange(count) >= agreement * count
-    sbar_NK[different] = sbar_NK[different].roll(1, dims=1)
-    return sbar_NK, logits_NK
-
-
-def test_confidence_is_set_to_the_estimated_accuracy():
-    sbar_NK, logits_NK = scores(400, 0.7)
-    heat = temperatures(sbar_NK, logits_NK, 0.92)
-    assert heat.accuracy_A == pytest.approx(0.92)
-    assert heat.accuracy_E == pytest.approx(0.49)
-    assert float(collaborate.p_align(sbar_NK, heat.tau_A).max(1).values.mean()) == pytest.approx(0.92, abs=1e-3)
-    assert float(collaborate.p_video(logits_NK, heat.tau_E).max(1).values.mean()) == pytest.approx(0.49, abs=1e-3)
-
-
-def test_estimated_accuracies_are_bounded():
-    assert temperatures(*scores(400, 0.7), None).accuracy_A == pytest.approx(0.9)
-    assert temperatures(*scores(400, 0.7), 1.0).accuracy_A == pytest.approx(0.95)
-    assert temperatures(*scores(400, 0.0), None).accuracy_E == pytest.approx(0.2)
-    full = temperatures(*scores(400, 1.0), None)
-    assert (full.accuracy_A, full.accuracy_E) == (pytest.approx(0.95), pytest.approx(0.95))
-
-
-def test_temperatures_do_not_depend_on_the_scale_of_the_scores():
-    sbar_NK, logits_NK = scores(400, 0.7)
-    one, ten = temperatures(sbar_NK, logits_NK, 0.92), temperatures(10 * sbar_NK, 10 * logits_NK, 0.92)
-    assert ten.tau_A == pytest.approx(10 * one.tau_A, rel=1e-3)
-    assert ten.tau_E == pytest.approx(10 * one.tau_E, rel=1e-3)
 
 
 def test_the_bound_of_known_ness_is_a_quantile_of_the_labelled_videos():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from finepseudo import rehearsal
-from finepseudo.align.collaborate import Temperatures
+from finepseudo.align.fusion import Fusion
 from finepseudo.align.gallery import Embeddings
 from finepseudo.data.child import Child, answer
 from finepseudo.models import weights
@@ -58,7 +58,7 @@ def accuracy(top1):
     )  # fmt: skip
 
 
-HEAT = Temperatures(1.0, 1.0, 0.9, 0.5)
+FUSION = Fusion(1.0, 1.0, 2.0, 1.0, accuracy_A=0.9, accuracy_E=0.5, accuracy=0.92)
 
 
 def labels(name, accepted=12):
@@ -78,7 +78,7 @@ def labels(name, accepted=12):
         right_per_class=[accepted // 2, 0, 0, 0, 0, 0],
         curves=dict.fromkeys(shares, Curve([0.5, 1.0], [1.0, 0.8])),
     )
-    return RoundResult(name, quality, HEAT)
+    return RoundResult(name, quality, FUSION)
 
 
 def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0):
@@ -92,7 +92,7 @@ def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0)
         split=SplitCounts(0, "def", 4, 16),
         manifest=ManifestCounts("123", {"train": 20, "test": 4}, 1, {HOSTILE: 1}),
         classes=[HOSTILE, "pike", "twist", "tuck", "fold", "straddle"],
-        measured={name: Measured(whole, whole, whole, HEAT) for name in ("stage_2", *methods)},
+        measured={name: Measured(whole, whole, whole, FUSION) for name in ("stage_2", *methods)},
         rounds={
             name: [labels(f"{name}/round-{n + 1}") for n in range(0 if name.startswith("supervised") else rounds)]
             for name in methods
