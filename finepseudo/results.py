@@ -218,6 +218,7 @@ class Results:
     frames: dict[str, FrameQuality]  # by f_A: pretrained, aligned; empty without held-out videos
     gains: dict[str, Share]  # of finepseudo: `<f_E or fused>, over <method>`
     snapshots: dict[str, Snapshots]  # by method, and STAGE_2
+    prediction: str  # what the run stands by: `<method>/<part>`; fused, where there is an f_A (docs/performance.md)
     predictions: str  # below the run: a table with one row a test video, its truth, and the label by `<method>/<part>`
     timing: dict[str, dict[str, float]]  # seconds by kind, of each training and pass, by its folder
     version: int = VERSION

@@ -70,6 +70,7 @@ def ensure_results(story: Story) -> Results:
                 STAGE_2: _snapshots(steps, story.start.frame, story.start.video),
                 **{name: _snapshots(steps, finish.frame, finish.video) for name, finish in story.finishes.items()},
             },
+            prediction=_stands_by(recipe.methods),
             predictions=f"{folder}/{PREDICTIONS}",
             timing={},
         )
@@ -132,6 +133,12 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         measured[name] = Measured(**accuracies, fusion=fusion)
         columns |= {f"{name}/{part}": p_NK.argmax(1).numpy() for part, p_NK in parts.items()}
     return measured, pa.table(columns), dict(scores.seconds)
+
+
+def _stands_by(methods: Sequence[Method]) -> str:
+    """finepseudo's prediction, or that of the last baseline, by both nets where it has both."""
+    last = max(methods, key=list(METHODS).index)
+    return f"{last}/fused" if METHODS[last].trains else f"{last}/f_E"
 
 
 def _probes(story: Story) -> dict[Method, Trained | None]:

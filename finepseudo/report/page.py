@@ -64,7 +64,12 @@ def write_report(run: Run) -> str:
     strict = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     body = strict.from_string(template).render(
         results=results,
-        headline=[_order_sentence(results), *_label_sentence(results), *_gain_sentences(results)],
+        headline=[
+            _order_sentence(results),
+            *_label_sentence(results),
+            *_gain_sentences(results),
+            *_prediction_sentence(results),
+        ],
         methods=_method_rows(results),
         pairs=_pair_rows(results),
         frames=_frame_rows(results),
@@ -164,6 +169,11 @@ def _label_sentence(results: Results) -> list[str]:
     estimates = f"p_A {_short(fusion.accuracy_A)}, p_E {_short(fusion.accuracy_E)}, p {_short(fusion.accuracy)}"
     known = "" if fusion.accuracy is None else f" (accuracies estimated without their truth: {estimates})"
     return [f"{text}; the share of right ones is not known{known}"]
+
+
+def _prediction_sentence(results: Results) -> list[str]:
+    method, part = results.prediction.split("/")
+    return [f"the run stands by the {part} prediction of {method}"] if method in results.measured else []
 
 
 def _gain_sentences(results: Results) -> list[str]:

@@ -56,8 +56,8 @@ def label(**options):
 def test_every_stage_of_the_run_is_there_once():
     assert [stage.name for stage in predict().stages] == [
         "train/pretrain/frame", "gallery/pretrained", "driver/compare", "train/align/frame", "gallery/aligned",
-        "train/pretrain/video", "train/supervise/video", "referees", "labels/finepseudo/round-1", "train/finepseudo/round-1/video",
-        "train/supervised/round-1/video", "results", "frozen_probe",
+        "train/pretrain/video", "train/supervise/video", "referees", "labels/finepseudo/round-1",
+        "train/finepseudo/round-1/video", "train/supervised/round-1/video", "results", "frozen_probe",
     ]  # fmt: skip
 
 

@@ -106,6 +106,7 @@ def results(methods=("supervised", "finepseudo"), dtw=0.8, pairs=True, rounds=0)
         },
         gains={f"{part}, over supervised": Share(0.05, 0.02) for part in ("f_E", "fused")} if compared else {},
         snapshots={"stage_2": Snapshots("train/align/frame/snapshot", "train/x/snapshot", "a1", HOSTILE)},
+        prediction="finepseudo/fused",
         predictions="results/1/predictions.parquet",
         timing={"train/align/frame": training, "embeddings/aligned": passed},
     )
