@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from finepseudo.models.encoders import VideoEncoder, frames_of
 from finepseudo.models.positions import resized_times
-from finepseudo.models.vit import ViT
+from finepseudo.models.vit import ViT, VTNViT
 
 FRAMES = 8  # of the table of times; for another number it is interpolated
 
@@ -77,6 +77,8 @@ class AIMViTB16(VideoEncoder):
 
     below: ClassVar[str] = "backbone."
     own: ClassVar[tuple[str, ...]] = ("fc.", "adapters.", "times.")
+    layers: ClassVar[tuple[str, ...]] = ("backbone.layers", "adapters")
+    foot: ClassVar[tuple[str, ...]] = (*VTNViT.foot, "times.")
     shape: ClassVar[dict[str, int]] = {"width": 768, "heads": 12, "layers": 12}
 
     def __init__(self, *, size: int, num_classes: int) -> None:

@@ -19,7 +19,26 @@ GENERATOR = threading.RLock()
 """Held by whoever needs torch's global generator to itself: the driver's threads build encoders at the same time."""
 
 
-class FrameEncoder(nn.Module):
+class Layered(nn.Module):
+    """What says which its layers are; a Transformer does."""
+
+    layers: ClassVar[tuple[str, ...]] = ()
+    """Names of its lists of layers, first to last; where there are several, those of a number are one layer."""
+    foot: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of what stands before the first layer: patches, tokens, positions."""
+
+    def from_top(self, name: str) -> int:
+        """L + 1 - l of a parameter: l = 1 .. L in layer l, 0 before the layers, L + 1 behind them [A]."""
+        count = len(list(self.get_submodule(self.layers[0]).children())) if self.layers else 0
+        if name.startswith(self.foot):
+            return count + 1
+        for layers in self.layers:
+            if name.startswith(f"{layers}."):
+                return count - int(name.removeprefix(f"{layers}.").partition(".")[0])
+        return 0
+
+
+class FrameEncoder(Layered):
     """f_A [P]: clip_BTCHW -> emb_BTD, unit length over D, fp32 even under autocast. A subclass sets these."""
 
     below: ClassVar[str] = "backbone."
@@ -43,7 +62,7 @@ class FrameEncoder(nn.Module):
         return self.embed(self.features(clip_BTCHW))
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(Layered):
     """f_E [P]: clip_BTCHW -> logits_BK. A subclass sets what is named here."""
 
     below: ClassVar[str] = ""

@@ -138,6 +138,7 @@ class Entry:
     the width of stored features) and, for f_E, `num_classes`."""
     preprocessing: Preprocessing = Preprocessing()
     width: int = 0  # of an f_A with a backbone per frame: features of a frame, which may be stored
+    layers: bool = False  # a Transformer that says which its layers are (models/encoders.py)
     takes: Literal["pixels", "features"] = "pixels"
     library: str = ""
     """The optional library that its layers are of; `pip install finepseudo[library]` brings it."""
@@ -148,9 +149,9 @@ ENCODERS: dict[str, Entry] = {
     "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN", width=128),
     "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET, width=512),
     "vtn_resnet50": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet50", IMAGENET, width=2048),
-    "vtn_vit_s16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET, width=384),
-    "vtn_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET, width=768),
-    "vtn_clip_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP, width=768),
+    "vtn_vit_s16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET, width=384, layers=True),
+    "vtn_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET, width=768, layers=True),
+    "vtn_clip_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP, width=768, layers=True),
     "feature_vtn": Entry("frame", FeatureVTNOptions, "finepseudo.models.stored:FeatureVTN", takes="features"),
     "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.tiny:TinyR2Plus1D"),
     "r2plus1d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R2Plus1D18", KINETICS),
@@ -158,10 +159,14 @@ ENCODERS: dict[str, Entry] = {
     "feature_transformer": Entry(
         "video", FeatureVideoOptions, "finepseudo.models.stored:FeatureTransformer", takes="features"
     ),
-    "aim_vit_b16": Entry("video", VideoOptions, "finepseudo.models.aim:AIMViTB16", CLIP),
-    "videomae_b16": Entry("video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, library="transformers"),
-    "timesformer_b16": Entry("video", PatchOptions, f"{_HUB}:TimeSformerB16", Preprocessing(), library="transformers"),
-    "vjepa2_l16": Entry("video", TubeletOptions, f"{_HUB}:VJEPA2L16", IMAGENET, library="transformers"),
+    "aim_vit_b16": Entry("video", VideoOptions, "finepseudo.models.aim:AIMViTB16", CLIP, layers=True),
+    "videomae_b16": Entry(
+        "video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, layers=True, library="transformers"
+    ),
+    "timesformer_b16": Entry(
+        "video", PatchOptions, f"{_HUB}:TimeSformerB16", Preprocessing(), layers=True, library="transformers"
+    ),
+    "vjepa2_l16": Entry("video", TubeletOptions, f"{_HUB}:VJEPA2L16", IMAGENET, layers=True, library="transformers"),
 }
 
 

@@ -99,19 +99,26 @@ class ViT(nn.Module):
         return self.norm(token_NLF[:, 0])
 
 
-class VTNViTS16(VTN):
+class VTNViT(VTN):
+    """A ViT per frame."""
+
+    layers: ClassVar[tuple[str, ...]] = ("backbone.layers",)
+    foot: ClassVar[tuple[str, ...]] = ("backbone.patches.", "backbone.tokens.", "backbone.norm_in.")
+
+
+class VTNViTS16(VTNViT):
     """ViT-S/16 per frame; 21,665,664 parameters in the backbone."""
 
     make_backbone = staticmethod(partial(ViT, 384, 6))
 
 
-class VTNViTB16(VTN):
+class VTNViTB16(VTNViT):
     """ViT-B/16 per frame; 85,798,656 parameters in the backbone."""
 
     make_backbone = staticmethod(partial(ViT, 768, 12))
 
 
-class VTNCLIPViTB16(VTN):
+class VTNCLIPViTB16(VTNViT):
     """CLIP's visual ViT-B/16 per frame; 85,799,424 parameters in the backbone."""
 
     make_backbone = staticmethod(partial(ViT, 768, 12, clip=True))

@@ -54,6 +54,7 @@ def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream
             stage.optimiser,
             steps=stage.steps,
             lr=stage.lr,
+            layer_decay=stage.layer_decay,
             block_rows=plan.block_rows,
             zero_stage=scale.zero_stage,
         )
