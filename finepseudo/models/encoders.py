@@ -89,18 +89,20 @@ class VTN(FrameEncoder):
     """f_A in VTN form [P]: a backbone per frame, three Transformer layers of width 256 with 8 heads; D = 128 [A].
 
     Its parameters are named `backbone.` + the names in the backbone's own file. Frames of any size.
+
+    Options that are not named here are the backbone's.
     """
 
     @staticmethod
-    def make_backbone() -> Any:
+    def make_backbone(**options: Any) -> Any:
         """A subclass says it: frame_NCHW -> feat_NF, F = its `width`."""
         raise NotImplementedError
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
+    def __init__(self, *, size: int, dim: int, positions: Positions, **backbone: Any) -> None:
         super().__init__()
         del size
         self.dim, self.feature_dim = dim, 256
-        self.backbone = self.make_backbone()
+        self.backbone = self.make_backbone(**backbone)
         shape = {"in_width": self.backbone.width, "width": self.feature_dim, "layers": 3, "heads": 8, "mlp_ratio": 4}
         self.temporal = TemporalTransformer(**shape, positions=positions)
         self.embed = UnitProjection(self.feature_dim, dim)

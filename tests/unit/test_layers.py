@@ -1,4 +1,4 @@
-"""Layers of the Transformers: where each stands, and learning rates that fall from one to the one below it."""
+"""Layers of the Transformers: where each stands, learning rates that fall from one to the one below it, drop path."""
 
 import math
 from dataclasses import replace
@@ -12,6 +12,7 @@ from finepseudo.errors import RecipeError
 from finepseudo.models import aim, hub, vit
 from finepseudo.models.encoders import build
 from finepseudo.models.table import ENCODERS, choose
+from finepseudo.models.vtn import DropPath, drop_rates
 from finepseudo.recipe import Models, Optimiser, Recipe
 from finepseudo.train.engine import groups, schedule
 from finepseudo.train.stage import build_objective
@@ -92,7 +93,8 @@ def test_a_parameter_of_layer_l_changes_what_comes_out_of_l_and_nothing_below(na
 
 def how_of(**optimiser):
     how = recipe()
-    models = Models(frame="vtn_vit_s16", video="aim_vit_b16")
+    dropped = {"drop_path": "0.4"}
+    models = Models(frame="vtn_vit_s16", frame_options=dropped, video="aim_vit_b16", video_options=dropped)
     return replace(how, models=models, optimiser=replace(how.optimiser, **optimiser))
 
 
@@ -162,6 +164,40 @@ def test_stopped_and_resumed_is_as_in_one_go(zero, tmp_path):
         assert [[outcome.text for outcome in rank] for rank in outcomes] == [[""] * len(cases)] * 2
     assert torch.equal(losses(whole), losses(halves))
     assert largest_difference(snapshot(whole), snapshot(halves)) == 0
+
+
+@torch.no_grad()
+def test_a_branch_is_dropped_of_some_samples_and_the_mean_stays():
+    torch.manual_seed(0)
+    drop, x = DropPath(0.3), torch.ones(4000, 2, 3)
+    out = drop(x)
+    assert set(out.flatten().tolist()) == {0.0, pytest.approx(1 / 0.7)}
+    assert torch.equal(out, out[:, :1, :1].expand_as(out)), "of a sample all or nothing"
+    assert float(out.mean()) == pytest.approx(1, abs=0.05)
+    assert drop.eval()(x) is x
+    assert DropPath(0.0)(x) is x
+    assert drop_rates(0.2, 3) == pytest.approx([0, 0.1, 0.2])
+    assert drop_rates(0.2, 1) == [0]
+
+
+def test_rates_rise_from_layer_to_layer():
+    aim_rates = [adapters.drop.rate for adapters in make("aim_vit_b16", drop_path=0.2).adapters]
+    vit_rates = [layer.drop.rate for layer in make("vtn_vit_s16", drop_path=0.2).backbone.layers]
+    hub_rates = [layer.drop_path.drop_prob for layer in make("vjepa2_l16", drop_path=0.2).encoder.layer]
+    assert aim_rates == vit_rates == hub_rates == [0, 0.2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in LAYERED if name not in ("videomae_b16", "timesformer_b16")])
+def test_draws_are_of_training_alone_and_of_the_generator_that_the_loop_seeds(name):
+    encoder = make(name, drop_path=0.6)
+    answers = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        answers.append(encoder(clip(B=8)))
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
+    torch.testing.assert_close(encoder.eval()(clip(B=8)), make(name).eval()(clip(B=8)))
 
 
 def test_a_rate_of_the_first_step_by_hand():
