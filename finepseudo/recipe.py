@@ -329,6 +329,9 @@ class Scale:
     """How much hardware works on a run; never changes its result, so it is not part of the digest."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: 1 optimiser state, 2 gradients too, 3 parameters too
+    recompute: tuple[Part, ...] = ()
+    """Transformers, `frame` (f_A) or `video` (f_E) or both, whose layers keep their input alone for the backward pass,
+    which computes the rest again: less memory, about a third more time."""
     train_workers: Count = 1  # workers of each training; must divide optimiser.blocks_per_step
     train_cpus: NotNegative = 1
     train_gpus: NotNegative = 0
@@ -505,11 +508,12 @@ def _check_layers(recipe: Recipe) -> None:
     for part in PARTS:
         name = recipe.models.encoder(part).name
         decay = getattr(recipe.optimiser, f"{part}_layer_decay")
-        if decay != 1 and not ENCODERS[name].layers:
+        asked = [f"optimiser.{part}_layer_decay = {decay:g}"] * (decay != 1)
+        asked += [f"scale.recompute with {part}"] * (part in recipe.scale.recompute)
+        if asked and not ENCODERS[name].layers:
             there = [other for other, entry in ENCODERS.items() if entry.part == part and entry.layers]
             raise RecipeError(
-                f"optimiser.{part}_layer_decay = {decay:g}: {name} is no Transformer with layers of its own; leave it "
-                f"at 1, or use {', '.join(there)}"
+                f"{asked[0]}: {name} is no Transformer with layers of its own; leave it out, or use {', '.join(there)}"
             )
 
 

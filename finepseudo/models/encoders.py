@@ -5,12 +5,14 @@ Axes: B batch, T frames, C channels, H W pixels, D embedding, F features, K clas
 Clips are float and normalised. No parameter is used outside its module's forward: a sharded engine may gather them.
 """
 
+import functools
 import importlib
 import threading
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from finepseudo.models.table import ENCODERS, Encoder, Positions, Preprocessing
 from finepseudo.models.vtn import TemporalTransformer, UnitProjection
@@ -76,6 +78,16 @@ class VideoEncoder(Layered):
     def time_features(self, clip_BTCHW: Tensor) -> Tensor:
         """feat_BTF, a feature for each time; T is the clip's divided by the encoder's temporal stride."""
         raise NotImplementedError
+
+
+def recompute(encoder: Layered) -> None:
+    """Of each layer only its input is kept for the backward pass, which computes the rest again: the same gradients.
+
+    The layer's own call stays outside, so that an engine's hooks on it run once; dropped samples are the same again.
+    """
+    for layers in encoder.layers:
+        for layer in encoder.get_submodule(layers).children():
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def frames_of(clip_BTCHW: Tensor) -> Tensor:
