@@ -160,6 +160,7 @@ class Entry:
     preprocessing: Preprocessing = Preprocessing()
     width: int = 0  # of an f_A with a backbone per frame: features of a frame, which may be stored
     layers: bool = False  # a Transformer that says which its layers are (models/encoders.py)
+    frozen: bool = False  # its backbone is never trained, so it is nothing without weights
     takes: Literal["pixels", "features"] = "pixels"
     library: str = ""
     """The optional library that its layers are of; `pip install finepseudo[library]` brings it."""
@@ -182,7 +183,7 @@ ENCODERS: dict[str, Entry] = {
     "feature_transformer": Entry(
         "video", FeatureVideoOptions, "finepseudo.models.stored:FeatureTransformer", takes="features"
     ),
-    "aim_vit_b16": Entry("video", AIMOptions, "finepseudo.models.aim:AIMViTB16", CLIP, layers=True),
+    "aim_vit_b16": Entry("video", AIMOptions, "finepseudo.models.aim:AIMViTB16", CLIP, layers=True, frozen=True),
     "videomae_b16": Entry(
         "video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, layers=True, library="transformers"
     ),
@@ -191,6 +192,11 @@ ENCODERS: dict[str, Entry] = {
     ),
     "vjepa2_l16": Entry("video", VJEPA2Options, f"{_HUB}:VJEPA2L16", IMAGENET, layers=True, library="transformers"),
 }
+
+
+def unfrozen(name: str) -> str:
+    """What is wrong with an encoder whose backbone is frozen before it has weights, in words."""
+    return f"the backbone of {name} is never trained; name weights for it, such as jobs/import_weights.py makes"
 
 
 @dataclass(frozen=True)
