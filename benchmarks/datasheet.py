@@ -2,9 +2,10 @@
 
     python benchmarks/datasheet.py diving48_5pct --units runs/units.json      # beside measured ones of a CPU
 
-Multiply-adds of the real encoders are counted; a training step takes three times those of its forward pass. They are
-divided by a share of the dense rate in the data sheet; the share is a guess, small since convolutions over time wait
-for memory. Decoding, plans and labels cost what they cost a core of the CPU whose unit costs the file has.
+Multiply-adds of the real encoders are counted; a training step takes three times those of its forward pass, four where
+layers are computed again. They are divided by a share of the dense rate in the data sheet; the share is a guess, small
+since convolutions over time wait for memory. Decoding, plans and labels cost what they cost a core of the CPU whose
+unit costs the file has.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ def main(options: Options) -> None:
     parts: tuple[Part, ...] = ("frame", "video")
     operations = {part: frame_operations(recipe, part) for part in parts}
     second = {part: count / (RATE * options.share) for part, count in operations.items()}
+    times = {part: 3 + (part in recipe.scale.recompute) for part in parts}
     kinds = known[measured].train_frame_s
     cost = replace(
         known[measured],
         machine=f"an {NAME} (never measured), decoding on {known[measured].machine}",
         source=f"data-sheet arithmetic at {options.share:.0%} of {RATE / 1e12:g} TFLOP/s, which is a guess",
         embed_frame_s=second,
-        train_frame_s={kind: 3 * second["video" if kind.endswith("video") else "frame"] for kind in kinds},
+        train_frame_s={kind: times[part] * second[part] for kind in kinds for part in parts if kind.endswith(part)},
         cell_s=1 / (CELLS * options.share),
     )
     known[fits(recipe, "cuda")] = cost

@@ -20,6 +20,7 @@ from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, S
 from finepseudo.models.table import ENCODERS, PARTS, Encoder, Part, Role, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
+Decay = Annotated[float, Interval(ge=0.1, le=1)]
 Method = Literal["frozen_probe", "supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
 
 
@@ -196,7 +197,7 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimiser:
+class AdamW:
     """AdamW with a one-cycle schedule, the same for every training."""
 
     weight_decay: NotNegative = 0.05
@@ -205,6 +206,16 @@ class Optimiser:
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast with fp32 parameters and moments
     blocks_per_step: Count = 1
     """Micro-batches (blocks of the plan) that one optimiser step averages; the workers share them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(AdamW):
+    """What every training has in common, and the decay of the learning rate from layer to layer of each encoder."""
+
+    frame_layer_decay: Decay = 1.0
+    """A layer of f_A learns at this share of the rate of the one above it, what stands before the first layer too; what
+    stands above the last has the whole rate. Of Transformers alone; 1: all learn alike."""
+    video_layer_decay: Decay = 1.0  # the same of f_E
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +331,9 @@ class Scale:
     """How much hardware works on a run; never changes its result, so it is not part of the digest."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1  # what DeepSpeed shards: 1 optimiser state, 2 gradients too, 3 parameters too
+    recompute: tuple[Part, ...] = ()
+    """Transformers, `frame` (f_A) or `video` (f_E) or both, whose layers keep their input alone for the backward pass,
+    which computes the rest again: less memory, about a third more time."""
     train_workers: Count = 1  # workers of each training; must divide optimiser.blocks_per_step
     train_cpus: NotNegative = 1
     train_gpus: NotNegative = 0
@@ -470,6 +484,7 @@ def _check_models(recipe: Recipe) -> None:
     _check_frozen(recipe.models)
     for part in PARTS:
         recipe.models.encoder(part)
+    _check_layers(recipe)
     _check_clips(recipe)
 
 
@@ -487,6 +502,20 @@ def _check_frozen(models: Models) -> None:
             raise RecipeError(
                 f"models.{part} = {name} takes {ENCODERS[name].takes}, but with models.frozen = {models.frozen!r} it "
                 f"sees {wanted}; the choices are {', '.join(there)}"
+            )
+
+
+def _check_layers(recipe: Recipe) -> None:
+    """What is asked of the layers of an encoder needs one that has some."""
+    for part in PARTS:
+        name = recipe.models.encoder(part).name
+        decay = getattr(recipe.optimiser, f"{part}_layer_decay")
+        asked = [f"optimiser.{part}_layer_decay = {decay:g}"] * (decay != 1)
+        asked += [f"scale.recompute with {part}"] * (part in recipe.scale.recompute)
+        if asked and not ENCODERS[name].layers:
+            there = [other for other, entry in ENCODERS.items() if entry.part == part and entry.layers]
+            raise RecipeError(
+                f"{asked[0]}: {name} is no Transformer with layers of its own; leave it out, or use {', '.join(there)}"
             )
 
 

@@ -90,7 +90,8 @@ def fits(recipe: Recipe, device: str) -> str:
 
 def _encoder(recipe: Recipe, part: Part) -> str:
     options = getattr(recipe.models, f"{part}_options")
-    said = ", ".join(f"{name} {value}" for name, value in sorted(options.items()))
+    again = ["recomputed"] * (part in recipe.scale.recompute)
+    said = ", ".join([*(f"{name} {value}" for name, value in sorted(options.items())), *again])
     return getattr(recipe.models, part) + (f" ({said})" if said else "")
 
 

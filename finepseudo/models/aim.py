@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from finepseudo.models.encoders import VideoEncoder, frames_of
 from finepseudo.models.positions import resized_times
-from finepseudo.models.vit import ViT
+from finepseudo.models.vit import ViT, VTNViT
+from finepseudo.models.vtn import DropPath, drop_rates
 
 FRAMES = 8  # of the table of times; for another number it is interpolated
 
@@ -36,24 +37,28 @@ class Adapter(nn.Module):
 class Adapters(nn.Module):
     """Those of one layer; the layer's own attention is used twice, along the frames of a token and inside a frame.
 
-    x = x + A_time(attention over time(norm1 x))                                                                [A]
+    x = x + drop(A_time(attention over time(norm1 x)))                                                          [A]
     x = x + y + A_space(y),  y = attention over space(norm1 x)
-    x = x + mlp(norm2 x) + A_joint(norm2 x) / 2
+    x = x + mlp(norm2 x) + drop(A_joint(norm2 x)) / 2
+
+    What is dropped is dropped of a whole clip [C].
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
         self.time, self.space, self.joint = Adapter(width), Adapter(width), Adapter(width)
+        self.drop = DropPath(drop_path)
 
     def forward(self, x_BTLF: Tensor, layer: Any) -> Tensor:
         B, T = x_BTLF.shape[:2]
         x_MTF = x_BTLF.transpose(1, 2).flatten(0, 1)  # M = B L sequences over time
         over_time = self.time(layer.attention(layer.norm1(x_MTF))).unflatten(0, (B, -1)).transpose(1, 2)
-        x_NLF = (x_BTLF + over_time).flatten(0, 1)
+        x_NLF = (x_BTLF + self.drop(over_time)).flatten(0, 1)
         y_NLF = layer.attention(layer.norm1(x_NLF))
         x_NLF = x_NLF + y_NLF + self.space(y_NLF)
         y_NLF = layer.norm2(x_NLF)
-        return (x_NLF + layer.mlp(y_NLF) + self.joint(y_NLF) / 2).unflatten(0, (B, T))
+        joint_BTLF = self.drop(self.joint(y_NLF).unflatten(0, (B, T)))
+        return (x_NLF + layer.mlp(y_NLF)).unflatten(0, (B, T)) + joint_BTLF / 2
 
 
 class Times(nn.Module):
@@ -77,15 +82,18 @@ class AIMViTB16(VideoEncoder):
 
     below: ClassVar[str] = "backbone."
     own: ClassVar[tuple[str, ...]] = ("fc.", "adapters.", "times.")
+    layers: ClassVar[tuple[str, ...]] = ("backbone.layers", "adapters")
+    foot: ClassVar[tuple[str, ...]] = (*VTNViT.foot, "times.")
     shape: ClassVar[dict[str, int]] = {"width": 768, "heads": 12, "layers": 12}
 
-    def __init__(self, *, size: int, num_classes: int) -> None:
+    def __init__(self, *, size: int, num_classes: int, drop_path: float) -> None:
         super().__init__()
         del size
         self.backbone = ViT(**self.shape, clip=True)
         self.feature_dim, self.num_classes = self.backbone.width, num_classes
         self.times = Times(self.feature_dim)
-        self.adapters = nn.ModuleList(Adapters(self.feature_dim) for _ in self.backbone.layers)
+        rates = drop_rates(drop_path, len(self.backbone.layers))
+        self.adapters = nn.ModuleList(Adapters(self.feature_dim, rate) for rate in rates)
         self.fc = nn.Linear(self.feature_dim, num_classes)
         nn.init.normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)

@@ -5,12 +5,14 @@ Axes: B batch, T frames, C channels, H W pixels, D embedding, F features, K clas
 Clips are float and normalised. No parameter is used outside its module's forward: a sharded engine may gather them.
 """
 
+import functools
 import importlib
 import threading
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from finepseudo.models.table import ENCODERS, Encoder, Positions, Preprocessing
 from finepseudo.models.vtn import TemporalTransformer, UnitProjection
@@ -19,7 +21,26 @@ GENERATOR = threading.RLock()
 """Held by whoever needs torch's global generator to itself: the driver's threads build encoders at the same time."""
 
 
-class FrameEncoder(nn.Module):
+class Layered(nn.Module):
+    """What says which its layers are; a Transformer does."""
+
+    layers: ClassVar[tuple[str, ...]] = ()
+    """Names of its lists of layers, first to last; where there are several, those of a number are one layer."""
+    foot: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of what stands before the first layer: patches, tokens, positions."""
+
+    def from_top(self, name: str) -> int:
+        """L + 1 - l of a parameter: l = 1 .. L in layer l, 0 before the layers, L + 1 behind them [A]."""
+        count = len(list(self.get_submodule(self.layers[0]).children())) if self.layers else 0
+        if name.startswith(self.foot):
+            return count + 1
+        for layers in self.layers:
+            if name.startswith(f"{layers}."):
+                return count - int(name.removeprefix(f"{layers}.").partition(".")[0])
+        return 0
+
+
+class FrameEncoder(Layered):
     """f_A [P]: clip_BTCHW -> emb_BTD, unit length over D, fp32 even under autocast. A subclass sets these."""
 
     below: ClassVar[str] = "backbone."
@@ -43,7 +64,7 @@ class FrameEncoder(nn.Module):
         return self.embed(self.features(clip_BTCHW))
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(Layered):
     """f_E [P]: clip_BTCHW -> logits_BK. A subclass sets what is named here."""
 
     below: ClassVar[str] = ""
@@ -59,6 +80,16 @@ class VideoEncoder(nn.Module):
         raise NotImplementedError
 
 
+def recompute(encoder: Layered) -> None:
+    """Of each layer only its input is kept for the backward pass, which computes the rest again: the same gradients.
+
+    The layer's own call stays outside, so that an engine's hooks on it run once; dropped samples are the same again.
+    """
+    for layers in encoder.layers:
+        for layer in encoder.get_submodule(layers).children():
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+
+
 def frames_of(clip_BTCHW: Tensor) -> Tensor:
     """frame_NCHW: the frames of all clips in one batch, channels last in memory (measured: a third faster)."""
     if clip_BTCHW.ndim != 5:
@@ -70,18 +101,20 @@ class VTN(FrameEncoder):
     """f_A in VTN form [P]: a backbone per frame, three Transformer layers of width 256 with 8 heads; D = 128 [A].
 
     Its parameters are named `backbone.` + the names in the backbone's own file. Frames of any size.
+
+    Options that are not named here are the backbone's.
     """
 
     @staticmethod
-    def make_backbone() -> Any:
+    def make_backbone(**options: Any) -> Any:
         """A subclass says it: frame_NCHW -> feat_NF, F = its `width`."""
         raise NotImplementedError
 
-    def __init__(self, *, size: int, dim: int, positions: Positions) -> None:
+    def __init__(self, *, size: int, dim: int, positions: Positions, **backbone: Any) -> None:
         super().__init__()
         del size
         self.dim, self.feature_dim = dim, 256
-        self.backbone = self.make_backbone()
+        self.backbone = self.make_backbone(**backbone)
         shape = {"in_width": self.backbone.width, "width": self.feature_dim, "layers": 3, "heads": 8, "mlp_ratio": 4}
         self.temporal = TemporalTransformer(**shape, positions=positions)
         self.embed = UnitProjection(self.feature_dim, dim)

@@ -79,6 +79,8 @@ class VideoMAEB16(VideoEncoder):
     """
 
     own: ClassVar[tuple[str, ...]] = ("fc.", "fc_norm.")
+    layers: ClassVar[tuple[str, ...]] = ("encoder.layer",)
+    foot: ClassVar[tuple[str, ...]] = ("embeddings.",)
     shape: ClassVar[dict[str, int]] = {
         "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072
     }  # fmt: skip
@@ -145,6 +147,8 @@ class TimeSformerB16(VideoEncoder):
     121,258,752 parameters less `fc`. A time feature is the mean over space of a frame's tokens.
     """
 
+    layers: ClassVar[tuple[str, ...]] = ("encoder.layer",)
+    foot: ClassVar[tuple[str, ...]] = ("embeddings.",)
     shape: ClassVar[dict[str, int]] = VideoMAEB16.shape
 
     def __init__(self, *, size: int, num_classes: int) -> None:
@@ -182,11 +186,13 @@ class VJEPA2L16(VideoEncoder):
     """
 
     own: ClassVar[tuple[str, ...]] = ("fc.", "pooler.")
+    layers: ClassVar[tuple[str, ...]] = ("encoder.layer",)
+    foot: ClassVar[tuple[str, ...]] = ("encoder.embeddings.",)
     shape: ClassVar[dict[str, int]] = {
         "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_pooler_layers": 3
     }  # fmt: skip
 
-    def __init__(self, *, size: int, num_classes: int) -> None:
+    def __init__(self, *, size: int, num_classes: int, drop_path: float) -> None:
         super().__init__()
         from transformers import VJEPA2Config
         from transformers.models.vjepa2 import modeling_vjepa2 as library
@@ -194,7 +200,7 @@ class VJEPA2L16(VideoEncoder):
         configured: Any = VJEPA2Config
         config = configured(
             **self.shape, crop_size=_grid(size) * PATCH, patch_size=PATCH, tubelet_size=TUBELET,
-            attn_implementation="sdpa",
+            drop_path_rate=drop_path, attn_implementation="sdpa",
         )  # fmt: skip
         self.size, self.num_classes, self.feature_dim = size, num_classes, config.hidden_size
         self.encoder = library.VJEPA2Encoder(config)

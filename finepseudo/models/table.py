@@ -57,6 +57,9 @@ KINETICS = Preprocessing(mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.2214
 CLIP = Preprocessing(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 
 
+DropPath = Annotated[float, Interval(ge=0, le=0.9)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class VTNOptions:
     dim: Count = 128  # D, width of the embedding
@@ -67,6 +70,12 @@ class VTNOptions:
 @dataclass(frozen=True, kw_only=True)
 class TinyVTNOptions(VTNOptions):
     dim: Count = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class VTNViTOptions(VTNOptions):
+    drop_path: DropPath = 0.0
+    """Stochastic depth: share of the frames whose branches the last layer leaves out in training; below it fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +100,12 @@ class VideoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AIMOptions(VideoOptions):
+    drop_path: DropPath = 0.0
+    """Share of the clips whose adapters of time and of both the last layer leaves out in training; below it fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatchOptions(VideoOptions):
     """Of a Transformer whose tokens are patches of 16 x 16 pixels."""
 
@@ -106,6 +121,12 @@ class TubeletOptions(PatchOptions):
     @property
     def time_stride(self) -> int:
         return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VJEPA2Options(TubeletOptions):
+    drop_path: DropPath = 0.0
+    """Share of the clips whose branches the last layer leaves out in training; below it fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +159,8 @@ class Entry:
     the width of stored features) and, for f_E, `num_classes`."""
     preprocessing: Preprocessing = Preprocessing()
     width: int = 0  # of an f_A with a backbone per frame: features of a frame, which may be stored
+    layers: bool = False  # a Transformer that says which its layers are (models/encoders.py)
+    frozen: bool = False  # its backbone is never trained, so it is nothing without weights
     takes: Literal["pixels", "features"] = "pixels"
     library: str = ""
     """The optional library that its layers are of; `pip install finepseudo[library]` brings it."""
@@ -148,9 +171,11 @@ ENCODERS: dict[str, Entry] = {
     "tiny_vtn": Entry("frame", TinyVTNOptions, "finepseudo.models.tiny:TinyVTN", width=128),
     "vtn_resnet18": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet18", IMAGENET, width=512),
     "vtn_resnet50": Entry("frame", VTNOptions, "finepseudo.models.resnet:VTNResNet50", IMAGENET, width=2048),
-    "vtn_vit_s16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET, width=384),
-    "vtn_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET, width=768),
-    "vtn_clip_vit_b16": Entry("frame", VTNOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP, width=768),
+    "vtn_vit_s16": Entry("frame", VTNViTOptions, "finepseudo.models.vit:VTNViTS16", IMAGENET, width=384, layers=True),
+    "vtn_vit_b16": Entry("frame", VTNViTOptions, "finepseudo.models.vit:VTNViTB16", IMAGENET, width=768, layers=True),
+    "vtn_clip_vit_b16": Entry(
+        "frame", VTNViTOptions, "finepseudo.models.vit:VTNCLIPViTB16", CLIP, width=768, layers=True
+    ),
     "feature_vtn": Entry("frame", FeatureVTNOptions, "finepseudo.models.stored:FeatureVTN", takes="features"),
     "tiny_r2plus1d": Entry("video", TinyR2Plus1DOptions, "finepseudo.models.tiny:TinyR2Plus1D"),
     "r2plus1d_18": Entry("video", ClipResNetOptions, "finepseudo.models.resnet3d:R2Plus1D18", KINETICS),
@@ -158,11 +183,20 @@ ENCODERS: dict[str, Entry] = {
     "feature_transformer": Entry(
         "video", FeatureVideoOptions, "finepseudo.models.stored:FeatureTransformer", takes="features"
     ),
-    "aim_vit_b16": Entry("video", VideoOptions, "finepseudo.models.aim:AIMViTB16", CLIP),
-    "videomae_b16": Entry("video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, library="transformers"),
-    "timesformer_b16": Entry("video", PatchOptions, f"{_HUB}:TimeSformerB16", Preprocessing(), library="transformers"),
-    "vjepa2_l16": Entry("video", TubeletOptions, f"{_HUB}:VJEPA2L16", IMAGENET, library="transformers"),
+    "aim_vit_b16": Entry("video", AIMOptions, "finepseudo.models.aim:AIMViTB16", CLIP, layers=True, frozen=True),
+    "videomae_b16": Entry(
+        "video", TubeletOptions, f"{_HUB}:VideoMAEB16", IMAGENET, layers=True, library="transformers"
+    ),
+    "timesformer_b16": Entry(
+        "video", PatchOptions, f"{_HUB}:TimeSformerB16", Preprocessing(), layers=True, library="transformers"
+    ),
+    "vjepa2_l16": Entry("video", VJEPA2Options, f"{_HUB}:VJEPA2L16", IMAGENET, layers=True, library="transformers"),
 }
+
+
+def unfrozen(name: str) -> str:
+    """What is wrong with an encoder whose backbone is frozen before it has weights, in words."""
+    return f"the backbone of {name} is never trained; name weights for it, such as jobs/import_weights.py makes"
 
 
 @dataclass(frozen=True)

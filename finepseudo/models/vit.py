@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from finepseudo.models.encoders import VTN
 from finepseudo.models.positions import Kind
-from finepseudo.models.vtn import TransformerLayer
+from finepseudo.models.vtn import TransformerLayer, drop_rates
 
 PATCH, GRID = 16, 14  # pixels of a patch; patches along a side of the public weights' frames of 224 x 224
 
@@ -76,9 +76,10 @@ class ViT(nn.Module):
     Args:
         clip: as CLIP has it: patches without a bias, a norm before the first layer, QuickGELU, and 1e-5 in the norms
             instead of 1e-6. Its projection to the space of texts is left out.
+        drop_path: share of the frames whose branches the last layer leaves out in training.
     """
 
-    def __init__(self, width: int, heads: int, *, layers: int = 12, clip: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, layers: int = 12, clip: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.width = width
         eps = 1e-5 if clip else 1e-6
@@ -87,7 +88,12 @@ class ViT(nn.Module):
         self.tokens = Tokens(width)
         self.norm_in = nn.LayerNorm(width, eps=eps) if clip else nn.Identity()
         layer = {"eps": eps, "activation": activation, "fused": True}
-        self.layers = nn.Sequential(*(TransformerLayer(width, heads, 4 * width, **layer) for _ in range(layers)))
+        self.layers = nn.Sequential(
+            *(
+                TransformerLayer(width, heads, 4 * width, **layer, drop_path=rate)
+                for rate in drop_rates(drop_path, layers)
+            )
+        )
         self.norm = nn.LayerNorm(width, eps=eps)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -99,19 +105,26 @@ class ViT(nn.Module):
         return self.norm(token_NLF[:, 0])
 
 
-class VTNViTS16(VTN):
+class VTNViT(VTN):
+    """A ViT per frame."""
+
+    layers: ClassVar[tuple[str, ...]] = ("backbone.layers",)
+    foot: ClassVar[tuple[str, ...]] = ("backbone.patches.", "backbone.tokens.", "backbone.norm_in.")
+
+
+class VTNViTS16(VTNViT):
     """ViT-S/16 per frame; 21,665,664 parameters in the backbone."""
 
     make_backbone = staticmethod(partial(ViT, 384, 6))
 
 
-class VTNViTB16(VTN):
+class VTNViTB16(VTNViT):
     """ViT-B/16 per frame; 85,798,656 parameters in the backbone."""
 
     make_backbone = staticmethod(partial(ViT, 768, 12))
 
 
-class VTNCLIPViTB16(VTN):
+class VTNCLIPViTB16(VTNViT):
     """CLIP's visual ViT-B/16 per frame; 85,799,424 parameters in the backbone."""
 
     make_backbone = staticmethod(partial(ViT, 768, 12, clip=True))

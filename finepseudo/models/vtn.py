@@ -45,8 +45,31 @@ class SelfAttention(nn.Module):
         return self.out((weight_BhTT.to(v_BhTd.dtype) @ v_BhTd).transpose(1, 2).flatten(2))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample's branch is 0 with probability p, and else divided by 1 - p [A].
+
+    Torch's own generator draws, as for dropout: the loop seeds it by the block's place in the plan. A sample is one of
+    the first axis.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return branch
+        kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * kept / (1 - self.rate)
+
+
+def drop_rates(rate: float, layers: int) -> list[float]:
+    """p of each layer: from 0 in the first to `rate` in the last, in equal steps [A]."""
+    return [rate * place / max(1, layers - 1) for place in range(layers)]
+
+
 class TransformerLayer(nn.Module):
-    """Pre-norm layer: x + attention(norm x), then x + mlp(norm x); no dropout [C]."""
+    """Pre-norm layer: x + drop(attention(norm x)), then x + drop(mlp(norm x)); no dropout [C]."""
 
     def __init__(
         self,
@@ -57,16 +80,18 @@ class TransformerLayer(nn.Module):
         eps: float = 1e-5,
         activation: Callable[[], nn.Module] = nn.GELU,
         fused: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attention = SelfAttention(width, heads, fused=fused)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = nn.Sequential(nn.Linear(width, mlp_width), activation(), nn.Linear(mlp_width, width))
+        self.drop = DropPath(drop_path)
 
     def forward(self, x_BTF: Tensor) -> Tensor:
-        x_BTF = x_BTF + self.attention(self.norm1(x_BTF))
-        return x_BTF + self.mlp(self.norm2(x_BTF))
+        x_BTF = x_BTF + self.drop(self.attention(self.norm1(x_BTF)))
+        return x_BTF + self.drop(self.mlp(self.norm2(x_BTF)))
 
 
 class TemporalConv(nn.Module):

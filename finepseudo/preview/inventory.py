@@ -19,7 +19,7 @@ from finepseudo.data.formats import Collection, lists, read_collection
 from finepseudo.data.formats.match import Template, folder_of
 from finepseudo.data.manifest import FOLDER, Manifest
 from finepseudo.errors import FinePseudoError, StorageError
-from finepseudo.models.table import PARTS, Role
+from finepseudo.models.table import ENCODERS, PARTS, Role, unfrozen
 from finepseudo.recipe import Data, Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
@@ -157,9 +157,11 @@ def _weights(found: Inventory, recipe: Recipe) -> None:
     """Named weights: there, and of a local file the digest."""
     for role in get_args(Role):
         uri, sha256 = getattr(recipe.models, f"{role}_weights"), getattr(recipe.models, f"{role}_sha256")
-        if not uri:
-            continue
         field_name = f"models.{role}_weights"
+        if not uri:
+            if (name := getattr(recipe.models, role)) and ENCODERS[name].frozen:
+                found.missing.append(f"{field_name}: {unfrozen(name)}")
+            continue
         store, name = located(uri)
         if not store.exists(name):
             found.missing.append(f"{field_name}: {store.uri(name)} is not there; make it by jobs/import_weights.py")

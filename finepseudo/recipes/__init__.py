@@ -10,7 +10,15 @@ from pathlib import Path
 from finepseudo.errors import RecipeError
 from finepseudo.fields import nearest
 from finepseudo.recipe import Recipe
-from finepseudo.recipes.diving48 import DIVING48, diving48_5pct, diving48_10pct, diving48_20pct
+from finepseudo.recipes.diving48 import (
+    DIVING48,
+    diving48_5pct,
+    diving48_5pct_vit,
+    diving48_10pct,
+    diving48_10pct_vit,
+    diving48_20pct,
+    diving48_20pct_vit,
+)
 from finepseudo.recipes.finediving import FINEDIVING, finediving_5pct
 from finepseudo.recipes.finegym import GYM99, GYM288, gym99_5pct, gym99_10pct, gym288_5pct
 from finepseudo.recipes.hmdb51 import HMDB51, hmdb51
@@ -24,7 +32,10 @@ from finepseudo.recipes.ucf101 import UCF101, ucf101
 Make = Callable[[], Recipe]
 
 SETS: list[tuple[Published, list[Make]]] = [
-    (DIVING48, [diving48_5pct, diving48_10pct, diving48_20pct]),
+    (
+        DIVING48,
+        [diving48_5pct, diving48_10pct, diving48_20pct, diving48_5pct_vit, diving48_10pct_vit, diving48_20pct_vit],
+    ),
     (GYM99, [gym99_5pct, gym99_10pct]),
     (GYM288, [gym288_5pct]),
     (FINEDIVING, [finediving_5pct]),

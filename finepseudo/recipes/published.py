@@ -12,7 +12,7 @@ rounds. Nothing of it was tuned, and no machine has run it: 28 labelled clips of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finepseudo.recipe import Align, Data, Frames, Gitdl, Models, Optimiser, Recipe, Rounds, Scale, Split, Supervise
 
@@ -61,6 +61,31 @@ def public(name: str, published: Published, *, labels: float) -> Recipe:
         supervise=Supervise(steps=supervise, batch=16),
         rounds=Rounds(count=2, video_steps=steps(published.train - labelled, 16)),
         scale=eight_gpus(4 if large else 1),
+    )
+
+
+def public_vit(name: str, published: Published, *, labels: float) -> Recipe:
+    """AIM on CLIP's ViT-B/16 as f_E (the paper's second table), the same ViT per frame in f_A [C]; 224 x 224 pixels.
+
+    All else as in `public`, but for what suits weights that are there already: f_E is not pre-trained, rates are lower
+    and fall from layer to layer of f_A, layers are dropped [A: .2 of AIM, .75 of ViT-B; C: the other numbers].
+    """
+    recipe = public(name, published, labels=labels)
+    return replace(
+        recipe,
+        models=Models(
+            frame="vtn_clip_vit_b16",
+            frame_options={"drop_path": "0.1"},
+            video="aim_vit_b16",
+            video_options={"drop_path": "0.2"},
+        ),
+        frames=replace(recipe.frames, height=256, width=342, crop=224),
+        optimiser=replace(recipe.optimiser, frame_layer_decay=0.75),
+        gitdl=replace(recipe.gitdl, video_steps=0, lr=1e-4),
+        align=replace(recipe.align, lr=1e-4),
+        supervise=replace(recipe.supervise, lr=3e-4),
+        rounds=replace(recipe.rounds, video_lr=2e-4, frame_lr=5e-5),
+        scale=replace(recipe.scale, recompute=("frame", "video")),
     )
 
 

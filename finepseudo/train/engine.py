@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from finepseudo.data.batch import ClipBatch
 from finepseudo.errors import TrainingError
-from finepseudo.recipe import Optimiser
+from finepseudo.recipe import AdamW
 from finepseudo.train.objectives import Objective, Output
 from finepseudo.train.session import Session
 
@@ -66,10 +66,11 @@ class Engine:
         self,
         objective: Objective,
         session: Session,
-        optimiser: Optimiser,
+        optimiser: AdamW,
         *,
         steps: int,
         lr: float,
+        layer_decay: float = 1.0,
         block_rows: int,
         zero_stage: int,
     ) -> None:
@@ -81,7 +82,7 @@ class Engine:
         # Never trained, so copied while they are whole: ZeRO-3 shards them as well.
         fixed = [(name, param) for name, param in objective.named_parameters() if not param.requires_grad]
         self.frozen = {name: param.detach().cpu().clone() for name, param in fixed}
-        adamw = torch.optim.AdamW(_groups(objective, optimiser.weight_decay), lr=lr, betas=(0.9, 0.99))
+        adamw = torch.optim.AdamW(groups(objective, optimiser.weight_decay, layer_decay), lr=lr, betas=(0.9, 0.99))
         config = {
             "train_micro_batch_size_per_gpu": block_rows,
             "gradient_accumulation_steps": self.blocks,
@@ -116,8 +117,9 @@ class Engine:
         """Backward, and the update once all blocks of the step are in; True if this was an update."""
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary:
+            rate = schedule(self.steps, self.total_steps, lr=self.lr, warmup=self.warmup)
             for group in self.engine.optimizer.param_groups:
-                group["lr"] = schedule(self.steps, self.total_steps, lr=self.lr, warmup=self.warmup)
+                group["lr"] = rate * group["share"]
         self.engine.backward(loss)
         self.engine.step()
         self._average_statistics(boundary=boundary)
@@ -250,13 +252,20 @@ def schedule(step: int, steps: int, *, lr: float, warmup: float) -> float:
     return lr / 1e4 + (lr - lr / 1e4) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No weight decay on biases, norms and other vectors."""
-    params = [param for param in module.parameters() if param.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def groups(objective: Objective, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters by their weight decay and their share of the learning rate.
+
+        lr_l = lr layer_decay^(L + 1 - l),   l = 0 before the encoder's layers, 1 .. L in them, L + 1 behind them    [A]
+
+    A head beside the encoder has the whole rate. No weight decay on biases, norms and other vectors.
+    """
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, param in objective.named_parameters():
+        if param.requires_grad:
+            inside = name.startswith("encoder.") and layer_decay != 1
+            share = layer_decay ** objective.encoder.from_top(name.removeprefix("encoder.")) if inside else 1.0
+            found.setdefault((share, weight_decay if param.ndim > 1 else 0.0), []).append(param)
+    return [{"params": found[key], "share": key[0], "weight_decay": key[1]} for key in sorted(found, reverse=True)]
 
 
 def compile_ahead() -> float:

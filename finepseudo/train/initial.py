@@ -10,7 +10,7 @@ from finepseudo.data.plan import derive
 from finepseudo.errors import ArtefactError, WeightsError
 from finepseudo.models import public, weights
 from finepseudo.models.encoders import build
-from finepseudo.models.table import Encoder, Preprocessing, Role
+from finepseudo.models.table import ENCODERS, Encoder, Preprocessing, Role, unfrozen
 from finepseudo.recipe import Recipe
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import plain
@@ -31,11 +31,14 @@ def ensure_initial(recipe: Recipe, part: Role, num_classes: int, run: Store) -> 
 
     What the named file does not have keeps its random values: all but the backbone of f_A, the classifier of f_E; the
     latter also where the file's is of another number of classes. The log says so.
-    Raises WeightsError where the file is not the one that the recipe names, or does not fit the encoder.
+    Raises WeightsError where the file is not the one that the recipe names, or does not fit the encoder; where none is
+        named and the encoder's backbone would never be trained.
     """
     folder = f"train/initial/{part}/snapshot"
     uri, sha256 = getattr(recipe.models, f"{part}_weights"), getattr(recipe.models, f"{part}_sha256")
     chosen = recipe.models.encoder(part)
+    if ENCODERS[chosen.name].frozen and not uri:
+        raise WeightsError(f"models.{part}_weights: {unfrozen(chosen.name)}")
     lineage = {"encoder": chosen, "sha256": sha256, "seed": recipe.seed, "classes": num_classes}
 
     def make() -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import torch
 from finepseudo.data.batch import ClipBatch, make_batch, too_many_rejected
 from finepseudo.data.plan import Plan, derive
 from finepseudo.errors import StreamError, TrainingError
+from finepseudo.models.encoders import recompute
 from finepseudo.progress import EVERY_S, Pace
 from finepseudo.recipe import Scale
 from finepseudo.storage import artefacts
@@ -48,12 +49,16 @@ def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream
         start = checkpoint.committed_step(store, stage.folder)
         blocks = iter(stream(start, stop)) if start < stop else iter(())
         first = ahead.submit(next, blocks, None)
+        objective = build_objective(stage)
+        if stage.encoder.part in scale.recompute:
+            recompute(objective.encoder)
         engine = Engine(
-            build_objective(stage),
+            objective,
             session,
             stage.optimiser,
             steps=stage.steps,
             lr=stage.lr,
+            layer_decay=stage.layer_decay,
             block_rows=plan.block_rows,
             zero_stage=scale.zero_stage,
         )

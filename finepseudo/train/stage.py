@@ -10,7 +10,7 @@ import torch
 from finepseudo.data.plan import derive
 from finepseudo.models import weights
 from finepseudo.models.table import Encoder, Part
-from finepseudo.recipe import Optimiser, PixelAugment, Pixels, Recipe, part_of
+from finepseudo.recipe import AdamW, PixelAugment, Pixels, Recipe, part_of
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import located
 from finepseudo.train.initial import preprocessing_of, random_encoder
@@ -32,10 +32,11 @@ class Stage:
     loss: Loss
     pixels: Pixels
     augment: PixelAugment
-    optimiser: Optimiser
+    optimiser: AdamW
     steps: int
     lr: float
     seed: int
+    layer_decay: float = 1.0  # of that rate, from a layer to the one below it
     init: str = ""  # URI of the snapshot folder to start from; empty: seeded random weights
     init_digest: str = ""
     score_mean: float = 0.0
@@ -55,6 +56,7 @@ class Stage:
         """
         beside = (*_BESIDE, *(("num_classes",) if self.encoder.part == "frame" else ()))
         beside = beside if self.stored else (*beside, "stored")
+        beside = beside if self.layer_decay != 1 else (*beside, "layer_decay")
         fields = {key: value for key, value in vars(self).items() if key not in beside}
         return {**fields, "objective": type(self.loss).__name__}
 
@@ -66,7 +68,8 @@ def stage_of(recipe: Recipe, part: Part, loss: Loss, **others: Any) -> Stage:
         loss=loss,
         pixels=part_of(Pixels, recipe.frames),
         augment=part_of(PixelAugment, recipe.augment),
-        optimiser=recipe.optimiser,
+        optimiser=part_of(AdamW, recipe.optimiser),
+        layer_decay=getattr(recipe.optimiser, f"{part}_layer_decay"),
         seed=recipe.seed,
         stored=recipe.models.stored,
         max_rejected=recipe.data.max_rejected,

@@ -217,6 +217,14 @@ def test_other_digest_and_other_shape_are_refused(named, tmp_path):
         ensure_initial(wrong, "video", K, run)
 
 
+def test_a_backbone_that_is_never_trained_needs_weights(tmp_path):
+    how = replace(recipe(), models=Models(video="aim_vit_b16"))
+    with pytest.raises(
+        WeightsError, match=r"^models.video_weights: the backbone of aim_vit_b16 is never trained; name"
+    ):
+        ensure_initial(how, "video", K, Store(str(tmp_path)))
+
+
 def test_another_number_of_classes_starts_with_a_classifier_of_its_own(named, tmp_path):
     how, source = named
     uri, _ = ensure_initial(how, "video", K + 1, Store(str(tmp_path / "run")))

@@ -50,7 +50,9 @@ OTHER = {
     "models.video_options": {"dropout": "0.1"},
     "models.frozen": "vtn_resnet18",
     "models.frozen_options": {"dim": "9"},
+    "scale.recompute": ("frame",),
 }
+LAYERS = {"models.frame": "vtn_vit_s16", "models.video": "aim_vit_b16"}
 
 
 def changed(path, value):
@@ -84,6 +86,7 @@ BESIDE = {
     **{key: {**FROZEN, **STORED} for key in FROZEN},
     **dict.fromkeys(("models.frozen", "models.frozen_options"), STORED),
     "models.video": {"gitdl.video_steps": 0},
+    **dict.fromkeys(("optimiser.frame_layer_decay", "optimiser.video_layer_decay", "scale.recompute"), LAYERS),
     "data.rehearsal.strangers": {"data.rehearsal.persons": 4},
 }
 # Where something lies decides nothing.

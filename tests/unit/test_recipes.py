@@ -134,6 +134,28 @@ def test_the_papers_recipes(name, percent):
     assert recipe.scale.train_gpus == 1
 
 
+@pytest.mark.parametrize("percent", [5, 10, 20])
+def test_the_papers_recipes_of_its_second_table(percent):
+    """Clips, steps and rounds of the first table; encoders, pixels and rates of their own."""
+    first, second = find(f"diving48_{percent}pct"), find(f"diving48_{percent}pct_vit")
+    assert (second.models.frame, second.models.video) == ("vtn_clip_vit_b16", "aim_vit_b16")
+    assert (second.frames.crop, second.gitdl.video_steps) == (224, 0)
+    assert second.optimiser == replace(first.optimiser, frame_layer_decay=0.75)
+    assert second.scale == replace(first.scale, recompute=("frame", "video"))
+    assert (second.data, second.split, second.label) == (first.data, first.split, first.label)
+    assert [(r.supervise.steps, r.align.steps, r.rounds.video_steps, r.gitdl.frame_steps) for r in (first, second)] == [
+        (first.supervise.steps, first.align.steps, first.rounds.video_steps, first.gitdl.frame_steps)
+    ] * 2
+
+
+def test_a_dry_run_misses_the_weights_of_a_backbone_that_is_never_trained(tmp_path):
+    done = job("diving48_5pct_vit", "--run", tmp_path / "run", "--dry-run")
+    assert done.returncode == 1
+    said = "missing: models.video_weights: the backbone of aim_vit_b16 is never trained; name weights for it"
+    assert said in done.stdout
+    assert "models.frame_weights" not in done.stdout, "f_A's is trained, from random weights if need be"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_public_recipe_opens_with_the_command_that_starts_it(name):
     command, cost = inspect.getdoc(RECIPES[name]).splitlines()[::2][:2]

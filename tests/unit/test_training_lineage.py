@@ -7,7 +7,7 @@ import pytest
 from test_recipe import changed, leaves, with_leaf
 from training_helpers import case, recipe, what
 
-from finepseudo.models.table import KINETICS, Role
+from finepseudo.models.table import KINETICS, PARTS, Role
 from finepseudo.recipe import Augment
 from finepseudo.storage.lineage import differences, plain
 from finepseudo.train.stage import stage_of
@@ -28,6 +28,7 @@ READS = {
 }
 # A rule binds these to another field; alone they cannot change.
 BOUND = {"align.loss", "models.frozen", "models.frozen_options"}
+BOUND |= {f"optimiser.{part}_layer_decay" for part in PARTS}
 BOUND |= {f"models.{role}_{field}" for role in get_args(Role) for field in ("weights", "sha256")}
 PATHS = [path for path, _ in leaves(recipe()) if path not in BOUND and not path.startswith("scale.")]
 
@@ -72,6 +73,19 @@ def test_plan_start_and_schedule_are_part_of_it_and_places_are_not(tmp_path):
     classifier = case(tmp_path, "classify", "y")
     more = replace(classifier.stage, num_classes=9).lineage()
     assert differences(more, plain(classifier.stage.lineage()))
+
+
+def test_decay_over_layers_is_that_of_the_encoder_that_is_trained_and_was_always_1(tmp_path):
+    models = replace(recipe().models, frame="vtn_vit_s16", video="aim_vit_b16")
+    how = replace(recipe(), models=models)
+    for kind, mine, others in (("align", "frame", "video"), ("classify", "video", "frame")):
+        one = case(tmp_path, kind, kind, how=how)
+        before = plain(one.stage.lineage())
+        assert "layer_decay" not in before
+        for part, said in ((mine, ["layer_decay"]), (others, [])):
+            optimiser = replace(how.optimiser, **{f"{part}_layer_decay": 0.8})
+            found = differences(asked(one, kind, replace(how, optimiser=optimiser)).lineage(), before)
+            assert [line.split(":")[0] for line in found] == said
 
 
 def test_what_pixels_an_encoder_takes_is_part_of_it_and_was_always_grey(tmp_path):

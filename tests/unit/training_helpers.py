@@ -371,16 +371,24 @@ class Plain:
 
 
 def plain_loop(
-    case: Case, *, draw: Callable[[int, int], np.ndarray] = picture, objective: nn.Module | None = None
+    case: Case,
+    *,
+    draw: Callable[[int, int], np.ndarray] = picture,
+    objective: nn.Module | None = None,
+    share: Callable[[str], float] = lambda name: 1.0,
 ) -> Plain:
-    """AdamW, one-cycle rate, clipping, mean over a step's blocks: one process, no DeepSpeed, no loop of ours."""
+    """AdamW, one-cycle rate, clipping, mean over a step's blocks: one process, no DeepSpeed, no loop of ours.
+
+    `share`: of the learning rate, by the name of a parameter.
+    """
     torch.set_num_threads(1)  # as the processes do: sums in another order differ, and Adam makes much of little
     how, plan, k = case.recipe, case.plan, case.recipe.optimiser.blocks_per_step
     objective = (objective or build_objective(case.stage)).train()
     params = [p for p in objective.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": how.optimiser.weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p], "weight_decay": how.optimiser.weight_decay if p.ndim >= 2 else 0.0, "share": share(name)}
+        for name, p in objective.named_parameters()
+        if p.requires_grad
     ]
     adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99))
     running = {n: b for n, b in objective.named_buffers() if n.endswith(("running_mean", "running_var"))}
@@ -406,7 +414,7 @@ def plain_loop(
                 buffer.fill_(step + 1)
         norms.append(float(torch.nn.utils.clip_grad_norm_(params, how.optimiser.clip)))
         for group in adamw.param_groups:
-            group["lr"] = one_cycle(step, case.stage.steps, case.stage.lr, how.optimiser.warmup)
+            group["lr"] = group["share"] * one_cycle(step, case.stage.steps, case.stage.lr, how.optimiser.warmup)
         adamw.step()
         adamw.zero_grad()
         curve.append(sum(here) / k)
