@@ -8,6 +8,7 @@ Clips are float and normalised. No parameter is used outside its module's forwar
 import functools
 import importlib
 import threading
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -105,10 +106,8 @@ class VTN(FrameEncoder):
     Options that are not named here are the backbone's.
     """
 
-    @staticmethod
-    def make_backbone(**options: Any) -> Any:
-        """A subclass says it: frame_NCHW -> feat_NF, F = its `width`."""
-        raise NotImplementedError
+    make_backbone: ClassVar[Callable[..., Any]]
+    """A subclass says it: frame_NCHW -> feat_NF, F = its `width`."""
 
     def __init__(self, *, size: int, dim: int, positions: Positions, **backbone: Any) -> None:
         super().__init__()
