@@ -20,7 +20,9 @@ from finepseudo.fields import Count, CountOrZero, NotNegative, Positive, Seed, S
 from finepseudo.models.table import ENCODERS, PARTS, Encoder, Part, Role, VideoOptions, choose
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
-Method = Literal["frozen_probe", "supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
+Method = Literal[
+    "frozen_probe", "supervised", "supervised_2x", "fixmatch", "pseudo_video", "pseudo_align", "finepseudo"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,17 @@ class MethodTraits:
     uses_p_A: bool = False  # its pseudo-labels are made of p_A, alone or fused with p_E
     uses_p_E: bool = False  # its pseudo-labels are made of p_E, alone or fused with p_A
     trains_f_A: bool = False  # its rounds may train f_A again
+    online: bool = False  # f_E itself makes its pseudo-labels, anew in every step of the rounds
 
     @property
     def labels(self) -> bool:
-        """Whether it makes pseudo-labels; otherwise it trains on D_l alone."""
+        """Whether it labels D_u before it trains."""
         return self.uses_p_A or self.uses_p_E
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it trains on D_u too; otherwise on D_l alone."""
+        return self.labels or self.online
 
     @property
     def fuses(self) -> bool:
@@ -48,6 +56,7 @@ METHODS: dict[Method, MethodTraits] = {
     "frozen_probe": MethodTraits(trains=False),
     "supervised": MethodTraits(),
     "supervised_2x": MethodTraits(),
+    "fixmatch": MethodTraits(online=True),
     "pseudo_video": MethodTraits(uses_p_E=True),
     "pseudo_align": MethodTraits(uses_p_A=True, trains_f_A=True),
     "finepseudo": MethodTraits(baseline=False, uses_p_A=True, uses_p_E=True, trains_f_A=True),
@@ -290,6 +299,13 @@ class Rounds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FixMatch:
+    """The method fixmatch; all else is as in the rounds of the other methods."""
+
+    threshold: Share = 0.95  # f_E's label of the weak view is a target for the strong one from this confidence on
+
+
+@dataclass(frozen=True, kw_only=True)
 class Label:
     """How pseudo-labels are made and kept."""
 
@@ -361,6 +377,7 @@ class Recipe:
     align: Align = field(default_factory=Align)
     supervise: Supervise = field(default_factory=Supervise)
     rounds: Rounds = field(default_factory=Rounds)
+    fixmatch: FixMatch = field(default_factory=FixMatch)
     label: Label = field(default_factory=Label)
     evaluate: Evaluate = field(default_factory=Evaluate)
     scale: Scale = field(default_factory=Scale)

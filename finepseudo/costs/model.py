@@ -216,7 +216,10 @@ class Model:
             chains.append([self.training(f"{name}/video", "classify/video", rounds.video_steps, pseudo=True)])
             if self.trains_frame(method, number):
                 chains.append([self.training(f"{name}/frame", "align/frame", rounds.frame_steps, pseudo=True)])
-        if any(METHODS[method].trains and not METHODS[method].labels for method in recipe.methods):
+        if "fixmatch" in recipe.methods:
+            name = f"train/fixmatch/round-{number}/video"
+            chains.append([self.training(name, "classify/video", rounds.video_steps, pseudo=True, weak=True)])
+        if any(METHODS[method].trains and not METHODS[method].unlabelled for method in recipe.methods):
             name = f"train/supervised/round-{number}/video"
             chains.append([self.training(name, "classify/video", rounds.video_steps)])
             if number == rounds.count and "supervised_2x" in recipe.methods:
@@ -246,9 +249,11 @@ class Model:
         sets = {"labelled": self.sets["labelled"]}
         return [self.scoring("frozen_probe", sets, frames=0, videos=1, clips=clips)] if asked else []
 
-    def training(self, name: str, kind: str, steps: int, *, pseudo: bool = False) -> StageCost:
+    def training(self, name: str, kind: str, steps: int, *, pseudo: bool = False, weak: bool = False) -> StageCost:
         """One training: launches, and steps x blocks of the plan's rows.
 
+        Args:
+            weak: f_E sees a weak view of every row as well, forward alone.
         Raises:
             RecipeError: the unit costs have none of this kind.
         """
@@ -261,7 +266,8 @@ class Model:
         rows = len(plan)
         decode_s = self.decoding(plan, {name: self.sets[name] for name in ("labelled", "other")})
         layout = Layout.of(0, min(steps, scale.segment_steps), scale.train_workers, per_step, scale.steps_per_block)
-        work = {"train": rows * row_frames(plan) * costs.train_frame_s[kind], "decode": decode_s}
+        frame_s = costs.train_frame_s[kind] + (costs.embed_frame_s["video"] if weak else 0.0)
+        work = {"train": rows * row_frames(plan) * frame_s, "decode": decode_s}
         workers = {"train": scale.train_workers, "decode": min(scale.decode_workers, len(layout))}
         start = math.ceil(steps / scale.segment_steps) * costs.launch_s
         return StageCost(name, rows, start, work=work, workers=workers)

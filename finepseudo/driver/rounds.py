@@ -17,19 +17,21 @@ import pyarrow as pa
 
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER
-from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, samples
 from finepseudo.driver.executor import Executor
 from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
 from finepseudo.models.table import PARTS, Part
-from finepseudo.recipe import METHODS, CrossEntropy, GitdlLoss, Method, Recipe, part_of
+from finepseudo.recipe import METHODS, CrossEntropy, FixMatch, GitdlLoss, Method, Recipe, part_of
 from finepseudo.run import claim, data_store, labels, pair_videos, round_name
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial
 from finepseudo.train.predict import Pass, Scores
 from finepseudo.train.pseudo_labels import compare_labelled, pseudo_samples
+
+LABELLED = CrossEntropy()  # with labels or pseudo-labels that stand in the plan
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
         return {method: _self_train(steps, start, members, method, first_scores)}
 
     branches = [functools.partial(self_trained, method) for method in labelling]
-    if any(METHODS[method].trains and not METHODS[method].labels for method in methods):
+    if "fixmatch" in methods:
+        branches.insert(0, functools.partial(_fixmatch, steps, start, members))
+    if any(METHODS[method].trains and not METHODS[method].unlabelled for method in methods):
         branches.insert(0, functools.partial(_supervised, steps, start, members))
     return {name: finish for ends in side_by_side(branches) for name, finish in ends.items()}
 
@@ -192,10 +196,13 @@ def _self_train(
     return Finish(frame, video, gallery, names)
 
 
-def _round_video(steps: Steps, name: str, pseudo: pa.Table | None, init: Trained) -> Trained:
+def _round_video(
+    steps: Steps, name: str, others: pa.Table | None, init: Trained, loss: CrossEntropy | FixMatch = LABELLED
+) -> Trained:
+    """`others` are the clips of D_u that f_E is trained on beside D_l."""
     rounds = steps.recipe.rounds
-    plan = _classify_plan(steps, name, rounds.video_steps, pseudo)
-    return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init)
+    plan = _classify_plan(steps, name, rounds.video_steps, others)
+    return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init, loss)
 
 
 def _round_frame(steps: Steps, name: str, pseudo: pa.Table, init: Trained) -> Trained:
@@ -220,14 +227,24 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
     return ends
 
 
+def _fixmatch(steps: Steps, start: Start, members: Gallery) -> dict[Method, Finish]:
+    """f_E goes on with D_l and D_u, whose labels it makes itself in every step."""
+    recipe, unlabelled, video = steps.recipe, samples(steps.split.unlabelled), start.video
+    for number in range(1, recipe.rounds.count + 1):
+        video = _round_video(steps, round_name("fixmatch", number), unlabelled, video, recipe.fixmatch)
+    return {"fixmatch": Finish(start.frame, video, members)}
+
+
 def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, gallery: Gallery) -> Scores:
     clips = steps.recipe.label.clips
     what = Pass(frame={"f_A": frame.uri}, video={"f_E": video.uri}, galleries={"f_A": gallery}, clips=clips)
     return steps.score(f"label/{name}", steps.split.unlabelled, what)
 
 
-def _train_video(steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained) -> Trained:
-    return steps.train(name, "video", CrossEntropy(), plan, steps=count, lr=lr, init=init)
+def _train_video(
+    steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained, loss: CrossEntropy | FixMatch = LABELLED
+) -> Trained:
+    return steps.train(name, "video", loss, plan, steps=count, lr=lr, init=init)
 
 
 def _classify_plan(steps: Steps, name: str, count: int, pseudo: pa.Table | None = None) -> Plan:

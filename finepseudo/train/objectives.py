@@ -17,11 +17,12 @@ from finepseudo.align.head import ScoreHead
 from finepseudo.align.losses import av_loss, gitdl_loss
 from finepseudo.align.softdtw import block_distances
 from finepseudo.data.batch import ClipBatch
-from finepseudo.data.transforms import augment
+from finepseudo.data.manifest import UNKNOWN
+from finepseudo.data.transforms import augment, centre
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder
-from finepseudo.recipe import AvLoss, CrossEntropy, GitdlLoss, PixelAugment
+from finepseudo.recipe import AvLoss, CrossEntropy, FixMatch, GitdlLoss, PixelAugment
 
-Loss = GitdlLoss | AvLoss | CrossEntropy
+Loss = GitdlLoss | AvLoss | CrossEntropy | FixMatch
 Output = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -97,7 +98,6 @@ class AlignObjective(Objective):
         emb_BTD = self.encoder(self.clips(batch))
         with torch.autocast(emb_BTD.device.type, enabled=False):
             dist_BB = block_distances(emb_BTD.float(), gamma=self.loss.gamma)
-            assert batch.label_B is not None
             weights = {"triplet_weight": self.loss.triplet_weight, "score_weight": self.loss.score_weight}
             pairs = dist_BB, self.score(dist_BB), batch.label_B, batch.video_B, batch.weight_B
             av = av_loss(*pairs, margin=self.loss.margin, **weights)
@@ -121,9 +121,54 @@ class ClassifyObjective(Objective):
         batch = batch.decoded()
         logits_BK = self.encoder(self.clips(batch)).float()
         target = batch.label_B if batch.target_BK is None else batch.target_BK
-        assert target is not None
         loss_B = F.cross_entropy(logits_BK, target, reduction="none")
         return (loss_B * batch.weight_B).sum() / rows, {}
+
+
+class FixMatchObjective(Objective):
+    """FixMatch (Sohn et al., NeurIPS 2020) of f_E on one block of labelled and unlabelled rows.
+
+        L = mean over labelled rows of CE(y, p(strong))
+            + mean over unlabelled rows of 1[max q >= θ] CE(argmax q, p(strong)),     q = p(weak), no gradient
+
+    The strong view is the augmentation that all methods train by, the weak one the centre crop of the same frames [C]:
+    a mirrored or re-timed clip may be of another class. q is made in evaluation mode, so as at inference: FixMatch
+    makes it in training mode, where its BatchNorm sees the labelled rows beside it [C]. Its moving average of the
+    weights is left out: the learning rate falls to nothing, which leaves little to average [C].
+
+    Both means are over the block's rows of a kind, decodable or not, so that the mean over blocks does not depend on
+    how rows fall into blocks.
+    """
+
+    def __init__(self, encoder: VideoEncoder, loss: FixMatch, augmentation: PixelAugment, crop: int) -> None:
+        super().__init__(encoder, augmentation, crop)
+        self.loss = loss
+
+    def forward(self, batch: ClipBatch) -> Output:
+        unlabelled = int((batch.label_B == UNKNOWN).sum())
+        labelled = len(batch.row_B) - unlabelled
+        batch = batch.decoded()
+        logits_BK = self.encoder(self.clips(batch)).float()
+        confidence_B, found_B = self._weak(batch).max(1)
+        unknown_B = batch.label_B == UNKNOWN
+        accepted_B = unknown_B & (confidence_B >= self.loss.threshold) & (batch.weight_B > 0)
+        target_B = torch.where(unknown_B, found_B, batch.label_B)
+        weight_B = torch.where(unknown_B, accepted_B / max(1, unlabelled), batch.weight_B / max(1, labelled))
+        loss_B = F.cross_entropy(logits_BK, target_B, reduction="none")
+        return (loss_B * weight_B).sum(), {"accepted": accepted_B.sum() / max(1, unlabelled)}
+
+    @torch.no_grad()
+    def _weak(self, batch: ClipBatch) -> Tensor:
+        """q_BK of all rows: sharded workers gather parameters together, so none may skip a forward.
+
+        It comes after that of the strong view, since autocast would keep weights that were cast without a gradient.
+        """
+        training = self.encoder.training
+        self.encoder.eval()
+        clips = centre(batch.clip_BTHWC, self.augmentation, self.crop, self.encoder.preprocessing)
+        q_BK = self.encoder(clips).float().softmax(1)
+        self.encoder.train(training)
+        return q_BK
 
 
 # What computes a loss, by the type of its options: called with encoder, options, augmentation and crop.
@@ -131,4 +176,5 @@ OBJECTIVES: dict[type[Loss], Callable[..., Objective]] = {
     GitdlLoss: GitdlObjective,
     AvLoss: AlignObjective,
     CrossEntropy: ClassifyObjective,
+    FixMatch: FixMatchObjective,
 }

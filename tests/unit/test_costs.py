@@ -75,6 +75,13 @@ def test_rounds_and_methods_add_their_stages():
     assert stage(found, "train/supervised_2x/video").rows == 32 * (500 + 2 * 500)
 
 
+def test_fixmatch_pays_for_a_forward_more_of_every_row():
+    found = predict(replace(recipe(), methods=("pseudo_video", "fixmatch")))
+    ours, theirs = (stage(found, f"train/{name}/round-1/video") for name in ("fixmatch", "pseudo_video"))
+    assert ours.rows == theirs.rows
+    assert ours.work["train"] / theirs.work["train"] == pytest.approx((3e-4 + 1e-4) / 3e-4)
+
+
 @pytest.mark.parametrize("kind", ["gitdl/frame", "gitdl/video", "align/frame", "classify/video"])
 @pytest.mark.parametrize("pseudo", [False, True])
 def test_rows_are_those_of_a_real_plan(kind, pseudo):

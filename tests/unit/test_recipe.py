@@ -153,7 +153,7 @@ def test_differences_name_the_field_and_both_values():
         ({"models.frozen_options": {"dim": "8"}}, r"models\.frozen_options are of no encoder: name it in models"),
         ({"align.triplet_weight": 0, "align.score_weight": 0}, r"align\.triplet_weight and align\.score_weight"),
         ({"methods": ()}, r"methods: expected at least one of frozen_probe, .*finepseudo"),
-        ({"methods": ("finepseudo", "fixmatch")}, r"methods: expected frozen_probe, .* got 'fixmatch'"),
+        ({"methods": ("finepseudo", "mixmatch")}, r"methods: expected frozen_probe, .* got 'mixmatch'"),
         ({"optimiser.precision": "fp16"}, r"optimiser\.precision: expected fp32, bf16, got 'fp16'"),
         ({"rounds.targets": "Soft"}, r"rounds\.targets: expected soft, hard, got 'Soft'"),
         ({"label.mean": "mean"}, r"label\.mean: expected log_odds, score, got 'mean'"),
@@ -219,8 +219,10 @@ def test_a_number_without_a_bound_is_caught(kind):
 def test_the_table_of_methods_has_every_method():
     assert set(METHODS) == set(get_args(Method))
     assert [method for method, traits in METHODS.items() if not traits.baseline] == ["finepseudo"]
-    unlabelling = [method for method, traits in METHODS.items() if not traits.labels]
-    assert unlabelling == ["frozen_probe", "supervised", "supervised_2x"]
+    assert [method for method, traits in METHODS.items() if not traits.unlabelled] == [
+        "frozen_probe", "supervised", "supervised_2x"
+    ]  # fmt: skip
+    assert [method for method, traits in METHODS.items() if traits.online] == ["fixmatch"]
     assert [method for method, traits in METHODS.items() if not traits.trains] == ["frozen_probe"]
 
 

@@ -32,6 +32,7 @@ from finepseudo.models.table import Part
 from finepseudo.recipe import (
     Align,
     CrossEntropy,
+    FixMatch,
     Frames,
     Gitdl,
     GitdlLoss,
@@ -52,7 +53,7 @@ from finepseudo.train.stage import Stage, build_objective, stage_of
 SIDE, CLASSES, K = 20, 3, 5
 """Decoded frames; classes that have videos; classes of f_E, so that its last layer does not divide by two ranks."""
 STEPS = 6
-KINDS = ("gitdl_frame", "gitdl_video", "align", "classify")
+KINDS = ("gitdl_frame", "gitdl_video", "align", "classify", "fixmatch")
 PROCESS_LIMIT_S = 240
 CPU = torch.device("cpu")
 
@@ -66,6 +67,7 @@ def recipe(**scale: Any) -> Recipe:
         gitdl=Gitdl(videos=3, frames=6, skip_global=3, skip_local=2, hidden=33, out=17),
         align=Align(classes=3, clips=2),
         supervise=Supervise(batch=6),
+        fixmatch=FixMatch(threshold=0.22),
         optimiser=Optimiser(blocks_per_step=2),
         scale=Scale(**{"checkpoint_every": 3, "zero_stage": 1, **scale}),
     )
@@ -131,6 +133,8 @@ def make_plan(kind: str, how: Recipe, steps: int, made: Manifest | None = None) 
     target_MK = np.random.default_rng(5).dirichlet(np.ones(K), 8).astype(np.float32)
     kept = {"top": [list(range(K))] * 8, "top_p": target_MK.tolist()}
     row_M = np.arange(8)
+    if kind == "fixmatch":
+        return plan_classify(made, samples(12, 8), plans.samples(row_M), batch=how.supervise.batch, **common)
     pseudo = plans.samples(row_M, row_M % CLASSES, 0.3 + 0.05 * row_M, **kept)
     return plan_classify(made, samples(12, 8), pseudo, batch=how.supervise.batch, **common)
 
@@ -197,6 +201,7 @@ def what(kind: str, how: Recipe) -> tuple[Part, Loss]:
         "gitdl_video": ("video", part_of(GitdlLoss, how.gitdl)),
         "align": ("frame", how.align.chosen()),
         "classify": ("video", CrossEntropy()),
+        "fixmatch": ("video", how.fixmatch),
     }[kind]
 
 
