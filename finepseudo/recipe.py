@@ -217,19 +217,37 @@ class Optimiser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GitdlLoss:
-    """L_GITDL and its projection head."""
+class Contrast:
+    """What every loss without labels has: a temperature, and a projection head."""
 
-    sigma2: Positive = 10.0
-    """Variance of the Gaussian target, frames^2."""
     tau: Positive = 0.1
     hidden: Count = 256  # width of the projection head, dropped afterwards
     out: Count = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gitdl(GitdlLoss):
-    """Pre-training without labels (METHOD: GITDL)."""
+class GitdlLoss(Contrast):
+    """L_GITDL."""
+
+    sigma2: Positive = 10.0
+    """Variance of the Gaussian target, frames^2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TclrLoss(Contrast):
+    """L_TCLR."""
+
+
+VIDEO_LOSSES: dict[str, type[GitdlLoss | TclrLoss]] = {"gitdl": GitdlLoss, "tclr": TclrLoss}
+"""What f_E may be pre-trained by: the options of each loss. train/objectives.py has what computes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gitdl(GitdlLoss, TclrLoss):
+    """Pre-training without labels: of f_A by L_GITDL (METHOD: GITDL), of f_E by it or by L_TCLR."""
+
+    video_loss: Literal["gitdl", "tclr"] = "gitdl"
+    """A name of VIDEO_LOSSES. tclr: the global clip beside skip_global / skip_local local ones, end to end."""
 
     frame_steps: CountOrZero = 800  # steps of f_A, from models.frame_weights or random weights; 0: none
     video_steps: CountOrZero = 300  # steps of f_E on its time features, from models.video_weights or random; 0: none
@@ -238,6 +256,10 @@ class Gitdl(GitdlLoss):
     frames: Several = 16  # n: frames of the global and of the local clip
     skip_global: Count = 4
     skip_local: Count = 2
+
+    def chosen(self, part: Part) -> GitdlLoss | TclrLoss:
+        """The options of one encoder's loss alone: what its training reads of this section."""
+        return part_of(VIDEO_LOSSES[self.video_loss] if part == "video" else GitdlLoss, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -517,12 +539,28 @@ def _check_clips(recipe: Recipe) -> None:
             f"gitdl.video_steps = {recipe.gitdl.video_steps}: {video.name} has one time feature for "
             f"{options.time_stride} frames, and pre-training compares frames; {dense}set gitdl.video_steps to 0"
         )
+    if recipe.gitdl.video_loss == "tclr" and recipe.gitdl.video_steps:
+        _check_local_clips(recipe.gitdl)
     for (name, value), part in zip(
         (("frames.video", frames.video), ("frames.crop", frames.crop)), options.multiples, strict=True
     ):
         if value % part:
             near = f"{value // part * part} or {-(-value // part) * part}" if value > part else str(part)
             raise RecipeError(f"{name} = {value}: {video.name} takes multiples of {part}; use {near}")
+
+
+def _check_local_clips(gitdl: Gitdl) -> None:
+    """Of TCLR: at least two, and each the time of as many frames of the global clip as any other."""
+    count, rest = divmod(gitdl.skip_global, gitdl.skip_local)
+    if rest or count < 2:
+        raise RecipeError(
+            f"gitdl.skip_global = {gitdl.skip_global} and gitdl.skip_local = {gitdl.skip_local}: with video_loss tclr "
+            "the global clip is skip_global / skip_local local ones, a whole number from 2 on; its authors take 4 and 1"
+        )
+    if gitdl.frames % count:
+        raise RecipeError(
+            f"gitdl.frames = {gitdl.frames}: with video_loss tclr a multiple of skip_global / skip_local = {count}"
+        )
 
 
 def _check_rehearsal(spec: Rehearsal) -> None:

@@ -25,7 +25,7 @@ from finepseudo.costs.units import UnitCosts
 from finepseudo.data.cache import Kept
 from finepseudo.data.layout import Layout
 from finepseudo.data.manifest import CLIPS, Manifest
-from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_pretrain, plan_score, samples
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import METHODS, Method, Recipe, changed
 from finepseudo.sizes import BLOCK_VIDEOS, CALIBRATION, COMPARED, SAMPLED
@@ -329,7 +329,8 @@ def make_plan(
     """The plan of a training, by the functions that the run uses."""
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": recipe.optimiser.blocks_per_step, "seed": 0}
     if kind.startswith("gitdl"):
-        return plan_gitdl(manifest, labelled["clip"].to_numpy(), recipe.gitdl, **common)
+        of = recipe.gitdl.video_loss if kind == "gitdl/video" else "gitdl"
+        return plan_pretrain(manifest, labelled["clip"].to_numpy(), recipe.gitdl, of, **common)
     common["augment"], rounds, frames = recipe.augment, recipe.rounds, recipe.frames
     if kind.startswith("align"):
         common |= {"frames": frames.align, "label_share": 1.0 if pseudo is None else rounds.frame_label_share}
@@ -339,9 +340,9 @@ def make_plan(
 
 
 def row_frames(plan: Plan) -> int:
-    """Frames that one row of a plan brings to the encoder."""
-    row = plan.rows(0, 1)[0]
-    return sum(len(row[column]) for column in plan.columns)
+    """Frames that one row of a plan brings to the encoder; local clips of TCLR are seen twice."""
+    row, times = plan.rows(0, 1)[0], (1, 2 if plan.spec.kind == "tclr" else 1)
+    return sum(count * len(row[column]) for column, count in zip(plan.columns, times, strict=False))
 
 
 class StandIn(Manifest):

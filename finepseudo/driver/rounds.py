@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER
-from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, samples
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_pretrain, samples
 from finepseudo.driver.executor import Executor
 from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
 from finepseudo.models.table import PARTS, Part
-from finepseudo.recipe import METHODS, CrossEntropy, FixMatch, GitdlLoss, Method, Recipe, part_of
+from finepseudo.recipe import METHODS, CrossEntropy, FixMatch, Method, Recipe, TclrLoss
 from finepseudo.run import claim, data_store, labels, pair_videos, round_name
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
@@ -136,7 +136,7 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
 
 
 def pretrain(steps: Steps, part: Part, count: int) -> Trained:
-    """GITDL on all training videos, from the weights that the recipe names or from random ones; or these themselves."""
+    """By all training videos, without labels, from the weights that the recipe names or random ones; or these alone."""
     recipe = steps.recipe
     named, classes = bool(getattr(recipe.models, f"{part}_weights")), steps.manifest.num_classes
     initial = Trained(*ensure_initial(recipe, part, classes, steps.run)) if named or not count else None
@@ -146,8 +146,9 @@ def pretrain(steps: Steps, part: Part, count: int) -> Trained:
         return initial
     manifest, k = steps.manifest, recipe.optimiser.blocks_per_step
     train = np.setdiff1d(manifest.rows("train"), steps.split.test)
-    plan = plan_gitdl(manifest, train, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
-    loss = part_of(GitdlLoss, recipe.gitdl)
+    loss = recipe.gitdl.chosen(part)
+    kind = "tclr" if isinstance(loss, TclrLoss) else "gitdl"
+    plan = plan_pretrain(manifest, train, recipe.gitdl, kind, steps=count, blocks_per_step=k, seed=recipe.seed)
     return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr, init=initial)
 
 

@@ -1,7 +1,7 @@
 """What each training stage optimises: modules whose forward is the whole objective.
 
 The module is what the engine wraps, so every parameter (the score head's too) is used inside its forward.
-Axes: B clips, T n m frames, D F features, K classes.
+Axes: B clips, T n m frames, L local clips, D F features, K classes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finepseudo.align.contrast import tclr_loss
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.losses import av_loss, gitdl_loss
 from finepseudo.align.softdtw import block_distances
@@ -20,9 +21,9 @@ from finepseudo.data.batch import ClipBatch
 from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.transforms import augment, centre
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder
-from finepseudo.recipe import AvLoss, CrossEntropy, FixMatch, GitdlLoss, PixelAugment
+from finepseudo.recipe import AvLoss, Contrast, CrossEntropy, FixMatch, GitdlLoss, PixelAugment, TclrLoss
 
-Loss = GitdlLoss | AvLoss | CrossEntropy | FixMatch
+Loss = GitdlLoss | TclrLoss | AvLoss | CrossEntropy | FixMatch
 Output = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -47,18 +48,17 @@ class Objective(nn.Module):
         return augment(clip_BTHWC, seed_B, self.augmentation, self.crop, self.encoder.preprocessing)
 
 
-class GitdlObjective(Objective):
-    """L_GITDL of f_A on its embeddings, or of f_E on its time features, through a projection head.
+class PretrainObjective(Objective):
+    """A loss without labels, of f_A on its embeddings or of f_E on its time features, through a projection head.
 
-    The head is not part of the snapshot. Both clips go through the encoder as one batch, so BatchNorm sees the
-    block once.
+    The head is not part of the snapshot. All clips go through the encoder as one batch, so BatchNorm sees the block
+    once.
     """
 
     def __init__(
-        self, encoder: FrameEncoder | VideoEncoder, loss: GitdlLoss, augmentation: PixelAugment, crop: int
+        self, encoder: FrameEncoder | VideoEncoder, loss: Contrast, augmentation: PixelAugment, crop: int
     ) -> None:
         super().__init__(encoder, augmentation, crop)
-        self.loss = loss
         width = encoder.dim if isinstance(encoder, FrameEncoder) else encoder.feature_dim
         self.projection = nn.Sequential(nn.Linear(width, loss.hidden), nn.ReLU(), nn.Linear(loss.hidden, loss.out))
         if isinstance(encoder, VideoEncoder):
@@ -66,19 +66,64 @@ class GitdlObjective(Objective):
             for param in encoder.fc.parameters():
                 param.requires_grad = False
 
+    def local(self, batch: ClipBatch, view: int) -> Tensor:
+        """Local clips by a draw of their own, the same for all frames of a video: views differ in more than time."""
+        assert batch.other_BTHWC is not None
+        return self.augmented(batch.other_BTHWC, [seed ^ view for seed in batch.seed_B])
+
+    def features(self, clip_BTCHW: Tensor) -> Tensor:
+        """feat_BTF."""
+        time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
+        return time_features(clip_BTCHW)
+
+    def projected(self, feat_XF: Tensor) -> Tensor:
+        """Unit vectors, fp32; X is any axes."""
+        return F.normalize(self.projection(feat_XF).float(), dim=-1)
+
+
+class GitdlObjective(PretrainObjective):
+    """L_GITDL of a global and a local clip."""
+
+    def __init__(
+        self, encoder: FrameEncoder | VideoEncoder, loss: GitdlLoss, augmentation: PixelAugment, crop: int
+    ) -> None:
+        super().__init__(encoder, loss, augmentation, crop)
+        self.loss = loss
+
     def forward(self, batch: ClipBatch) -> Output:
         batch = batch.decoded()
-        assert batch.other_BTHWC is not None
         assert batch.other_time_BT is not None
-        # Two draws a video: the views must differ in more than time.
-        local = self.augmented(batch.other_BTHWC, [seed ^ 1 for seed in batch.seed_B])
-        both = torch.cat([self.clips(batch), local])
-        time_features: Any = self.encoder if isinstance(self.encoder, FrameEncoder) else self.encoder.time_features
-        projected = F.normalize(self.projection(time_features(both)).float(), dim=-1)
-        g_BnD, l_BmD = projected.chunk(2)
+        both = torch.cat([self.clips(batch), self.local(batch, 1)])
+        g_BnD, l_BmD = self.projected(self.features(both)).chunk(2)
         sigma2, tau = self.loss.sigma2, self.loss.tau
         times = batch.time_BT, batch.other_time_BT
         return gitdl_loss(g_BnD, l_BmD, *times, sigma2=sigma2, tau=tau, weight_B=batch.weight_B), {}
+
+
+class TclrObjective(PretrainObjective):
+    """L_TCLR of f_E on a global clip and the L local clips that tile its time.
+
+    Of the global clip, the mean of the time features that fall into the time of each local clip, and of all; of a local
+    clip, seen by two draws, the mean of all. As many frames each, so that BatchNorm sees all clips at once.
+    """
+
+    def __init__(self, encoder: VideoEncoder, loss: TclrLoss, augmentation: PixelAugment, crop: int) -> None:
+        super().__init__(encoder, loss, augmentation, crop)
+        self.loss = loss
+
+    def forward(self, batch: ClipBatch) -> Output:
+        batch = batch.decoded()
+        whole = self.clips(batch)
+        B, T = whole.shape[:2]
+        views = torch.cat([self.local(batch, view).unflatten(1, (-1, T)) for view in (1, 2)], 1)  # (B,2L,T,...)
+        feat_XTF = self.features(torch.cat([whole, views.flatten(0, 1)]))
+        mean_XF = feat_XTF.mean(1)
+        time_BLF = feat_XTF[:B].unflatten(1, (views.shape[1] // 2, -1)).mean(2)
+        first_BLD, second_BLD = self.projected(mean_XF[B:].unflatten(0, (B, -1))).chunk(2, 1)
+        whole_BD, time_BLD = self.projected(mean_XF[:B]), self.projected(time_BLF)
+        tclr = tclr_loss(whole_BD, time_BLD, first_BLD, second_BLD, tau=self.loss.tau, weight_B=batch.weight_B)
+        logged = {"L_IC": tclr.instance, "L_LL": tclr.local_local, "L_GL": tclr.global_local}
+        return tclr.loss, {name: value.detach() for name, value in logged.items()}
 
 
 class AlignObjective(Objective):
@@ -174,6 +219,7 @@ class FixMatchObjective(Objective):
 # What computes a loss, by the type of its options: called with encoder, options, augmentation and crop.
 OBJECTIVES: dict[type[Loss], Callable[..., Objective]] = {
     GitdlLoss: GitdlObjective,
+    TclrLoss: TclrObjective,
     AvLoss: AlignObjective,
     CrossEntropy: ClassifyObjective,
     FixMatch: FixMatchObjective,

@@ -9,7 +9,7 @@ from clips import manifest
 
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.manifest import UNKNOWN
-from finepseudo.data.plan import plan_classify, plan_gitdl, samples
+from finepseudo.data.plan import plan_classify, plan_pretrain, samples
 from finepseudo.errors import StreamError
 from finepseudo.recipe import Augment, Gitdl
 
@@ -84,7 +84,7 @@ def test_what_no_kept_class_has_is_even_over_the_others():
 
 
 def test_two_clips_and_their_times_in_pre_training():
-    made = plan_gitdl(CLIPS, np.arange(4), Gitdl(frames=4, videos=4), steps=1, blocks_per_step=1, seed=0)
+    made = plan_pretrain(CLIPS, np.arange(4), Gitdl(frames=4, videos=4), steps=1, blocks_per_step=1, seed=0)
     batch = make_batch(made, 2, columns(made, two=True))
     rows = made.rows(0, 4)
     assert batch.other_BTHWC[:, 0, 0, 0, 0].tolist() == [100, 101, 102, 103]

@@ -75,6 +75,15 @@ def test_rounds_and_methods_add_their_stages():
     assert stage(found, "train/supervised_2x/video").rows == 32 * (500 + 2 * 500)
 
 
+def test_tclr_pays_for_two_views_of_every_local_clip():
+    usual, tclr = (
+        stage(predict(recipe(gitdl={"video_loss": loss, "skip_local": 1})), "train/pretrain/video")
+        for loss in ("gitdl", "tclr")
+    )
+    assert tclr.rows == usual.rows
+    assert tclr.work["train"] == pytest.approx(usual.work["train"] * (1 + 2 * 4) / 2)
+
+
 def test_fixmatch_pays_for_a_forward_more_of_every_row():
     found = predict(replace(recipe(), methods=("pseudo_video", "fixmatch")))
     ours, theirs = (stage(found, f"train/{name}/round-1/video") for name in ("fixmatch", "pseudo_video"))

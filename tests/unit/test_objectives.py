@@ -15,6 +15,7 @@ import pytest
 import torch
 from training_helpers import KINDS, K, batch_of, case, columns, picture, plain_loop, recipe, still
 
+from finepseudo.align.contrast import TclrOutput
 from finepseudo.data.batch import make_batch
 from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.plan import derive
@@ -22,14 +23,15 @@ from finepseudo.data.transforms import centre
 from finepseudo.errors import StreamError
 from finepseudo.models.encoders import build
 from finepseudo.models.table import choose
-from finepseudo.recipe import ALIGN_LOSSES, Align, FixMatch, Gitdl, Optimiser
+from finepseudo.recipe import ALIGN_LOSSES, VIDEO_LOSSES, Align, FixMatch, Gitdl, Optimiser
 from finepseudo.train.objectives import OBJECTIVES, GitdlObjective
 from finepseudo.train.stage import build_objective
 
+NONE = (torch.zeros(()),) * 4
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_STEPS = 10
 # Small enough that rounding, which Adam turns into steps of this size, stays far below the tolerance.
-GOLDEN_LR = {"gitdl_frame": 2e-5, "gitdl_video": 2e-5, "align": 1e-3, "classify": 1e-3, "fixmatch": 1e-3}
+GOLDEN_LR = {"gitdl_frame": 2e-5, "gitdl_video": 2e-5, "tclr": 2e-5, "align": 1e-3, "classify": 1e-3, "fixmatch": 1e-3}
 
 
 def golden_run(root, kind):
@@ -37,6 +39,9 @@ def golden_run(root, kind):
 
 
 def test_every_loss_that_a_recipe_may_name_has_its_objective():
+    assert set(get_args(get_type_hints(Gitdl)["video_loss"])) == set(VIDEO_LOSSES)
+    assert set(VIDEO_LOSSES.values()) <= set(OBJECTIVES)
+    assert all(issubclass(Gitdl, options) for options in VIDEO_LOSSES.values())
     assert set(get_args(get_type_hints(Align)["loss"])) == set(ALIGN_LOSSES)
     assert set(ALIGN_LOSSES.values()) <= set(OBJECTIVES)
     assert all(issubclass(Align, options) for options in ALIGN_LOSSES.values())
@@ -281,6 +286,32 @@ def test_views_differ_in_more_than_time(long_gitdl):
     first, second = seen[0].chunk(2)
     assert not torch.equal(first, second)
     assert torch.equal(seen[0], seen[1])
+
+
+def test_tclr_sees_the_parts_of_the_global_clip_and_two_views_of_each_local_one(tmp_path, monkeypatch):
+    """Which features go where, told by what an encoder says of its clips: their number and the time."""
+    one = case(tmp_path, "tclr", "parts")
+    objective = build_objective(one.stage)
+    seen, given = [], []
+
+    def features(clip_BTCHW):
+        seen.append(clip_BTCHW)
+        number_BT1 = torch.arange(len(clip_BTCHW)).float()[:, None, None].expand(-1, clip_BTCHW.shape[1], 1)
+        return torch.cat([number_BT1, torch.arange(6.0)[None, :, None].expand(len(clip_BTCHW), -1, -1)], -1)
+
+    monkeypatch.setattr(objective.encoder, "time_features", features)
+    monkeypatch.setattr(objective, "projected", lambda feat: feat)
+    monkeypatch.setattr("finepseudo.train.objectives.tclr_loss", lambda *x, **_: given.append(x) or TclrOutput(*NONE))
+    objective(batch_of(one.plan, 0))
+    (clips,), ((whole_BD, time_BLD, first_BLD, second_BLD),) = seen, given
+    assert clips.shape[:2] == (3 + 2 * 3 * 3, 6)
+    assert whole_BD.tolist() == [[video, 2.5] for video in range(3)]
+    assert time_BLD.tolist() == [[[video, time] for time in (0.5, 2.5, 4.5)] for video in range(3)]
+    assert first_BLD[..., 0].tolist() == [[3, 4, 5], [9, 10, 11], [15, 16, 17]]
+    assert second_BLD[..., 0].tolist() == [[6, 7, 8], [12, 13, 14], [18, 19, 20]]
+    batch = batch_of(one.plan, 0)
+    assert torch.equal(clips[12:15], objective.local(batch, 2)[1].unflatten(0, (3, 6)))
+    assert not torch.equal(clips[9:12], clips[12:15])
 
 
 def rewrite():

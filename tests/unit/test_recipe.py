@@ -66,7 +66,8 @@ def changed(path, value):
         case float():
             return 3.0 if path.endswith("rates") else value * 0.8 + 0.01
         case str():
-            return {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick"}.get(value, value + "x")
+            others = {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick", "gitdl": "tclr"}
+            return others.get(value, value + "x")
         case tuple():
             return value[:-1] or ("x",)
     raise AssertionError(value)
@@ -152,6 +153,10 @@ def test_differences_name_the_field_and_both_values():
         ({"models.frozen": "r3d_18"}, r"no encoder 'r3d_18' that embeds frames"),
         ({"models.frozen_options": {"dim": "8"}}, r"models\.frozen_options are of no encoder: name it in models"),
         ({"align.triplet_weight": 0, "align.score_weight": 0}, r"align\.triplet_weight and align\.score_weight"),
+        ({"gitdl.video_loss": "clip"}, r"gitdl\.video_loss: expected gitdl, tclr, got 'clip'"),
+        ({"gitdl.video_loss": "tclr", "gitdl.skip_global": 2}, r"skip_global = 2 and gitdl\.skip_local = 2: .* tclr"),
+        ({"gitdl.video_loss": "tclr", "gitdl.skip_global": 5}, r"skip_global = 5 and gitdl\.skip_local = 2: .* whole"),
+        ({"gitdl.video_loss": "tclr", "gitdl.frames": 15}, r"gitdl\.frames = 15: .* multiple of .* = 2"),
         ({"methods": ()}, r"methods: expected at least one of frozen_probe, .*finepseudo"),
         ({"methods": ("finepseudo", "mixmatch")}, r"methods: expected frozen_probe, .* got 'mixmatch'"),
         ({"optimiser.precision": "fp16"}, r"optimiser\.precision: expected fp32, bf16, got 'fp16'"),

@@ -26,22 +26,10 @@ from torch import Tensor, nn
 from finepseudo.data import plan as plans
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.manifest import Manifest
-from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_gitdl
+from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_pretrain
 from finepseudo.models import weights
 from finepseudo.models.table import Part
-from finepseudo.recipe import (
-    Align,
-    CrossEntropy,
-    FixMatch,
-    Frames,
-    Gitdl,
-    GitdlLoss,
-    Optimiser,
-    Recipe,
-    Scale,
-    Supervise,
-    part_of,
-)
+from finepseudo.recipe import Align, CrossEntropy, FixMatch, Frames, Gitdl, Optimiser, Recipe, Scale, Supervise
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
@@ -53,7 +41,7 @@ from finepseudo.train.stage import Stage, build_objective, stage_of
 SIDE, CLASSES, K = 20, 3, 5
 """Decoded frames; classes that have videos; classes of f_E, so that its last layer does not divide by two ranks."""
 STEPS = 6
-KINDS = ("gitdl_frame", "gitdl_video", "align", "classify", "fixmatch")
+KINDS = ("gitdl_frame", "gitdl_video", "tclr", "align", "classify", "fixmatch")
 PROCESS_LIMIT_S = 240
 CPU = torch.device("cpu")
 
@@ -125,8 +113,8 @@ def make_plan(kind: str, how: Recipe, steps: int, made: Manifest | None = None) 
     """The plan of a training of this kind, over `clips` or as many others."""
     made = made or clips()
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": how.optimiser.blocks_per_step, "seed": 11}
-    if kind.startswith("gitdl"):
-        return plan_gitdl(made, np.arange(12), how.gitdl, **common)
+    if kind in ("gitdl_frame", "gitdl_video", "tclr"):
+        return plan_pretrain(made, np.arange(12), gitdl_of(how, kind), kind.partition("_")[0], **common)
     common |= {"frames": how.frames.align, "augment": how.augment, "label_share": 0.5}
     if kind == "align":
         return plan_align(made, samples(), None, how.align, **common)
@@ -194,11 +182,17 @@ def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, s
     return Case(stage, how, store, stop=steps)
 
 
+def gitdl_of(how: Recipe, kind: str) -> Gitdl:
+    """That of the recipe; for TCLR, three local clips."""
+    return replace(how.gitdl, video_loss="tclr", skip_local=1) if kind == "tclr" else how.gitdl
+
+
 def what(kind: str, how: Recipe) -> tuple[Part, Loss]:
     """Which encoder a kind trains, and by which loss."""
     return {
-        "gitdl_frame": ("frame", part_of(GitdlLoss, how.gitdl)),
-        "gitdl_video": ("video", part_of(GitdlLoss, how.gitdl)),
+        "gitdl_frame": ("frame", how.gitdl.chosen("frame")),
+        "gitdl_video": ("video", how.gitdl.chosen("video")),
+        "tclr": ("video", gitdl_of(how, kind).chosen("video")),
         "align": ("frame", how.align.chosen()),
         "classify": ("video", CrossEntropy()),
         "fixmatch": ("video", how.fixmatch),
