@@ -21,7 +21,14 @@ from finepseudo.models.table import ENCODERS, PARTS, Encoder, Part, Role, VideoO
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
 Method = Literal[
-    "frozen_probe", "supervised", "supervised_2x", "fixmatch", "pseudo_video", "pseudo_align", "finepseudo"
+    "frozen_probe",
+    "supervised",
+    "supervised_2x",
+    "fixmatch",
+    "timebalance",
+    "pseudo_video",
+    "pseudo_align",
+    "finepseudo",
 ]
 
 
@@ -34,17 +41,17 @@ class MethodTraits:
     uses_p_A: bool = False  # its pseudo-labels are made of p_A, alone or fused with p_E
     uses_p_E: bool = False  # its pseudo-labels are made of p_E, alone or fused with p_A
     trains_f_A: bool = False  # its rounds may train f_A again
-    online: bool = False  # f_E itself makes its pseudo-labels, anew in every step of the rounds
+    own_rounds: bool = False  # its rounds train on D_u by no labels of p_A or p_E: driver/rounds.py says how
 
     @property
     def labels(self) -> bool:
-        """Whether it labels D_u before it trains."""
+        """Whether each of its rounds labels D_u by p_A or p_E."""
         return self.uses_p_A or self.uses_p_E
 
     @property
     def unlabelled(self) -> bool:
         """Whether it trains on D_u too; otherwise on D_l alone."""
-        return self.labels or self.online
+        return self.labels or self.own_rounds
 
     @property
     def fuses(self) -> bool:
@@ -56,7 +63,8 @@ METHODS: dict[Method, MethodTraits] = {
     "frozen_probe": MethodTraits(trains=False),
     "supervised": MethodTraits(),
     "supervised_2x": MethodTraits(),
-    "fixmatch": MethodTraits(online=True),
+    "fixmatch": MethodTraits(own_rounds=True),
+    "timebalance": MethodTraits(own_rounds=True),
     "pseudo_video": MethodTraits(uses_p_E=True),
     "pseudo_align": MethodTraits(uses_p_A=True, trains_f_A=True),
     "finepseudo": MethodTraits(baseline=False, uses_p_A=True, uses_p_E=True, trains_f_A=True),
@@ -238,12 +246,17 @@ class TclrLoss(Contrast):
     """L_TCLR."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class InstanceLoss(Contrast):
+    """Contrast of videos, whatever the time of their clips: of the invariant teacher of timebalance."""
+
+
 VIDEO_LOSSES: dict[str, type[GitdlLoss | TclrLoss]] = {"gitdl": GitdlLoss, "tclr": TclrLoss}
 """What f_E may be pre-trained by: the options of each loss. train/objectives.py has what computes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gitdl(GitdlLoss, TclrLoss):
+class Gitdl(GitdlLoss, TclrLoss, InstanceLoss):
     """Pre-training without labels: of f_A by L_GITDL (METHOD: GITDL), of f_E by it or by L_TCLR."""
 
     video_loss: Literal["gitdl", "tclr"] = "gitdl"

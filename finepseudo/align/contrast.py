@@ -91,6 +91,30 @@ def tclr_loss(
     return TclrOutput(instance + local_local + across, instance, local_local, across)
 
 
+def temporal_similarity(feat_NMF: Tensor) -> Tensor:
+    """How alike the moments of a video are: the mean cosine of two of its features, not below 0.
+
+        s = max(0, mean over i != j of cos(h_i, h_j)) = max(0, (|Σ z_i|² - M) / (M (M - 1))),  z_i = h_i / |h_i|
+
+    Args:
+        feat_NMF: M features of each video, of different times.
+    Returns s_N; 1 where M = 1.
+    """
+    M = feat_NMF.shape[1]
+    if M == 1:
+        return feat_NMF.new_ones(len(feat_NMF))
+    z_NMF = F.normalize(feat_NMF, dim=-1)
+    return ((z_NMF.sum(1).square().sum(-1) - M) / (M * (M - 1))).clamp_min(0)
+
+
+def balanced(p_I_NK: Tensor, p_D_NK: Tensor, similarity_N: Tensor) -> Tensor:
+    """TimeBalance's targets (Dave et al., CVPR 2023): p = s p_I + (1 - s) p_D.
+
+    A video whose moments are alike is the invariant teacher's affair, another one the distinctive teacher's.
+    """
+    return torch.lerp(p_D_NK, p_I_NK, similarity_N[:, None])
+
+
 def _cross_entropy(logits_XMN: Tensor, target_M: Tensor) -> Tensor:
     """Of every row with its target; means over the rows of a set."""
     target_XM = target_M.expand(len(logits_XMN), -1)

@@ -216,6 +216,10 @@ class Model:
             chains.append([self.training(f"{name}/video", "classify/video", rounds.video_steps, pseudo=True)])
             if self.trains_frame(method, number):
                 chains.append([self.training(f"{name}/frame", "align/frame", rounds.frame_steps, pseudo=True)])
+        if "timebalance" in recipe.methods:
+            name = f"train/timebalance/round-{number}/video"
+            student = self.training(name, "classify/video", rounds.video_steps, pseudo=True)
+            chains.append([*(self.teachers() if number == 1 else ()), student])
         if "fixmatch" in recipe.methods:
             name = f"train/fixmatch/round-{number}/video"
             chains.append([self.training(name, "classify/video", rounds.video_steps, pseudo=True, weak=True)])
@@ -226,6 +230,19 @@ class Model:
                 steps = recipe.supervise.steps + rounds.count * rounds.video_steps
                 chains[-1].append(self.training("train/supervised_2x/video", "classify/video", steps))
         return chains
+
+    def teachers(self) -> list[StageCost]:
+        """Of timebalance: the invariant one, pre-trained for what f_E's pre-training costs, and a pass of both."""
+        recipe, N = self.recipe, self.sets["other"]
+        return [
+            *(
+                [self.training("train/pretrain/invariant", "gitdl/video", recipe.gitdl.video_steps)]
+                if recipe.gitdl.video_steps
+                else []
+            ),
+            self.training("train/timebalance/invariant", "classify/video", recipe.supervise.steps),
+            self.scoring("labels/timebalance/targets", {"other": N}, frames=0, videos=3, clips=recipe.label.clips),
+        ]
 
     def trains_frame(self, method: Method, number: int) -> bool:
         """Whether this round trains f_A again."""

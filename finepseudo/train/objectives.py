@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finepseudo.align.contrast import tclr_loss
+from finepseudo.align.contrast import nt_xent, tclr_loss
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.losses import av_loss, gitdl_loss
 from finepseudo.align.softdtw import block_distances
@@ -21,9 +21,9 @@ from finepseudo.data.batch import ClipBatch
 from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.transforms import augment, centre
 from finepseudo.models.encoders import FrameEncoder, VideoEncoder
-from finepseudo.recipe import AvLoss, Contrast, CrossEntropy, FixMatch, GitdlLoss, PixelAugment, TclrLoss
+from finepseudo.recipe import AvLoss, Contrast, CrossEntropy, FixMatch, GitdlLoss, InstanceLoss, PixelAugment, TclrLoss
 
-Loss = GitdlLoss | TclrLoss | AvLoss | CrossEntropy | FixMatch
+Loss = GitdlLoss | TclrLoss | InstanceLoss | AvLoss | CrossEntropy | FixMatch
 Output = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -126,6 +126,27 @@ class TclrObjective(PretrainObjective):
         return tclr.loss, {name: value.detach() for name, value in logged.items()}
 
 
+class InstanceObjective(PretrainObjective):
+    """NT-Xent over the videos of a block: the mean features of the global and of the local clip are the two views.
+
+    What it learns does not tell the times of a video apart: the temporally invariant start of TimeBalance.
+    """
+
+    def __init__(
+        self, encoder: FrameEncoder | VideoEncoder, loss: InstanceLoss, augmentation: PixelAugment, crop: int
+    ) -> None:
+        super().__init__(encoder, loss, augmentation, crop)
+        self.loss = loss
+
+    def forward(self, batch: ClipBatch) -> Output:
+        batch = batch.decoded()
+        both = torch.cat([self.clips(batch), self.local(batch, 1)])
+        first_BD, second_BD = self.projected(self.features(both).mean(1)).chunk(2)
+        kept_B = batch.weight_B > 0  # none of a block that could not be decoded at all
+        loss_X = nt_xent(first_BD[None, kept_B], second_BD[None, kept_B], tau=self.loss.tau)
+        return (loss_X.mean() if kept_B.any() else first_BD.sum() * 0), {}
+
+
 class AlignObjective(Objective):
     """L_AV = L_AT + w L_Score of f_A on one block of P classes x M clips. The score head is part of the snapshot."""
 
@@ -220,6 +241,7 @@ class FixMatchObjective(Objective):
 OBJECTIVES: dict[type[Loss], Callable[..., Objective]] = {
     GitdlLoss: GitdlObjective,
     TclrLoss: TclrObjective,
+    InstanceLoss: InstanceObjective,
     AvLoss: AlignObjective,
     CrossEntropy: ClassifyObjective,
     FixMatch: FixMatchObjective,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from finepseudo.align.contrast import global_local, nt_xent, tclr_loss
+from finepseudo.align.contrast import balanced, global_local, nt_xent, tclr_loss, temporal_similarity
 
 TAU = 0.2
 
@@ -115,3 +115,20 @@ def test_shapes_that_do_not_fit_are_named():
         tclr_loss(whole, time, first[:, :2], second, tau=TAU)
     with pytest.raises(ValueError, match="tau > 0, got .* and 0"):
         tclr_loss(whole, time, first, second, tau=0)
+
+
+def test_temporal_similarity_is_the_mean_cosine_of_two_moments():
+    feat = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 1
+    pairs = [[F.cosine_similarity(of[i], of[j], dim=0) for i in range(5) for j in range(5) if i != j] for of in feat]
+    assert temporal_similarity(feat).tolist() == pytest.approx([float(sum(of)) / 20 for of in pairs])
+    still = feat[:, :1].expand(-1, 5, -1)
+    assert temporal_similarity(still).tolist() == pytest.approx([1.0] * 3)
+    assert temporal_similarity(torch.eye(4)[None]).tolist() == pytest.approx([0.0], abs=1e-6)
+    assert temporal_similarity(torch.stack([feat[0], -feat[0]]).transpose(0, 1)).tolist() == [0.0] * 5
+    assert temporal_similarity(feat[:, :1]).tolist() == [1.0] * 3
+
+
+def test_targets_lean_to_the_invariant_teacher_where_moments_are_alike():
+    p_I, p_D = torch.tensor([[0.8, 0.2]] * 3), torch.tensor([[0.4, 0.6]] * 3)
+    found = balanced(p_I, p_D, torch.tensor([1.0, 0.0, 0.25]))
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]]))

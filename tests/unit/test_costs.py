@@ -84,6 +84,17 @@ def test_tclr_pays_for_two_views_of_every_local_clip():
     assert tclr.work["train"] == pytest.approx(usual.work["train"] * (1 + 2 * 4) / 2)
 
 
+def test_timebalance_trains_a_second_teacher_once():
+    found = predict(replace(recipe(rounds={"count": 2}), methods=("supervised", "timebalance")))
+    names = [one.name for one in found.stages if "invariant" in one.name or "timebalance" in one.name]
+    assert names == [
+        "train/pretrain/invariant", "train/timebalance/invariant", "labels/timebalance/targets",
+        "train/timebalance/round-1/video", "train/timebalance/round-2/video",
+    ]  # fmt: skip
+    for ours, theirs in (("pretrain/invariant", "pretrain/video"), ("timebalance/invariant", "supervise/video")):
+        assert stage(found, f"train/{ours}").work["train"] == stage(found, f"train/{theirs}").work["train"]
+
+
 def test_fixmatch_pays_for_a_forward_more_of_every_row():
     found = predict(replace(recipe(), methods=("pseudo_video", "fixmatch")))
     ours, theirs = (stage(found, f"train/{name}/round-1/video") for name in ("fixmatch", "pseudo_video"))

@@ -31,7 +31,15 @@ NONE = (torch.zeros(()),) * 4
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_STEPS = 10
 # Small enough that rounding, which Adam turns into steps of this size, stays far below the tolerance.
-GOLDEN_LR = {"gitdl_frame": 2e-5, "gitdl_video": 2e-5, "tclr": 2e-5, "align": 1e-3, "classify": 1e-3, "fixmatch": 1e-3}
+GOLDEN_LR = {
+    "gitdl_frame": 2e-5,
+    "gitdl_video": 2e-5,
+    "tclr": 2e-5,
+    "instance": 2e-5,
+    "align": 1e-3,
+    "classify": 1e-3,
+    "fixmatch": 1e-3,
+}
 
 
 def golden_run(root, kind):

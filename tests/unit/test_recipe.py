@@ -227,7 +227,7 @@ def test_the_table_of_methods_has_every_method():
     assert [method for method, traits in METHODS.items() if not traits.unlabelled] == [
         "frozen_probe", "supervised", "supervised_2x"
     ]  # fmt: skip
-    assert [method for method, traits in METHODS.items() if traits.online] == ["fixmatch"]
+    assert [method for method, traits in METHODS.items() if traits.own_rounds] == ["fixmatch", "timebalance"]
     assert [method for method, traits in METHODS.items() if not traits.trains] == ["frozen_probe"]
 
 

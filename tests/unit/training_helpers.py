@@ -29,7 +29,19 @@ from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_pretrain
 from finepseudo.models import weights
 from finepseudo.models.table import Part
-from finepseudo.recipe import Align, CrossEntropy, FixMatch, Frames, Gitdl, Optimiser, Recipe, Scale, Supervise
+from finepseudo.recipe import (
+    Align,
+    CrossEntropy,
+    FixMatch,
+    Frames,
+    Gitdl,
+    InstanceLoss,
+    Optimiser,
+    Recipe,
+    Scale,
+    Supervise,
+    part_of,
+)
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.checkpoint import read_history
@@ -41,7 +53,8 @@ from finepseudo.train.stage import Stage, build_objective, stage_of
 SIDE, CLASSES, K = 20, 3, 5
 """Decoded frames; classes that have videos; classes of f_E, so that its last layer does not divide by two ranks."""
 STEPS = 6
-KINDS = ("gitdl_frame", "gitdl_video", "tclr", "align", "classify", "fixmatch")
+KINDS = ("gitdl_frame", "gitdl_video", "tclr", "instance", "align", "classify", "fixmatch")
+LR = {"instance": 2e-4}  # of three videos its gradient is so steep that larger steps make much of the last bit
 PROCESS_LIMIT_S = 240
 CPU = torch.device("cpu")
 
@@ -113,8 +126,9 @@ def make_plan(kind: str, how: Recipe, steps: int, made: Manifest | None = None) 
     """The plan of a training of this kind, over `clips` or as many others."""
     made = made or clips()
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": how.optimiser.blocks_per_step, "seed": 11}
-    if kind in ("gitdl_frame", "gitdl_video", "tclr"):
-        return plan_pretrain(made, np.arange(12), gitdl_of(how, kind), kind.partition("_")[0], **common)
+    if kind in ("gitdl_frame", "gitdl_video", "tclr", "instance"):
+        drawn = "tclr" if kind == "tclr" else "gitdl"
+        return plan_pretrain(made, np.arange(12), gitdl_of(how, kind), drawn, **common)
     common |= {"frames": how.frames.align, "augment": how.augment, "label_share": 0.5}
     if kind == "align":
         return plan_align(made, samples(), None, how.align, **common)
@@ -177,7 +191,7 @@ def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, s
         plan_fingerprint=plan.fingerprint,
         steps=steps,
         num_classes=K,
-        **{"lr": 2e-3, **({"score_mean": 0.4, "score_std": 0.1} if kind == "align" else {}), **more},
+        **{"lr": LR.get(kind, 2e-3), **({"score_mean": 0.4, "score_std": 0.1} if kind == "align" else {}), **more},
     )
     return Case(stage, how, store, stop=steps)
 
@@ -193,6 +207,7 @@ def what(kind: str, how: Recipe) -> tuple[Part, Loss]:
         "gitdl_frame": ("frame", how.gitdl.chosen("frame")),
         "gitdl_video": ("video", how.gitdl.chosen("video")),
         "tclr": ("video", gitdl_of(how, kind).chosen("video")),
+        "instance": ("video", part_of(InstanceLoss, how.gitdl)),
         "align": ("frame", how.align.chosen()),
         "classify": ("video", CrossEntropy()),
         "fixmatch": ("video", how.fixmatch),
