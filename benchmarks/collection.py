@@ -30,7 +30,7 @@ import safetensors.numpy
 from finepseudo import run as places
 from finepseudo.data.formats import read_annotations
 from finepseudo.data.manifest import FOLDER, FOUND, Annotated, Manifest, manifest_parts
-from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_pretrain, plan_score, samples
 from finepseudo.data.split import make_split
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.executor import InProcess
@@ -125,7 +125,7 @@ def _plans(steps: Steps) -> dict[str, Plan]:
     pseudo = samples(split.unlabelled, split.unlabelled % clips.num_classes)
     both = {"batch": BATCH, "label_share": 0.25}
     return {
-        "pretrain": plan_gitdl(clips, train, gitdl, steps=whole, **common),
+        "pretrain": plan_pretrain(clips, train, gitdl, steps=whole, **common),
         "align": plan_align(clips, steps.labelled(), None, recipe.align, steps=of_labelled, label_share=1.0, **how),
         "supervise": plan_classify(clips, steps.labelled(), steps=of_labelled, **both, **how),
         "round": plan_classify(clips, steps.labelled(), pseudo, steps=whole, **both, **how),

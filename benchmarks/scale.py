@@ -55,7 +55,6 @@ from finepseudo.recipe import (
     Evaluate,
     Frames,
     Gitdl,
-    GitdlLoss,
     Models,
     Optimiser,
     Recipe,
@@ -65,7 +64,6 @@ from finepseudo.recipe import (
     Split,
     Supervise,
     changed,
-    part_of,
 )
 from finepseudo.recipes import RECIPES, find
 from finepseudo.results import Results
@@ -160,7 +158,7 @@ class Bench:
         plan = make_plan(self.recipe, kind, manifest, labelled, None, steps=8)
         columns, common = self.decoded(plan, self.recipe), {"steps": 8, "lr": 1e-4}
         recipe = self.recipe
-        losses = {"gitdl": part_of(GitdlLoss, recipe.gitdl), "align": recipe.align.chosen(), "classify": CrossEntropy()}
+        losses = {"gitdl": recipe.gitdl.chosen(part), "align": recipe.align.chosen(), "classify": CrossEntropy()}
         stage: Any = stage_of(
             recipe, part, losses[objective], folder=kind, plan=kind, plan_fingerprint=plan.fingerprint,
             num_classes=self.classes, score_std=1.0 * (objective == "align"), **common,

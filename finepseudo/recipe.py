@@ -21,7 +21,16 @@ from finepseudo.models.table import ENCODERS, PARTS, Encoder, Part, Role, VideoO
 from finepseudo.storage.lineage import chosen, fingerprint, plain
 
 Decay = Annotated[float, Interval(ge=0.1, le=1)]
-Method = Literal["frozen_probe", "supervised", "supervised_2x", "pseudo_video", "pseudo_align", "finepseudo"]
+Method = Literal[
+    "frozen_probe",
+    "supervised",
+    "supervised_2x",
+    "fixmatch",
+    "timebalance",
+    "pseudo_video",
+    "pseudo_align",
+    "finepseudo",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +42,17 @@ class MethodTraits:
     uses_p_A: bool = False  # its pseudo-labels are made of p_A, alone or fused with p_E
     uses_p_E: bool = False  # its pseudo-labels are made of p_E, alone or fused with p_A
     trains_f_A: bool = False  # its rounds may train f_A again
+    own_rounds: bool = False  # its rounds train on D_u by no labels of p_A or p_E: driver/rounds.py says how
 
     @property
     def labels(self) -> bool:
-        """Whether it makes pseudo-labels; otherwise it trains on D_l alone."""
+        """Whether each of its rounds labels D_u by p_A or p_E."""
         return self.uses_p_A or self.uses_p_E
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it trains on D_u too; otherwise on D_l alone."""
+        return self.labels or self.own_rounds
 
     @property
     def fuses(self) -> bool:
@@ -49,6 +64,8 @@ METHODS: dict[Method, MethodTraits] = {
     "frozen_probe": MethodTraits(trains=False),
     "supervised": MethodTraits(),
     "supervised_2x": MethodTraits(),
+    "fixmatch": MethodTraits(own_rounds=True),
+    "timebalance": MethodTraits(own_rounds=True),
     "pseudo_video": MethodTraits(uses_p_E=True),
     "pseudo_align": MethodTraits(uses_p_A=True, trains_f_A=True),
     "finepseudo": MethodTraits(baseline=False, uses_p_A=True, uses_p_E=True, trains_f_A=True),
@@ -219,19 +236,42 @@ class Optimiser(AdamW):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GitdlLoss:
-    """L_GITDL and its projection head."""
+class Contrast:
+    """What every loss without labels has: a temperature, and a projection head."""
 
-    sigma2: Positive = 10.0
-    """Variance of the Gaussian target, frames^2."""
     tau: Positive = 0.1
     hidden: Count = 256  # width of the projection head, dropped afterwards
     out: Count = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gitdl(GitdlLoss):
-    """Pre-training without labels (METHOD: GITDL)."""
+class GitdlLoss(Contrast):
+    """L_GITDL."""
+
+    sigma2: Positive = 10.0
+    """Variance of the Gaussian target, frames^2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TclrLoss(Contrast):
+    """L_TCLR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceLoss(Contrast):
+    """Contrast of videos, whatever the time of their clips: of the invariant teacher of timebalance."""
+
+
+VIDEO_LOSSES: dict[str, type[GitdlLoss | TclrLoss]] = {"gitdl": GitdlLoss, "tclr": TclrLoss}
+"""What f_E may be pre-trained by: the options of each loss. train/objectives.py has what computes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gitdl(GitdlLoss, TclrLoss, InstanceLoss):
+    """Pre-training without labels: of f_A by L_GITDL (METHOD: GITDL), of f_E by it or by L_TCLR."""
+
+    video_loss: Literal["gitdl", "tclr"] = "gitdl"
+    """A name of VIDEO_LOSSES. tclr: the global clip beside skip_global / skip_local local ones, end to end."""
 
     frame_steps: CountOrZero = 800  # steps of f_A, from models.frame_weights or random weights; 0: none
     video_steps: CountOrZero = 300  # steps of f_E on its time features, from models.video_weights or random; 0: none
@@ -240,6 +280,10 @@ class Gitdl(GitdlLoss):
     frames: Several = 16  # n: frames of the global and of the local clip
     skip_global: Count = 4
     skip_local: Count = 2
+
+    def chosen(self, part: Part) -> GitdlLoss | TclrLoss:
+        """The options of one encoder's loss alone: what its training reads of this section."""
+        return part_of(VIDEO_LOSSES[self.video_loss] if part == "video" else GitdlLoss, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +342,13 @@ class Rounds:
     frame_lr: NotNegative = 4e-4
     frame_label_share: Share = 0.5
     targets: Literal["soft", "hard"] = "soft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixMatch:
+    """The method fixmatch; all else is as in the rounds of the other methods."""
+
+    threshold: Share = 0.95  # f_E's label of the weak view is a target for the strong one from this confidence on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,6 +428,7 @@ class Recipe:
     align: Align = field(default_factory=Align)
     supervise: Supervise = field(default_factory=Supervise)
     rounds: Rounds = field(default_factory=Rounds)
+    fixmatch: FixMatch = field(default_factory=FixMatch)
     label: Label = field(default_factory=Label)
     evaluate: Evaluate = field(default_factory=Evaluate)
     scale: Scale = field(default_factory=Scale)
@@ -531,12 +583,28 @@ def _check_clips(recipe: Recipe) -> None:
             f"gitdl.video_steps = {recipe.gitdl.video_steps}: {video.name} has one time feature for "
             f"{options.time_stride} frames, and pre-training compares frames; {dense}set gitdl.video_steps to 0"
         )
+    if recipe.gitdl.video_loss == "tclr" and recipe.gitdl.video_steps:
+        _check_local_clips(recipe.gitdl)
     for (name, value), part in zip(
         (("frames.video", frames.video), ("frames.crop", frames.crop)), options.multiples, strict=True
     ):
         if value % part:
             near = f"{value // part * part} or {-(-value // part) * part}" if value > part else str(part)
             raise RecipeError(f"{name} = {value}: {video.name} takes multiples of {part}; use {near}")
+
+
+def _check_local_clips(gitdl: Gitdl) -> None:
+    """Of TCLR: at least two, and each the time of as many frames of the global clip as any other."""
+    count, rest = divmod(gitdl.skip_global, gitdl.skip_local)
+    if rest or count < 2:
+        raise RecipeError(
+            f"gitdl.skip_global = {gitdl.skip_global} and gitdl.skip_local = {gitdl.skip_local}: with video_loss tclr "
+            "the global clip is skip_global / skip_local local ones, a whole number from 2 on; its authors take 4 and 1"
+        )
+    if gitdl.frames % count:
+        raise RecipeError(
+            f"gitdl.frames = {gitdl.frames}: with video_loss tclr a multiple of skip_global / skip_local = {count}"
+        )
 
 
 def _check_rehearsal(spec: Rehearsal) -> None:

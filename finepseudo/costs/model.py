@@ -25,7 +25,7 @@ from finepseudo.costs.units import UnitCosts
 from finepseudo.data.cache import Kept
 from finepseudo.data.layout import Layout
 from finepseudo.data.manifest import CLIPS, Manifest
-from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl, plan_score, samples
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_pretrain, plan_score, samples
 from finepseudo.errors import RecipeError
 from finepseudo.recipe import METHODS, Method, Recipe, changed
 from finepseudo.sizes import BLOCK_VIDEOS, COMPARED, JUDGED
@@ -224,13 +224,33 @@ class Model:
             chains.append([self.training(f"{name}/video", "classify/video", rounds.video_steps, pseudo=True)])
             if self.trains_frame(method, number):
                 chains.append([self.training(f"{name}/frame", "align/frame", rounds.frame_steps, pseudo=True)])
-        if any(METHODS[method].trains and not METHODS[method].labels for method in recipe.methods):
+        if "timebalance" in recipe.methods:
+            name = f"train/timebalance/round-{number}/video"
+            student = self.training(name, "classify/video", rounds.video_steps, pseudo=True)
+            chains.append([*(self.teachers() if number == 1 else ()), student])
+        if "fixmatch" in recipe.methods:
+            name = f"train/fixmatch/round-{number}/video"
+            chains.append([self.training(name, "classify/video", rounds.video_steps, pseudo=True, weak=True)])
+        if any(METHODS[method].trains and not METHODS[method].unlabelled for method in recipe.methods):
             name = f"train/supervised/round-{number}/video"
             chains.append([self.training(name, "classify/video", rounds.video_steps)])
             if number == rounds.count and "supervised_2x" in recipe.methods:
                 steps = recipe.supervise.steps + rounds.count * rounds.video_steps
                 chains[-1].append(self.training("train/supervised_2x/video", "classify/video", steps))
         return chains
+
+    def teachers(self) -> list[StageCost]:
+        """Of timebalance: the invariant one, pre-trained for what f_E's pre-training costs, and a pass of both."""
+        recipe, N = self.recipe, self.sets["other"]
+        return [
+            *(
+                [self.training("train/pretrain/invariant", "gitdl/video", recipe.gitdl.video_steps)]
+                if recipe.gitdl.video_steps
+                else []
+            ),
+            self.training("train/timebalance/invariant", "classify/video", recipe.supervise.steps),
+            self.scoring("labels/timebalance/targets", {"other": N}, frames=0, videos=3, clips=recipe.label.clips),
+        ]
 
     def trains_frame(self, method: Method, number: int) -> bool:
         """Whether this round trains f_A again."""
@@ -254,9 +274,11 @@ class Model:
         sets = {"labelled": self.sets["labelled"]}
         return [self.scoring("frozen_probe", sets, frames=0, videos=1, clips=clips)] if asked else []
 
-    def training(self, name: str, kind: str, steps: int, *, pseudo: bool = False) -> StageCost:
+    def training(self, name: str, kind: str, steps: int, *, pseudo: bool = False, weak: bool = False) -> StageCost:
         """One training: launches, and steps x blocks of the plan's rows.
 
+        Args:
+            weak: f_E sees a weak view of every row as well, forward alone.
         Raises:
             RecipeError: the unit costs have none of this kind.
         """
@@ -269,7 +291,8 @@ class Model:
         rows = len(plan)
         decode_s = self.decoding(plan, {name: self.sets[name] for name in ("labelled", "other")})
         layout = Layout.of(0, min(steps, scale.segment_steps), scale.train_workers, per_step, scale.steps_per_block)
-        work = {"train": rows * row_frames(plan) * costs.train_frame_s[kind], "decode": decode_s}
+        frame_s = costs.train_frame_s[kind] + (costs.embed_frame_s["video"] if weak else 0.0)
+        work = {"train": rows * row_frames(plan) * frame_s, "decode": decode_s}
         workers = {"train": scale.train_workers, "decode": min(scale.decode_workers, len(layout))}
         start = math.ceil(steps / scale.segment_steps) * costs.launch_s
         return StageCost(name, rows, start, work=work, workers=workers)
@@ -331,7 +354,8 @@ def make_plan(
     """The plan of a training, by the functions that the run uses."""
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": recipe.optimiser.blocks_per_step, "seed": 0}
     if kind.startswith("gitdl"):
-        return plan_gitdl(manifest, labelled["clip"].to_numpy(), recipe.gitdl, **common)
+        of = recipe.gitdl.video_loss if kind == "gitdl/video" else "gitdl"
+        return plan_pretrain(manifest, labelled["clip"].to_numpy(), recipe.gitdl, of, **common)
     common["augment"], rounds, frames = recipe.augment, recipe.rounds, recipe.frames
     if kind.startswith("align"):
         common |= {"frames": frames.align, "label_share": 1.0 if pseudo is None else rounds.frame_label_share}
@@ -341,9 +365,9 @@ def make_plan(
 
 
 def row_frames(plan: Plan) -> int:
-    """Frames that one row of a plan brings to the encoder."""
-    row = plan.rows(0, 1)[0]
-    return sum(len(row[column]) for column in plan.columns)
+    """Frames that one row of a plan brings to the encoder; local clips of TCLR are seen twice."""
+    row, times = plan.rows(0, 1)[0], (1, 2 if plan.spec.kind == "tclr" else 1)
+    return sum(count * len(row[column]) for column, count in zip(plan.columns, times, strict=False))
 
 
 class StandIn(Manifest):

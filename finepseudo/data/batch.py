@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.plan import Plan
 from finepseudo.errors import StreamError
 
@@ -37,7 +38,7 @@ class ClipBatch:
     other_time_BT: Tensor | None
     seed_B: list[int]
     video_B: Tensor
-    label_B: Tensor | None  # None: nothing of the block has a label, as in pre-training
+    label_B: Tensor  # UNKNOWN: the row has none, as in pre-training
     weight_B: Tensor  # 0: the row could not be decoded and takes no part
     target_BK: Tensor | None  # soft targets, where the plan has them; rows without one carry the label as one-hot
     errors: dict[int, str]  # reasons of the rows that could not be decoded, by position
@@ -73,6 +74,7 @@ def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> Clip
     rows = plan.rows(start, stop)
     errors = {row: str(text) for row, text in zip(positions, columns["error"], strict=True) if text}
     weight = [0.0 if row["row"] in errors else row["weight"] for row in rows]
+    label = [UNKNOWN if row["label"] is None else row["label"] for row in rows]
     two = "clip_1" in columns
     return ClipBatch(
         row_B=positions,
@@ -83,7 +85,7 @@ def make_batch(plan: Plan, num_classes: int, columns: Mapping[str, Any]) -> Clip
         other_time_BT=torch.tensor(np.stack([row["frames_1"] for row in rows]), dtype=torch.float32) if two else None,
         seed_B=[row["aug_seed"] for row in rows],
         video_B=torch.tensor([row["video"] for row in rows]),
-        label_B=torch.tensor([row["label"] for row in rows]) if rows[0]["label"] is not None else None,
+        label_B=torch.tensor(label),
         weight_B=torch.tensor(weight, dtype=torch.float32),
         target_BK=_targets(plan, rows, num_classes),
         errors=errors,

@@ -36,6 +36,9 @@ SAMPLES = pa.schema(
 CLIP = ("video_id", "path", "sha256", "num_frames", "height", "width", "access", "start", "file_frames")
 """What a row has of its clip."""
 
+PAIRS = {"gitdl": sampling.global_local, "tclr": sampling.global_tiled}
+"""How kinds of pre-training draw the two clips of a row."""
+
 At = Callable[[int], tuple[int, int]]
 """Row of a plan -> row of its samples, and how often the plan has used that sample before."""
 
@@ -74,7 +77,7 @@ def _column(values: Any, kind: pa.DataType) -> Any:
 class Spec:
     """The numbers of a plan."""
 
-    kind: Literal["gitdl", "classify", "align", "score"]
+    kind: Literal["gitdl", "tclr", "classify", "align", "score"]
     rows: int
     block_rows: int
     seed: int = 0
@@ -85,7 +88,7 @@ class Spec:
     label_share: float = 1.0  # align: of the M clips, as far as a class has pseudo-labelled ones
     frames: tuple[int, ...] = ()  # T, of one or of two encoders
     manifest: str = manifests.FOLDER  # folder of that of its clips, below the run
-    draw: tuple[float, float] = (0, 0)  # skips of the global and the local clip; or largest cut at the ends, and warp
+    draw: tuple[float, float] = (0, 0)  # skips of global and local clips; or largest cut at the ends, and warp
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,7 @@ class Plan:
     @property
     def columns(self) -> list[str]:
         """Columns of frame indices: of one clip a row, or of two."""
-        two = self.spec.kind == "gitdl" or len(self.spec.frames) == 2
+        two = self.spec.kind in PAIRS or len(self.spec.frames) == 2
         return ["frames_0", "frames_1"] if two else ["frames_0"]
 
     @cached_property
@@ -163,9 +166,9 @@ class Plan:
         rng = np.random.default_rng(derive("frames", spec.seed, clip["video_id"], use))
         aug_seed = derive("augment", spec.seed, clip["video_id"], use)
         (frames,), (first, second) = spec.frames, spec.draw
-        if spec.kind == "gitdl":
+        if spec.kind in PAIRS:
             skips = {"skip_global": int(first), "skip_local": int(second)}
-            both = sampling.global_local(length, frames, rng, **skips)
+            both = PAIRS[spec.kind](length, frames, rng, **skips)
             return {"frames_0": both[0], "frames_1": both[1], "aug_seed": aug_seed}
         whole = sampling.spread_jittered(length, frames, rng, ends=first, warp=second)
         return {"frames_0": whole, "frames_1": None, "aug_seed": aug_seed}
@@ -185,13 +188,20 @@ class Plan:
         return Plan(there, chosen, manifests.load_clips(run, there.manifest), made)
 
 
-def plan_gitdl(
-    manifest: Manifest, row_N: np.ndarray, gitdl: Gitdl, *, steps: int, blocks_per_step: int, seed: int
+def plan_pretrain(
+    manifest: Manifest,
+    row_N: np.ndarray,
+    gitdl: Gitdl,
+    kind: Literal["gitdl", "tclr"] = "gitdl",
+    *,
+    steps: int,
+    blocks_per_step: int,
+    seed: int,
 ) -> Plan:
-    """Pre-training: epochs over clips of any kind, two views of each; `row_N` are their rows of the manifest."""
-    _check(len(row_N), "gitdl")
+    """Epochs over clips of any kind, two views of each; `row_N` are their rows of the manifest."""
+    _check(len(row_N), "training")
     spec = Spec(
-        kind="gitdl",
+        kind=kind,
         rows=steps * blocks_per_step * gitdl.videos,
         block_rows=gitdl.videos,
         seed=seed,
@@ -304,8 +314,8 @@ class _Epochs:
         return np.random.default_rng(derive("order", self.what, self.seed, epoch)).permutation(len(self.members))
 
 
-def _gitdl(spec: Spec, chosen: pa.Table) -> At:
-    return _Epochs(np.arange(len(chosen)), "gitdl", spec.seed)
+def _pretrain(spec: Spec, chosen: pa.Table) -> At:
+    return _Epochs(np.arange(len(chosen)), spec.kind, spec.seed)
 
 
 def _classify(spec: Spec, chosen: pa.Table) -> At:
@@ -351,7 +361,8 @@ def _score(spec: Spec, chosen: pa.Table) -> At:
 
 
 _ORDERS: dict[str, Callable[[Spec, pa.Table], At]] = {
-    "gitdl": _gitdl,
+    "gitdl": _pretrain,
+    "tclr": _pretrain,
     "classify": _classify,
     "align": _align,
     "score": _score,

@@ -46,6 +46,23 @@ def global_local(
     return _times(at_global, step_global, frames, last, rng), _times(at_local, step_local, frames, last, rng)
 
 
+def global_tiled(
+    num_frames: int, frames: int, rng: np.random.Generator, *, skip_global: int, skip_local: int
+) -> tuple[Frames, Frames]:
+    """The clips of TCLR: a global one, and as many local ones as tile its time, one after the other.
+
+    A local clip has as many frames as the global one, whose every frame stands for skip_global / skip_local of theirs.
+    Short videos and jitter are as in `global_local`.
+    """
+    last, count = num_frames - 1, skip_global // skip_local
+    local = count * frames
+    step = min(skip_local, last / (local - 1))
+    span = step * (local - 1)
+    start = rng.uniform(0, last - span) if last > span else 0.0
+    middle = start + step * (count - 1) / 2
+    return _times(middle, step * count, frames, last, rng), _times(start, step, local, last, rng)
+
+
 def _times(start: float, step: float, frames: int, last: int, rng: np.random.Generator) -> Frames:
     times_T = start + step * (np.arange(frames) + rng.uniform(-0.5, 0.5, frames))
     return np.clip(np.rint(times_T), 0, last).astype(np.int32)

@@ -71,7 +71,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
 def ensure_split(recipe: Recipe, run: Store, data: Store, manifest: Manifest) -> Split:
     """D_l, D_u and the test clips, committed with their seed in the name."""
     made = make_split(manifest, recipe.split, data)
-    labelling = [method for method in recipe.methods if METHODS[method].labels]
+    labelling = [method for method in recipe.methods if METHODS[method].unlabelled]
     if labelling and not len(made.unlabelled):
         raise ManifestError(
             f"no unlabelled video is left for {', '.join(labelling)}: {len(made.labelled)} training videos, all "

@@ -9,6 +9,7 @@ A killed run that is started again with the same command continues and ends with
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,20 +18,23 @@ import pyarrow as pa
 
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER
-from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_gitdl
+from finepseudo.data.plan import Plan, plan_align, plan_classify, plan_pretrain, samples
 from finepseudo.driver.executor import Executor
 from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.referees import Judged
 from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
-from finepseudo.models.table import PARTS, Part
-from finepseudo.recipe import METHODS, CrossEntropy, GitdlLoss, Method, Recipe, part_of
-from finepseudo.run import claim, data_store, labels, pair_videos, round_name
+from finepseudo.models.table import ENCODERS, PARTS, Part
+from finepseudo.recipe import METHODS, CrossEntropy, FixMatch, InstanceLoss, Method, Recipe, TclrLoss, part_of
+from finepseudo.run import LABELS, SECONDS, claim, data_store, labels, pair_videos, round_name
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial
 from finepseudo.train.predict import Pass, Scores
 from finepseudo.train.pseudo_labels import compare_labelled, pseudo_samples
+from finepseudo.train.teachers import teacher_targets, teachers
+
+LABELLED = CrossEntropy()  # with labels or pseudo-labels that stand in the plan
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def run_rounds(
     shared = Steps(recipe, base, base, manifest, split, executor, features, may_train=train)
     steps = Steps(recipe, run, base, manifest, split, executor, features, tuple(kin), may_train=train)
     start = stage_2(steps, shared)
-    return Story(steps, shared, start, run_methods(steps, start))
+    return Story(steps, shared, start, run_methods(steps, shared, start))
 
 
 def stage_2(steps: Steps, shared: Steps) -> Start:
@@ -135,23 +139,25 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
     return Start(frame, video, untaught, before, after, judged)
 
 
-def pretrain(steps: Steps, part: Part, count: int) -> Trained:
-    """GITDL on all training videos, from the weights that the recipe names or from random ones; or these themselves."""
+def pretrain(steps: Steps, part: Part, count: int, invariant: InstanceLoss | None = None) -> Trained:
+    """By all training videos, without labels, from the weights that the recipe names or random ones; or these alone."""
     recipe = steps.recipe
     named, classes = bool(getattr(recipe.models, f"{part}_weights")), steps.manifest.num_classes
-    initial = Trained(*ensure_initial(recipe, part, classes, steps.run)) if named or not count else None
+    alone = ENCODERS[getattr(recipe.models, part)].frozen  # refused there without weights
+    initial = Trained(*ensure_initial(recipe, part, classes, steps.run)) if named or not count or alone else None
     if initial and not count:
         if not named:
             log.warning("gitdl.%s_steps is 0 and no weights are named: the %s encoder starts at random", part, part)
         return initial
     manifest, k = steps.manifest, recipe.optimiser.blocks_per_step
     train = np.setdiff1d(manifest.rows("train"), steps.split.test)
-    plan = plan_gitdl(manifest, train, recipe.gitdl, steps=count, blocks_per_step=k, seed=recipe.seed)
-    loss = part_of(GitdlLoss, recipe.gitdl)
-    return steps.train(f"pretrain/{part}", part, loss, plan, steps=count, lr=recipe.gitdl.lr, init=initial)
+    loss, name = (invariant, "invariant") if invariant else (recipe.gitdl.chosen(part), part)
+    kind = "tclr" if isinstance(loss, TclrLoss) else "gitdl"
+    plan = plan_pretrain(manifest, train, recipe.gitdl, kind, steps=count, blocks_per_step=k, seed=recipe.seed)
+    return steps.train(f"pretrain/{name}", part, loss, plan, steps=count, lr=recipe.gitdl.lr, init=initial)
 
 
-def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
+def run_methods(steps: Steps, shared: Steps, start: Start) -> dict[Method, Finish]:
     """Every method of the recipe that trains, from the same start and with the same number of f_E steps."""
     methods, members = steps.recipe.methods, steps.gallery(start.aligned)
 
@@ -167,7 +173,11 @@ def run_methods(steps: Steps, start: Start) -> dict[Method, Finish]:
         return {method: _self_train(steps, start, members, method, first_scores)}
 
     branches = [functools.partial(self_trained, method) for method in labelling]
-    if any(METHODS[method].trains and not METHODS[method].labels for method in methods):
+    if "timebalance" in methods:
+        branches.insert(0, functools.partial(_timebalance, steps, shared, start, members))
+    if "fixmatch" in methods:
+        branches.insert(0, functools.partial(_fixmatch, steps, start, members))
+    if any(METHODS[method].trains and not METHODS[method].unlabelled for method in methods):
         branches.insert(0, functools.partial(_supervised, steps, start, members))
     return {name: finish for ends in side_by_side(branches) for name, finish in ends.items()}
 
@@ -194,10 +204,13 @@ def _self_train(
     return Finish(frame, video, gallery, names)
 
 
-def _round_video(steps: Steps, name: str, pseudo: pa.Table | None, init: Trained) -> Trained:
+def _round_video(
+    steps: Steps, name: str, others: pa.Table | None, init: Trained, loss: CrossEntropy | FixMatch = LABELLED
+) -> Trained:
+    """`others` are the clips of D_u that f_E is trained on beside D_l."""
     rounds = steps.recipe.rounds
-    plan = _classify_plan(steps, name, rounds.video_steps, pseudo)
-    return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init)
+    plan = _classify_plan(steps, name, rounds.video_steps, others)
+    return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init, loss)
 
 
 def _round_frame(steps: Steps, name: str, pseudo: pa.Table, init: Trained) -> Trained:
@@ -222,14 +235,64 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
     return ends
 
 
+def _fixmatch(steps: Steps, start: Start, members: Gallery) -> dict[Method, Finish]:
+    """f_E goes on with D_l and D_u, whose labels it makes itself in every step."""
+    recipe, unlabelled, video = steps.recipe, samples(steps.split.unlabelled), start.video
+    for number in range(1, recipe.rounds.count + 1):
+        video = _round_video(steps, round_name("fixmatch", number), unlabelled, video, recipe.fixmatch)
+    return {"fixmatch": Finish(start.frame, video, members)}
+
+
+def _timebalance(steps: Steps, shared: Steps, start: Start, members: Gallery) -> dict[Method, Finish]:
+    """f_E, the student, goes on with D_l and D_u, whose soft targets two teachers have made (Dave et al., CVPR 2023).
+
+        p = s p_I + (1 - s) p_D,   s = temporal similarity of the video's own features
+
+    f_D, temporally distinctive, is f_E as stage 2 leaves it, pre-trained by GITDL or TCLR; f_I, temporally invariant,
+    is pre-trained by contrast of videos, for as many steps, and supervised like f_E. Other than in the paper [C]:
+    s is of the time features in the clips that are labelled, and of f_D; the student starts from f_D, as that of every
+    method does; targets are made once, of clips without augmentation; they are for cross-entropy, as soft labels are
+    here, and not for a squared difference; labelled clips have their label alone.
+    Where the recipe names weights and has no steps of pre-training, both teachers start from these.
+    """
+    recipe = steps.recipe
+    count, lr, init = recipe.supervise.steps, recipe.supervise.lr, part_of(InstanceLoss, recipe.gitdl)
+    untaught = pretrain(shared, "video", recipe.gitdl.video_steps, init)
+    plan = _classify_plan(steps, "timebalance/invariant", count)
+    invariant = _train_video(steps, "timebalance/invariant", plan, count, lr, untaught)
+    targets, video = _teach(steps, invariant, start.video), start.video
+    for number in range(1, recipe.rounds.count + 1):
+        video = _round_video(steps, round_name("timebalance", number), targets, video)
+    return {"timebalance": Finish(start.frame, video, members)}
+
+
+def _teach(steps: Steps, invariant: Trained, distinctive: Trained) -> pa.Table:
+    """Committed soft targets of all of D_u by both teachers, as samples."""
+    clips, folder = steps.recipe.label.clips, labels("timebalance/targets")
+    lineage = {"f_I": invariant.digest, "f_D": distinctive.digest, "clips": clips, "split": steps.split.fingerprint}
+
+    def make() -> dict[str, bytes]:
+        what = teachers(invariant.uri, distinctive.uri, clips)
+        found = steps.score("label/timebalance", steps.split.unlabelled, what)
+        return {
+            LABELS: artefacts.tables_bytes(teacher_targets(found)),
+            SECONDS: json.dumps(dict(found.seconds)).encode(),
+        }
+
+    artefacts.ensure(steps.run, folder, lineage, make)
+    return artefacts.read_table(steps.run, folder, LABELS)
+
+
 def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, gallery: Gallery) -> Scores:
     clips = steps.recipe.label.clips
     what = Pass(frame={"f_A": frame.uri}, video={"f_E": video.uri}, galleries={"f_A": gallery}, clips=clips)
     return steps.score(f"label/{name}", steps.split.unlabelled, what)
 
 
-def _train_video(steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained) -> Trained:
-    return steps.train(name, "video", CrossEntropy(), plan, steps=count, lr=lr, init=init)
+def _train_video(
+    steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained, loss: CrossEntropy | FixMatch = LABELLED
+) -> Trained:
+    return steps.train(name, "video", loss, plan, steps=count, lr=lr, init=init)
 
 
 def _classify_plan(steps: Steps, name: str, count: int, pseudo: pa.Table | None = None) -> Plan:

@@ -12,6 +12,7 @@ from finepseudo.report.page import COLOURS
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 60, 520, 20, 370  # of the axes
+LINES = (*COLOURS, "#2b9e9e", "#7a4b2a", "#d45087")
 STEP = 0.1  # between two ticks of top-1
 
 
@@ -44,10 +45,8 @@ def budget_curve(budgets: Mapping[float, Comparison]) -> str:
         _text((LEFT + RIGHT) / 2, BOTTOM + 38, "videos with a label; top-1 of f_E ± s.e. over seeds", "middle")
     )
     for number, (title, points) in enumerate(lines.items()):
-        parts += _curve(points, x, y, COLOURS[number % len(COLOURS)])
-        parts.append(
-            _line(RIGHT + 20, TOP + 22 * number, RIGHT + 44, TOP + 22 * number, COLOURS[number % len(COLOURS)], 2)
-        )
+        parts += _curve(points, x, y, LINES[number % len(LINES)])
+        parts.append(_line(RIGHT + 20, TOP + 22 * number, RIGHT + 44, TOP + 22 * number, LINES[number % len(LINES)], 2))
         parts.append(_text(RIGHT + 52, TOP + 22 * number + 4, title, "start"))
     style = 'font-family="system-ui, sans-serif" font-size="12"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {style}>'

@@ -17,6 +17,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
+from finepseudo.align.contrast import temporal_similarity
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
@@ -34,7 +35,7 @@ from finepseudo.train.initial import preprocessing_of
 Columns = dict[str, np.ndarray]
 
 # Columns of a pass: a prefix, and the encoder's name.
-_EMBEDDINGS, _SBAR, _LOGITS, _POOLED = "embeddings/", "sbar/", "logits/", "pooled/"
+_EMBEDDINGS, _SBAR, _LOGITS, _POOLED, _SIMILARITY = "embeddings/", "sbar/", "logits/", "pooled/", "similarity/"
 _STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
 
 FRAMES = 256  # that a frozen backbone sees at a time
@@ -50,13 +51,14 @@ class Pass:
     video: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: logits
     pooled: Mapping[str, str] = field(default_factory=dict[str, str])
     """f_E: the mean over time of its features; of no snapshot: of the stored features that it would see."""
+    similar: Mapping[str, str] = field(default_factory=dict[str, str])  # f_E: temporal similarity of its features
     frozen: str = ""  # snapshot whose backbone makes features of frames, which are stored beside the parts
     galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
     clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
 
     def lineage(self) -> dict[str, Any]:
         """What decides the results: digests of weights and galleries."""
-        parts = (*get_args(Part), *(("pooled",) if self.pooled else ()))
+        parts = (*get_args(Part), *(name for name in ("pooled", "similar") if getattr(self, name)))
         weights = {part: {name: uri and _digest(uri) for name, uri in getattr(self, part).items()} for part in parts}
         frozen = {"frozen": _digest(self.frozen)} if self.frozen else {}
         return {
@@ -128,6 +130,11 @@ def pooled(columns: Columns, name: str) -> np.ndarray:
     return columns[_POOLED + name]
 
 
+def similarity(columns: Columns, name: str) -> Tensor:
+    """Of the moments of each video, by the features of one f_E, (N,)."""
+    return torch.from_numpy(columns[_SIMILARITY + name])
+
+
 def embeddings(columns: Columns, name: str) -> Tensor:
     """Of the first view of each video, by one f_A, (N,T,D)."""
     return torch.from_numpy(columns[_EMBEDDINGS + name])
@@ -153,6 +160,7 @@ class Predictor:
         self.pooled: dict[str, Any] = {
             name: self._load(uri, "video", num_classes)[0] if uri else None for name, uri in what.pooled.items()
         }
+        self.similar = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.similar.items()}
         self.frozen = self._load(what.frozen, "frozen", num_classes)[0] if what.frozen else None
         self.scorers = {name: self._scorer(name, gallery) for name, gallery in what.galleries.items()}
 
@@ -182,7 +190,7 @@ class Predictor:
         Args:
             clip_0, clip_1: uint8 clips BTHWC of f_A, or of the frozen backbone, and of f_E; or stored features BTC.
         Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view; class means (N,K), logits
-        (N,K) and mean features (N,F) averaged over the views.
+        (N,K) and mean features (N,F) averaged over the views; temporal similarities (N,) over the moments of all views.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -203,6 +211,9 @@ class Predictor:
             feat_BTF = encoder.time_features(clips(encoder.preprocessing)) if encoder else clips(Preprocessing())
             feat_BF = feat_BTF.float().mean(1)
             found[_POOLED + name] = feat_BF.unflatten(0, (-1, self.views)).mean(1)
+        for name, encoder in self.similar.items():
+            feat_BTF = encoder.time_features(clips(encoder.preprocessing)).float()
+            found[_SIMILARITY + name] = temporal_similarity(feat_BTF.unflatten(0, (-1, self.views)).flatten(1, 2))
         # safetensors writes the memory of an array, whatever its strides.
         return {name: value.cpu().contiguous().numpy() for name, value in found.items()}
 

@@ -142,3 +142,22 @@ def test_stored_features_give_the_same_on_ray_and_in_one_process(tmp_path):
     plain = ensure_results(run_rounds(recipe, Store(str(tmp_path / "plain")), InProcess(recipe)))
     ours = Results.from_json((tmp_path / "ray/results.json").read_bytes())
     assert replace(ours, timing={}) == replace(plain, timing={})
+
+
+@pytest.mark.long
+def test_fixmatch_and_timebalance_give_the_same_on_ray_and_in_one_process(tmp_path):
+    """Clips with and without a label in one stream, two forwards in one step; teachers, one pre-trained by TCLR."""
+    tclr = {"frame_steps": 0, "video_loss": "tclr"}
+    options = [item for name, value in tclr.items() for item in (f"--gitdl.{name.replace('_', '-')}", value)]
+    done = call(tmp_path / "ray", *options, "--methods", "fixmatch", "timebalance")
+    assert done.returncode == 0, done.stderr[-4000:]
+    smoke = find("rehearsal_smoke")
+    recipe = replace(smoke, gitdl=replace(smoke.gitdl, **tclr), methods=("fixmatch", "timebalance"))
+    plain = ensure_results(run_rounds(recipe, Store(str(tmp_path / "plain")), InProcess(recipe)))
+    ours = Results.from_json((tmp_path / "ray/results.json").read_bytes())
+    assert replace(ours, timing={}) == replace(plain, timing={})
+    page = (tmp_path / "ray/report.html").read_text()
+    assert all(method in page for method in recipe.methods)
+    curve = read_history(Store(str(tmp_path / "ray")), "train/fixmatch/round-1/video").curve
+    assert [point["step"] for point in curve] == list(range(1, 9))
+    assert all(0 <= point["accepted"] <= 1 for point in curve)

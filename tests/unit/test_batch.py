@@ -8,7 +8,8 @@ import torch
 from clips import manifest
 
 from finepseudo.data.batch import ClipBatch, make_batch
-from finepseudo.data.plan import plan_classify, plan_gitdl, samples
+from finepseudo.data.manifest import UNKNOWN
+from finepseudo.data.plan import plan_classify, plan_pretrain, samples
 from finepseudo.errors import StreamError
 from finepseudo.recipe import Augment, Gitdl
 
@@ -65,6 +66,15 @@ def test_soft_targets_where_there_are_some_and_labels_elsewhere():
     assert make_batch(plan(None, None), 2, columns(made)).target_BK is None
 
 
+def test_rows_without_a_label_beside_labelled_ones():
+    args = {"frames": 4, "augment": Augment(), "steps": 1, "batch": 4, "label_share": 0.5, "blocks_per_step": 1}
+    made = plan_classify(CLIPS, samples([0, 1], [0, 1]), samples([2, 3]), **args, seed=0)
+    batch = make_batch(made, 2, columns(made))
+    assert sorted(batch.label_B.tolist()) == [UNKNOWN, UNKNOWN, 0, 1]
+    assert {row["video"] for row in made.rows(0, 4) if row["label"] is None} == {2, 3}
+    assert batch.weight_B.tolist() == [1.0] * 4
+
+
 def test_what_no_kept_class_has_is_even_over_the_others():
     made = plan([[1], [2, 0]], [[0.6], [0.5, 0.25]])
     target_BK = make_batch(made, 4, columns(made)).target_BK
@@ -74,12 +84,12 @@ def test_what_no_kept_class_has_is_even_over_the_others():
 
 
 def test_two_clips_and_their_times_in_pre_training():
-    made = plan_gitdl(CLIPS, np.arange(4), Gitdl(frames=4, videos=4), steps=1, blocks_per_step=1, seed=0)
+    made = plan_pretrain(CLIPS, np.arange(4), Gitdl(frames=4, videos=4), steps=1, blocks_per_step=1, seed=0)
     batch = make_batch(made, 2, columns(made, two=True))
     rows = made.rows(0, 4)
     assert batch.other_BTHWC[:, 0, 0, 0, 0].tolist() == [100, 101, 102, 103]
     assert batch.other_time_BT.tolist() == [row["frames_1"].tolist() for row in rows]
-    assert batch.label_B is None
+    assert set(batch.label_B.tolist()) == {UNKNOWN}
 
 
 def test_lost_rows_keep_their_place_with_weight_0_and_their_reason():

@@ -63,6 +63,24 @@ def test_three_and_three_are_six(trained, move):
         assert largest_difference(snapshot(halves), snapshot(whole)) < 2e-4
 
 
+@pytest.mark.parametrize("kind", ["tclr", "fixmatch"])
+def test_so_are_they_of_views_that_are_made_in_the_step(kind, tmp_path):
+    """The same number of workers exactly, two and one as far as sums in another order agree."""
+    whole, same, moved = (case(tmp_path, kind, name).but(zero=1) for name in ("whole", "same", "moved"))
+
+    def run(world, *cases):
+        found = launch(world, tmp_path, train, list(cases))
+        assert [[one.text for one in rank] for rank in found] == [[""] * len(cases)] * world
+
+    run(1, whole, replace(same, stop=HALF))
+    run(2, replace(moved, stop=HALF))
+    run(1, same, moved)
+    assert torch.equal(losses(same), losses(whole))
+    assert largest_difference(snapshot(same), snapshot(whole)) == 0
+    assert float((losses(moved) - losses(whole)).abs().max()) < 1e-5
+    assert largest_difference(snapshot(moved), snapshot(whole)) < 2e-3
+
+
 @pytest.mark.parametrize("zero", ZERO)
 def test_frozen_parameters_come_through(trained, zero):
     """The classifier of f_E takes no part in GITDL, and is in the snapshot all the same, as it was."""

@@ -218,4 +218,4 @@ def test_curve_goes_through_its_means_on_a_logarithmic_axis():
 
 def test_curve_of_one_budget_and_one_seed():
     drawn = ET.fromstring(budget_curve({0.1: compare({0: result(0.0, 1.0, behind=0.0)})}))
-    assert len(list(drawn.iter(f"{SVG}polyline"))) == 7
+    assert len(list(drawn.iter(f"{SVG}polyline"))) == len(METHODS) + 1

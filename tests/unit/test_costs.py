@@ -75,6 +75,33 @@ def test_rounds_and_methods_add_their_stages():
     assert stage(found, "train/supervised_2x/video").rows == 32 * (500 + 2 * 500)
 
 
+def test_tclr_pays_for_two_views_of_every_local_clip():
+    usual, tclr = (
+        stage(predict(recipe(gitdl={"video_loss": loss, "skip_local": 1})), "train/pretrain/video")
+        for loss in ("gitdl", "tclr")
+    )
+    assert tclr.rows == usual.rows
+    assert tclr.work["train"] == pytest.approx(usual.work["train"] * (1 + 2 * 4) / 2)
+
+
+def test_timebalance_trains_a_second_teacher_once():
+    found = predict(replace(recipe(rounds={"count": 2}), methods=("supervised", "timebalance")))
+    names = [one.name for one in found.stages if "invariant" in one.name or "timebalance" in one.name]
+    assert names == [
+        "train/pretrain/invariant", "train/timebalance/invariant", "labels/timebalance/targets",
+        "train/timebalance/round-1/video", "train/timebalance/round-2/video",
+    ]  # fmt: skip
+    for ours, theirs in (("pretrain/invariant", "pretrain/video"), ("timebalance/invariant", "supervise/video")):
+        assert stage(found, f"train/{ours}").work["train"] == stage(found, f"train/{theirs}").work["train"]
+
+
+def test_fixmatch_pays_for_a_forward_more_of_every_row():
+    found = predict(replace(recipe(), methods=("pseudo_video", "fixmatch")))
+    ours, theirs = (stage(found, f"train/{name}/round-1/video") for name in ("fixmatch", "pseudo_video"))
+    assert ours.rows == theirs.rows
+    assert ours.work["train"] / theirs.work["train"] == pytest.approx((3e-4 + 1e-4) / 3e-4)
+
+
 @pytest.mark.parametrize("kind", ["gitdl/frame", "gitdl/video", "align/frame", "classify/video"])
 @pytest.mark.parametrize("pseudo", [False, True])
 def test_rows_are_those_of_a_real_plan(kind, pseudo):

@@ -162,12 +162,74 @@ def test_pretraining_goes_on_from_named_weights_unless_it_has_no_steps(first, tm
     assert 0 < moved < 0.02
 
 
-def test_another_method_later_trains_itself_alone(first, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("supervised_2x", {"supervised_2x/video"}),
+        ("fixmatch", {"fixmatch/round-1/video"}),
+        ("timebalance", {"pretrain/invariant", "timebalance/invariant", "timebalance/round-1/video"}),
+    ],
+)
+def test_another_method_later_trains_itself_alone(first, tmp_path, method, trained):
     folder, results, _ = first
     shutil.copytree(folder, tmp_path / "run")
-    more, executor = whole(replace(RECIPE, methods=(*RECIPE.methods, "supervised_2x")), tmp_path / "run")
-    assert executor.trained == {"supervised_2x/video"}
+    more, executor = whole(replace(RECIPE, methods=(*RECIPE.methods, method)), tmp_path / "run")
+    assert executor.trained == trained
     assert more.measured["finepseudo"] == results.measured["finepseudo"]
+    assert more.rounds[method] == []
+
+
+def test_fixmatch_has_the_steps_and_the_start_of_the_others(first, tmp_path):
+    """Two rounds over D_l and D_u, of which it knows no label."""
+    folder, _, _ = first
+    twice = replace(RECIPE, methods=("fixmatch",), rounds=replace(RECIPE.rounds, count=2, frame_rounds=0))
+    found, executor = whole(twice, tmp_path / "run", folder)
+    assert executor.trained == {"fixmatch/round-1/video", "fixmatch/round-2/video"}
+    assert found.snapshots["fixmatch"].digest_f_A == found.snapshots["stage_2"].digest_f_A
+    run = Store(str(tmp_path / "run"))
+    markers = [artefacts.required(run, f"train/fixmatch/round-{number}/video/snapshot")["lineage"] for number in (1, 2)]
+    assert markers[0]["init_digest"] == found.snapshots["stage_2"].digest_f_E
+    assert markers[1]["init_digest"] != markers[0]["init_digest"]
+    split = json.loads((folder / "split/split-seed0.json").read_text())
+    for number, marker in enumerate(markers, 1):
+        rows = every_row(run, f"fixmatch/round-{number}/video")
+        assert (marker["steps"], len(rows)) == (4, 4 * 8)
+        real = [row["video_id"] for row in rows if row["label"] is not None]
+        assert set(real) <= set(split["labelled"])
+        assert {row["video_id"] for row in rows if row["label"] is None}.isdisjoint(split["labelled"])
+        assert len(real) == 0.25 * len(rows), "the share of the other methods"
+
+
+def test_timebalance_learns_what_two_teachers_say(first, tmp_path):
+    """Teachers of the same supervision from two pre-trainings; targets for all of D_u, made once for all rounds."""
+    folder, _, _ = first
+    shutil.copytree(folder, tmp_path / "base")
+    base, run = Store(str(tmp_path / "base")), Store(str(tmp_path / "run"))
+    twice = replace(RECIPE, methods=("timebalance",), rounds=replace(RECIPE.rounds, count=2, frame_rounds=0))
+    found, executor = whole(twice, run.root, base.root)
+    rounds = [f"timebalance/round-{number}/video" for number in (1, 2)]
+    assert executor.trained == {"pretrain/invariant", "timebalance/invariant", *rounds}
+    assert executor.passes["label/timebalance"] == 1
+    assert artefacts.committed(base, "train/pretrain/invariant/snapshot"), "shared by all label seeds"
+
+    def lineage(store, name):
+        return artefacts.required(store, f"train/{name}/snapshot")["lineage"]
+
+    assert lineage(run, rounds[0])["init_digest"] == found.snapshots["stage_2"].digest_f_E
+    ours, theirs = lineage(run, "timebalance/invariant"), lineage(base, "supervise/video")
+    assert {key for key in ours if ours[key] != theirs[key]} == {"init_digest", "plan_fingerprint"}
+    table = artefacts.read_table(run, "labels/timebalance/targets", "labels.parquet")
+    p_NK = np.array(table["top_p"].to_pylist())
+    assert p_NK.shape == (found.split.unlabelled, 5)
+    assert p_NK.sum(1) == pytest.approx(np.ones(len(p_NK)), abs=1e-5)
+    assert table["label"].to_pylist() == [top[0] for top in table["top"].to_pylist()]
+    for name in rounds:
+        taught = [row for row in every_row(run, name) if row["top"] is not None]
+        assert len(taught) == 0.75 * 4 * 8
+        assert {row["weight"] for row in taught} == {1.0}
+    again, executor = whole(twice, run.root, base.root)
+    assert (executor.trained, executor.passes) == (set(), {})
+    assert again.measured == found.measured
 
 
 def test_run_and_data_may_move(first, tmp_path):

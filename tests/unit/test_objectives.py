@@ -15,19 +15,31 @@ import pytest
 import torch
 from training_helpers import KINDS, K, batch_of, case, columns, picture, plain_loop, recipe, still
 
+from finepseudo.align.contrast import TclrOutput
 from finepseudo.data.batch import make_batch
+from finepseudo.data.manifest import UNKNOWN
 from finepseudo.data.plan import derive
+from finepseudo.data.transforms import centre
 from finepseudo.errors import StreamError
 from finepseudo.models.encoders import build
 from finepseudo.models.table import choose
-from finepseudo.recipe import ALIGN_LOSSES, Align, Gitdl, Optimiser
+from finepseudo.recipe import ALIGN_LOSSES, VIDEO_LOSSES, Align, FixMatch, Gitdl, Optimiser
 from finepseudo.train.objectives import OBJECTIVES, GitdlObjective
 from finepseudo.train.stage import build_objective
 
+NONE = (torch.zeros(()),) * 4
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_STEPS = 10
 # Small enough that rounding, which Adam turns into steps of this size, stays far below the tolerance.
-GOLDEN_LR = {"gitdl_frame": 2e-5, "gitdl_video": 2e-5, "align": 1e-3, "classify": 1e-3}
+GOLDEN_LR = {
+    "gitdl_frame": 2e-5,
+    "gitdl_video": 2e-5,
+    "tclr": 2e-5,
+    "instance": 2e-5,
+    "align": 1e-3,
+    "classify": 1e-3,
+    "fixmatch": 1e-3,
+}
 
 
 def golden_run(root, kind):
@@ -35,6 +47,9 @@ def golden_run(root, kind):
 
 
 def test_every_loss_that_a_recipe_may_name_has_its_objective():
+    assert set(get_args(get_type_hints(Gitdl)["video_loss"])) == set(VIDEO_LOSSES)
+    assert set(VIDEO_LOSSES.values()) <= set(OBJECTIVES)
+    assert all(issubclass(Gitdl, options) for options in VIDEO_LOSSES.values())
     assert set(get_args(get_type_hints(Align)["loss"])) == set(ALIGN_LOSSES)
     assert set(ALIGN_LOSSES.values()) <= set(OBJECTIVES)
     assert all(issubclass(Align, options) for options in ALIGN_LOSSES.values())
@@ -84,7 +99,8 @@ def test_undecodable_rows_change_nothing(kind, tmp_path):
     kept = batch.decoded()
     assert kept.row_B == [row for row in range(size) if row not in bad]
     assert len(kept.clip_BTHWC) == len(kept.seed_B) == len(kept.video_ids) == size - len(bad)
-    share = len(kept.row_B) / size if kind == "classify" else 1.0
+    # Of the six rows of fixmatch's block three are labelled, and it takes no other one so early.
+    share = {"classify": len(kept.row_B) / size, "fixmatch": 2 / 3}.get(kind, 1.0)
     assert step_on(one, kept)[0] * share == pytest.approx(a[0], rel=1e-6)
 
 
@@ -149,6 +165,51 @@ def test_soft_targets_and_weights_are_those_of_the_plan(tmp_path):
         target_K[top] = torch.tensor(row["top_p"] or [1.0])
         by_hand -= row["weight"] * float((target_K * logp_BK[index]).sum())
     assert float(loss) == pytest.approx(by_hand / len(rows), rel=1e-5)
+
+
+@pytest.fixture
+def certain(tmp_path):
+    """FixMatch of an f_E that is surer of some rows than of others, and the threshold between them."""
+    one = case(tmp_path, "fixmatch", "certain")
+    objective = build_objective(one.stage)
+    with torch.no_grad():
+        for _ in range(30):  # BatchNorm's statistics become those of the clips
+            objective.train().encoder(objective.clips(batch_of(one.plan, 0)))
+        objective.encoder.fc.weight *= 300
+    batch = batch_of(one.plan, 0)
+    q_BK = objective.eval()._weak(batch)
+    unlabelled = (batch.label_B == UNKNOWN).nonzero().flatten().tolist()
+    _, middle, _ = sorted(float(q_BK[row].max()) for row in unlabelled)
+    objective.loss = FixMatch(threshold=middle)
+    return objective, batch, q_BK, unlabelled
+
+
+def test_fixmatch_learns_from_its_own_sure_labels_of_the_weak_view(certain):
+    objective, batch, q_BK, unlabelled = certain
+    assert (unlabelled, batch.label_B[unlabelled].tolist()) == ([3, 4, 5], [UNKNOWN] * 3)
+    with torch.inference_mode():
+        loss, logged = objective(batch)
+        logp_BK = objective.encoder(objective.clips(batch)).log_softmax(1)
+    real = [-float(logp_BK[row, batch.label_B[row]]) for row in range(3)]
+    sure = [row for row in unlabelled if float(q_BK[row].max()) >= objective.loss.threshold]
+    made = [-float(logp_BK[row, q_BK[row].argmax()]) for row in sure]
+    assert len(made) == 2
+    assert float(loss) == pytest.approx(sum(real) / 3 + sum(made) / 3, rel=1e-5)
+    assert float(logged["accepted"]) == pytest.approx(2 / 3)
+
+
+def test_the_weak_view_is_that_of_inference_and_leaves_no_trace(certain):
+    """Neither gradients nor BatchNorm see it; no dropout, no augmentation."""
+    objective, batch, q_BK, _ = certain
+    other = objective._weak(replace(batch, seed_B=[seed + 1 for seed in batch.seed_B]))
+    assert torch.equal(other, q_BK)
+    centred = centre(batch.clip_BTHWC, objective.augmentation, objective.crop, objective.encoder.preprocessing)
+    with torch.inference_mode():
+        assert torch.equal(objective.encoder(centred).softmax(1), q_BK)
+    before = {name: buffer.clone() for name, buffer in objective.train().named_buffers()}
+    assert not objective._weak(batch).requires_grad
+    assert objective.encoder.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in objective.named_buffers())
 
 
 def test_dropout_depends_on_the_plan_position_only(tmp_path):
@@ -233,6 +294,32 @@ def test_views_differ_in_more_than_time(long_gitdl):
     first, second = seen[0].chunk(2)
     assert not torch.equal(first, second)
     assert torch.equal(seen[0], seen[1])
+
+
+def test_tclr_sees_the_parts_of_the_global_clip_and_two_views_of_each_local_one(tmp_path, monkeypatch):
+    """Which features go where, told by what an encoder says of its clips: their number and the time."""
+    one = case(tmp_path, "tclr", "parts")
+    objective = build_objective(one.stage)
+    seen, given = [], []
+
+    def features(clip_BTCHW):
+        seen.append(clip_BTCHW)
+        number_BT1 = torch.arange(len(clip_BTCHW)).float()[:, None, None].expand(-1, clip_BTCHW.shape[1], 1)
+        return torch.cat([number_BT1, torch.arange(6.0)[None, :, None].expand(len(clip_BTCHW), -1, -1)], -1)
+
+    monkeypatch.setattr(objective.encoder, "time_features", features)
+    monkeypatch.setattr(objective, "projected", lambda feat: feat)
+    monkeypatch.setattr("finepseudo.train.objectives.tclr_loss", lambda *x, **_: given.append(x) or TclrOutput(*NONE))
+    objective(batch_of(one.plan, 0))
+    (clips,), ((whole_BD, time_BLD, first_BLD, second_BLD),) = seen, given
+    assert clips.shape[:2] == (3 + 2 * 3 * 3, 6)
+    assert whole_BD.tolist() == [[video, 2.5] for video in range(3)]
+    assert time_BLD.tolist() == [[[video, time] for time in (0.5, 2.5, 4.5)] for video in range(3)]
+    assert first_BLD[..., 0].tolist() == [[3, 4, 5], [9, 10, 11], [15, 16, 17]]
+    assert second_BLD[..., 0].tolist() == [[6, 7, 8], [12, 13, 14], [18, 19, 20]]
+    batch = batch_of(one.plan, 0)
+    assert torch.equal(clips[12:15], objective.local(batch, 2)[1].unflatten(0, (3, 6)))
+    assert not torch.equal(clips[9:12], clips[12:15])
 
 
 def rewrite():

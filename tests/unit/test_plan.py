@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finepseudo.data import sampling
-from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_gitdl, plan_score, samples
+from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_pretrain, plan_score, samples
 from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
 from finepseudo.storage.store import Store
@@ -36,7 +36,7 @@ def align(real, pseudo=None, classes=4, clips=4, **more):
 
 def gitdl(count, **more):
     arguments = {"steps": 30, "blocks_per_step": 1, "seed": 0}
-    return plan_gitdl(CLIPS, np.arange(count), Gitdl(frames=8, videos=4), **{**arguments, **more})
+    return plan_pretrain(CLIPS, np.arange(count), Gitdl(frames=8, videos=4), **{**arguments, **more})
 
 
 def every(plan):
@@ -123,7 +123,7 @@ def test_a_row_needs_none_of_the_rows_before_it(number):
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 3), st.integers(1, 6))
 def test_pre_training_passes_over_all_videos_again_and_again(count, steps, per_step, per_block):
     how = Gitdl(frames=4, videos=per_block)
-    plan = plan_gitdl(CLIPS, np.arange(count), how, steps=steps, blocks_per_step=per_step, seed=3)
+    plan = plan_pretrain(CLIPS, np.arange(count), how, steps=steps, blocks_per_step=per_step, seed=3)
     assert len(plan) == steps * per_step * per_block
     assert [row["row"] for row in every(plan)] == list(range(len(plan)))
     order = [row["video"] for row in every(plan)]
@@ -194,7 +194,7 @@ def test_alignment_needs_two_classes(count):
 
 
 def test_nothing_to_plan_from_is_an_error():
-    with pytest.raises(ManifestError, match="nothing to plan from: no gitdl videos"):
+    with pytest.raises(ManifestError, match="nothing to plan from: no training videos"):
         gitdl(0)
     with pytest.raises(ManifestError, match="nothing to plan from: no labelled videos"):
         classify(classed(0, 0, 3), classed(0, 3, 3))
@@ -242,7 +242,7 @@ def test_fingerprint_is_of_all_that_decides_a_row():
         soft(label_share=0.5),
         soft(frames=9),
         soft(augment=Augment(ends=0.2)),
-        plan_gitdl(
+        plan_pretrain(
             manifest(70, sha256="0"), np.arange(20), Gitdl(frames=8, videos=4), steps=3, blocks_per_step=1, seed=0
         ),
         gitdl(20, steps=3),

@@ -24,7 +24,7 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import plain
 from finepseudo.storage.store import Store, located
 from finepseudo.train.initial import ensure_initial, preprocessing_of, random_encoder
-from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar
+from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar, similarity
 from finepseudo.train.stage import build_objective
 
 VIEWS = 3
@@ -78,6 +78,20 @@ def test_snapshots_answer_as_the_trained_modules_do(trained, clips):
     np.testing.assert_allclose(found["embeddings/f_A"], emb_BTD[::VIEWS], atol=1e-6)
     np.testing.assert_allclose(found["logits/f_E"], logits_BK.view(-1, VIEWS, K).mean(1), rtol=0, atol=2e-6)
     assert not np.allclose(found["logits/f_E"], logits_BK[::VIEWS], rtol=0, atol=2e-5)
+
+
+def test_temporal_similarity_is_of_the_moments_of_all_views(trained, clips):
+    modules, uris = trained
+    found = Predictor(recipe(), K, Pass(similar={"f_D": uris["classify"]}, clips=VIEWS), CPU)(*clips)
+    assert found.keys() == {"similarity/f_D"}
+    how = recipe()
+    with torch.inference_mode():
+        clip = centre(torch.from_numpy(clips[1]), how.augment, how.frames.crop, Preprocessing())
+        feat_BTF = modules["classify"].encoder.time_features(clip)
+    for number, value in enumerate(similarity(found, "f_D").tolist()):
+        z_MF = torch.nn.functional.normalize(feat_BTF[number * VIEWS : (number + 1) * VIEWS].flatten(0, 1), dim=1)
+        cosine_MM, M = z_MF @ z_MF.T, VIEWS * 6
+        assert value == pytest.approx(float(cosine_MM.sum() - cosine_MM.trace()) / (M * (M - 1)), abs=1e-5)
 
 
 @pytest.mark.parametrize("mean", ["log_odds", "score"])

@@ -68,7 +68,8 @@ def changed(path, value):
         case float():
             return 3.0 if path.endswith("rates") else value * 0.8 + 0.01
         case str():
-            return {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick"}.get(value, value + "x")
+            others = {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick", "gitdl": "tclr"}
+            return others.get(value, value + "x")
         case tuple():
             return value[:-1] or ("x",)
     raise AssertionError(value)
@@ -155,8 +156,12 @@ def test_differences_name_the_field_and_both_values():
         ({"models.frozen": "r3d_18"}, r"no encoder 'r3d_18' that embeds frames"),
         ({"models.frozen_options": {"dim": "8"}}, r"models\.frozen_options are of no encoder: name it in models"),
         ({"align.triplet_weight": 0, "align.score_weight": 0}, r"align\.triplet_weight and align\.score_weight"),
+        ({"gitdl.video_loss": "clip"}, r"gitdl\.video_loss: expected gitdl, tclr, got 'clip'"),
+        ({"gitdl.video_loss": "tclr", "gitdl.skip_global": 2}, r"skip_global = 2 and gitdl\.skip_local = 2: .* tclr"),
+        ({"gitdl.video_loss": "tclr", "gitdl.skip_global": 5}, r"skip_global = 5 and gitdl\.skip_local = 2: .* whole"),
+        ({"gitdl.video_loss": "tclr", "gitdl.frames": 15}, r"gitdl\.frames = 15: .* multiple of .* = 2"),
         ({"methods": ()}, r"methods: expected at least one of frozen_probe, .*finepseudo"),
-        ({"methods": ("finepseudo", "fixmatch")}, r"methods: expected frozen_probe, .* got 'fixmatch'"),
+        ({"methods": ("finepseudo", "mixmatch")}, r"methods: expected frozen_probe, .* got 'mixmatch'"),
         ({"optimiser.precision": "fp16"}, r"optimiser\.precision: expected fp32, bf16, got 'fp16'"),
         ({"rounds.targets": "Soft"}, r"rounds\.targets: expected soft, hard, got 'Soft'"),
         ({"label.mean": "mean"}, r"label\.mean: expected log_odds, score, got 'mean'"),
@@ -222,8 +227,10 @@ def test_a_number_without_a_bound_is_caught(kind):
 def test_the_table_of_methods_has_every_method():
     assert set(METHODS) == set(get_args(Method))
     assert [method for method, traits in METHODS.items() if not traits.baseline] == ["finepseudo"]
-    unlabelling = [method for method, traits in METHODS.items() if not traits.labels]
-    assert unlabelling == ["frozen_probe", "supervised", "supervised_2x"]
+    assert [method for method, traits in METHODS.items() if not traits.unlabelled] == [
+        "frozen_probe", "supervised", "supervised_2x"
+    ]  # fmt: skip
+    assert [method for method, traits in METHODS.items() if traits.own_rounds] == ["fixmatch", "timebalance"]
     assert [method for method, traits in METHODS.items() if not traits.trains] == ["frozen_probe"]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finepseudo.data.sampling import global_local, spread, spread_jittered
+from finepseudo.data.sampling import global_local, global_tiled, spread, spread_jittered
 
 LENGTHS, CLIPS, SEEDS = st.integers(1, 300), st.integers(2, 32), st.integers(0, 10_000)
 
@@ -84,3 +84,23 @@ def test_index_does_not_tell_time():
         s_n, t_n = global_local(65, 8, np.random.default_rng(seed), skip_global=4, skip_local=2)
         gaps.append(int(t_n[0] - s_n[0]))
     assert len(set(gaps)) > 10
+
+
+@given(LENGTHS, CLIPS, SEEDS, st.integers(1, 4), st.integers(2, 4))
+def test_local_clips_tile_the_global_one(num_frames, frames, seed, skip, count):
+    how = {"skip_global": count * skip, "skip_local": skip}
+    whole_T, local_T = global_tiled(num_frames, frames, np.random.default_rng(seed), **how)
+    is_clip(whole_T, num_frames, frames)
+    is_clip(local_T, num_frames, count * frames)
+    # A frame of the global clip stands for `count` of the local ones: it lies near the middle of their times.
+    middle_T = local_T.reshape(frames, count).mean(1)
+    assert np.abs(whole_T - middle_T).max() <= count * skip / 2 + skip / 2 + 1
+    again = global_tiled(num_frames, frames, np.random.default_rng(seed), **how)
+    assert (again[0] == whole_T).all()
+    assert (again[1] == local_T).all()
+
+
+def test_long_videos_give_local_clips_of_the_asked_skip_at_different_starts():
+    draws = [global_tiled(500, 8, np.random.default_rng(n), skip_global=8, skip_local=2) for n in range(50)]
+    assert {round((local_T[-1] - local_T[0]) / 31) for _, local_T in draws} == {2}
+    assert len({int(local_T[0]) for _, local_T in draws}) > 30

@@ -26,15 +26,16 @@ from torch import Tensor, nn
 from finepseudo.data import plan as plans
 from finepseudo.data.batch import ClipBatch, make_batch
 from finepseudo.data.manifest import Manifest
-from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_gitdl
+from finepseudo.data.plan import Plan, derive, plan_align, plan_classify, plan_pretrain
 from finepseudo.models import weights
 from finepseudo.models.table import Part
 from finepseudo.recipe import (
     Align,
     CrossEntropy,
+    FixMatch,
     Frames,
     Gitdl,
-    GitdlLoss,
+    InstanceLoss,
     Optimiser,
     Recipe,
     Scale,
@@ -52,7 +53,8 @@ from finepseudo.train.stage import Stage, build_objective, stage_of
 SIDE, CLASSES, K = 20, 3, 5
 """Decoded frames; classes that have videos; classes of f_E, so that its last layer does not divide by two ranks."""
 STEPS = 6
-KINDS = ("gitdl_frame", "gitdl_video", "align", "classify")
+KINDS = ("gitdl_frame", "gitdl_video", "tclr", "instance", "align", "classify", "fixmatch")
+LR = {"instance": 2e-4}  # of three videos its gradient is so steep that larger steps make much of the last bit
 PROCESS_LIMIT_S = 240
 CPU = torch.device("cpu")
 
@@ -66,6 +68,7 @@ def recipe(**scale: Any) -> Recipe:
         gitdl=Gitdl(videos=3, frames=6, skip_global=3, skip_local=2, hidden=33, out=17),
         align=Align(classes=3, clips=2),
         supervise=Supervise(batch=6),
+        fixmatch=FixMatch(threshold=0.22),
         optimiser=Optimiser(blocks_per_step=2),
         scale=Scale(**{"checkpoint_every": 3, "zero_stage": 1, **scale}),
     )
@@ -123,14 +126,17 @@ def make_plan(kind: str, how: Recipe, steps: int, made: Manifest | None = None) 
     """The plan of a training of this kind, over `clips` or as many others."""
     made = made or clips()
     common: dict[str, Any] = {"steps": steps, "blocks_per_step": how.optimiser.blocks_per_step, "seed": 11}
-    if kind.startswith("gitdl"):
-        return plan_gitdl(made, np.arange(12), how.gitdl, **common)
+    if kind in ("gitdl_frame", "gitdl_video", "tclr", "instance"):
+        drawn = "tclr" if kind == "tclr" else "gitdl"
+        return plan_pretrain(made, np.arange(12), gitdl_of(how, kind), drawn, **common)
     common |= {"frames": how.frames.align, "augment": how.augment, "label_share": 0.5}
     if kind == "align":
         return plan_align(made, samples(), None, how.align, **common)
     target_MK = np.random.default_rng(5).dirichlet(np.ones(K), 8).astype(np.float32)
     kept = {"top": [list(range(K))] * 8, "top_p": target_MK.tolist()}
     row_M = np.arange(8)
+    if kind == "fixmatch":
+        return plan_classify(made, samples(12, 8), plans.samples(row_M), batch=how.supervise.batch, **common)
     pseudo = plans.samples(row_M, row_M % CLASSES, 0.3 + 0.05 * row_M, **kept)
     return plan_classify(made, samples(12, 8), pseudo, batch=how.supervise.batch, **common)
 
@@ -185,18 +191,26 @@ def case(root: Path | str, kind: str, name: str, *, how: Recipe | None = None, s
         plan_fingerprint=plan.fingerprint,
         steps=steps,
         num_classes=K,
-        **{"lr": 2e-3, **({"score_mean": 0.4, "score_std": 0.1} if kind == "align" else {}), **more},
+        **{"lr": LR.get(kind, 2e-3), **({"score_mean": 0.4, "score_std": 0.1} if kind == "align" else {}), **more},
     )
     return Case(stage, how, store, stop=steps)
+
+
+def gitdl_of(how: Recipe, kind: str) -> Gitdl:
+    """That of the recipe; for TCLR, three local clips."""
+    return replace(how.gitdl, video_loss="tclr", skip_local=1) if kind == "tclr" else how.gitdl
 
 
 def what(kind: str, how: Recipe) -> tuple[Part, Loss]:
     """Which encoder a kind trains, and by which loss."""
     return {
-        "gitdl_frame": ("frame", part_of(GitdlLoss, how.gitdl)),
-        "gitdl_video": ("video", part_of(GitdlLoss, how.gitdl)),
+        "gitdl_frame": ("frame", how.gitdl.chosen("frame")),
+        "gitdl_video": ("video", how.gitdl.chosen("video")),
+        "tclr": ("video", gitdl_of(how, kind).chosen("video")),
+        "instance": ("video", part_of(InstanceLoss, how.gitdl)),
         "align": ("frame", how.align.chosen()),
         "classify": ("video", CrossEntropy()),
+        "fixmatch": ("video", how.fixmatch),
     }[kind]
 
 
