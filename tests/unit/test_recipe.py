@@ -69,6 +69,7 @@ def changed(path, value):
             return 3.0 if path.endswith("rates") else value * 0.8 + 0.01
         case str():
             others = {"fp32": "bf16", "soft": "hard", "log_odds": "score", "thorough": "quick", "gitdl": "tclr"}
+            others |= {"product": "mean"}
             return others.get(value, value + "x")
         case tuple():
             return value[:-1] or ("x",)
