@@ -21,7 +21,7 @@ class CompareOptions(Options):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the labelled/unlabelled split; everything else is the same."""
     ablations: bool = False
-    """Run finepseudo without L_AT, without L_Score and without GITDL as well."""
+    """Run finepseudo without L_AT, without L_Score, without GITDL, and with the paper's fusion as well."""
     budgets: tuple[float, ...] = ()
     """Shares of labelled videos, such as 0.01 0.02 0.05 0.1 0.2: every method is run with each."""
     novel: tuple[str, ...] = ()
@@ -80,7 +80,8 @@ def _option(name: str, value: Any) -> str:
     option = f"--{name.replace('_', '-')}"
     if value is True:
         return option
-    return f"{option} {shlex.join(value) if isinstance(value, tuple) else format(value, 'g')}"
+    values = value if isinstance(value, tuple) else (value if isinstance(value, str) else f"{value:g}",)
+    return f"{option} {shlex.join(values)}"
 
 
 if __name__ == "__main__":

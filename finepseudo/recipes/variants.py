@@ -14,6 +14,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no_L_AT": {"align.triplet_weight": 0.0},
     "no_L_Score": {"align.score_weight": 0.0},
     "no_GITDL": {"gitdl.frame_steps": 0, "gitdl.video_steps": 0},
+    "mean": {"label.fusion": "mean"},
 }
 """Fields of the recipe that each changes."""
 OPEN_WORLD: Mapping[str, Mapping[str, Any]] = {

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from finepseudo import rehearsal
 from finepseudo.recipe import Rehearsal
+from finepseudo.rehearsal import scene
 from finepseudo.rehearsal.ids import person_of
 from finepseudo.rehearsal.motion import Timeline, poses
 from finepseudo.rehearsal.scene import LUMA
@@ -131,6 +132,31 @@ def test_backwards_is_the_same_tuck_turned_the_other_way():
     np.testing.assert_array_equal(turns["T"][0], turns["B"][0])
     np.testing.assert_allclose(turns["T"][1], -turns["B"][1])
     assert turns["T"][1][-1] == pytest.approx(2 * np.pi)
+
+
+@pytest.mark.parametrize(("apparatus", "pixels"), [("X", 13 * 15), ("Y", 5 * 30 + 8 * 4)])
+def test_an_apparatus_stands_on_the_floor_beside_the_gymnast_and_changes_nothing_else(apparatus, pixels, monkeypatch):
+    spec = Rehearsal(words=("TP-U", f"TP-U{apparatus}"), persons=3, look=1)
+    assert rehearsal.letters(spec.words[1]) == ("T", "P", "U")
+    sides, colours = set(), set()
+    for name, label in rehearsal.video_ids(spec, "train")[:40]:
+        here = scene.make_scene(spec, "train", name)
+        with monkeypatch.context() as patch:
+            patch.setattr(scene, "apparatus_of", lambda *_: "")
+            without = scene.make_scene(spec, "train", name)
+        changed_HW = (here.background_HWC != without.background_HWC).any(2)
+        assert changed_HW.sum() == (pixels if label else 0)
+        assert here.nuisance == without.nuisance
+        if label:
+            y, x = np.nonzero(changed_HW)
+            assert y.max() == here.margin + round(here.floor) - 1
+            middle = (x.min() + x.max() + 1) / 2 - here.background_HWC.shape[1] / 2
+            assert 23 <= abs(middle) <= 32
+            assert len(set(map(tuple, here.background_HWC[y, x]))) == 1
+            sides.add(middle > 0)
+            colours.add(tuple(here.background_HWC[y[0], x[0]]))
+    assert sides == {True, False}
+    assert len(colours) > 10
 
 
 def test_ids_are_unique_and_their_order_does_not_tell_the_class():

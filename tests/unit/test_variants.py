@@ -21,7 +21,7 @@ RUNS = {one.folder: one for one in variants(RECIPE, (0, 4), ablations=True, budg
 
 
 def test_runs_are_every_method_each_ablation_and_every_budget_over_the_seeds():
-    parts = ["", "no_L_AT/", "no_L_Score/", "no_GITDL/", "labels-0.125/", "labels-0.5/"]
+    parts = ["", "no_L_AT/", "no_L_Score/", "no_GITDL/", "mean/", "labels-0.125/", "labels-0.5/"]
     assert list(RUNS) == [f"{part}seed-{seed}" for part in parts for seed in (0, 4)]
     assert len({digest(one.recipe) for one in RUNS.values()}) == len(RUNS), "each has a run directory of its own"
     for folder, one in RUNS.items():
@@ -36,8 +36,10 @@ def test_ablations_change_what_they_say_and_nothing_else():
     of = {name: RUNS[f"{name}/seed-4"].recipe for name in ABLATIONS}
     assert (of["no_L_AT"].align.triplet_weight, of["no_L_AT"].align.score_weight) == (0, 1)
     assert (of["no_L_Score"].align.triplet_weight, of["no_L_Score"].align.score_weight) == (1, 0)
+    assert of["mean"].label.fusion == "mean"
     assert (of["no_GITDL"].gitdl.frame_steps, of["no_GITDL"].gitdl.video_steps) == (0, 0)
     back = {"align.triplet_weight": 1.0, "align.score_weight": 1.0, "gitdl.frame_steps": 4, "gitdl.video_steps": 4}
+    back["label.fusion"] = "product"
     for recipe in of.values():
         assert replace(changed(recipe, back), methods=RECIPE.methods) == changed(RECIPE, {"split.seed": 4})
 
