@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from finepseudo.costs.resources import needed
+from finepseudo.costs.resources import Need, Workers, needed, workers
 from finepseudo.errors import ClusterError
 from finepseudo.recipe import Recipe
 
 log = logging.getLogger("finepseudo")
+
+WAIT_S = 10.0  # between two words about what a run waits for
+NODES_SHOWN = 8
 
 
 @contextmanager
@@ -26,12 +30,18 @@ def cluster(recipe: Recipe) -> Iterator[None]:
     Raises ClusterError: the cluster lacks what the recipe needs, or cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"RAY_ADDRESS={address} is where `ray job` finds a cluster; a job that is started here needs none (unset "
+            "it: Ray is started on this machine), or host:port of a cluster that runs"
+        )
     if address:
         log.info("joining the Ray cluster at %s", address)
         try:
             ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, RuntimeError, TimeoutError) as error:
             raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+        log.info("joined the Ray cluster whose head is %s", ray.get_runtime_context().gcs_address)
     else:
         _start_local(recipe)
     try:
@@ -62,21 +72,63 @@ def _start_local(recipe: Recipe) -> None:
 
 
 def preflight(recipe: Recipe) -> None:
-    """Wait until the cluster has what the run needs, at most `scale.resources_deadline_s`.
+    """Wait until every worker of the run has a place on one of the nodes, at most `scale.resources_deadline_s`.
 
-    Raises ClusterError: one line for each resource that is missing: needed, there, and which options lower the need.
+    A placement group asks for all of them at once: of what is free, node by node, and of an autoscaler where there is
+    one. It is given back before the run starts, which finds the places free.
+
+    Raises ClusterError: what has no place, what is there, and which options lower the need.
     """
-    need, ends = needed(recipe), time.monotonic() + recipe.scale.resources_deadline_s
-    while True:
-        there = ray.cluster_resources()
-        lacking = {name: amount for name, amount in need.items() if there.get(name, 0.0) < amount}
-        if not lacking:
-            return
-        if time.monotonic() >= ends:
-            lines = [f"{name}: {amount:g} needed, {there.get(name, 0.0):g} there" for name, amount in lacking.items()]
-            raise ClusterError(
-                f"the cluster lacks resources after {recipe.scale.resources_deadline_s:g} s: {'; '.join(lines)}. "
-                "Lower scale.train-workers, scale.decode-workers or scale.score-workers, or add nodes"
-            )
-        log.info("waiting for %s", ", ".join(f"{name} ({amount:g})" for name, amount in lacking.items()))
-        time.sleep(min(2.0, recipe.scale.resources_deadline_s))
+    asked = [some for some in workers(recipe) if some.need]
+    group = placement_group([some.need for some in asked for _ in range(some.count)])
+    ends, waited = time.monotonic() + recipe.scale.resources_deadline_s, False
+    try:
+        while not group.wait(max(0.0, min(WAIT_S, ends - time.monotonic()))):
+            missing = "; ".join(_missing(asked))
+            if time.monotonic() >= ends:
+                raise ClusterError(
+                    f"the cluster has no room for the run after {recipe.scale.resources_deadline_s:g} s: {missing}. "
+                    "Lower what scale.train-*, scale.decode-* and scale.score-* ask for, add nodes, or wait longer for "
+                    "them with scale.resources-deadline-s"
+                )
+            log.info("waiting for room on the cluster: %s", missing)
+            waited = True
+    finally:
+        remove_placement_group(group)
+    if waited:
+        log.info("the cluster has room for the run")
+
+
+def _missing(asked: Sequence[Workers]) -> list[str]:
+    """Workers that fit no node, or resources of which too little is free."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    small = [
+        f"no node has {_text(some.need)} for a {some.kind} worker, of which there are {some.count}"
+        for some in asked
+        if not any(all(node.get(name, 0.0) >= amount for name, amount in some.need.items()) for node in nodes)
+    ]
+    if small:
+        return [*small, f"nodes have {' | '.join(_text(_own(node)) for node in nodes[:NODES_SHOWN])}"]
+    need, there, free = _sum(asked), ray.cluster_resources(), ray.available_resources()
+    lacking = [name for name, amount in need.items() if free.get(name, 0.0) < amount]
+    return [
+        f"{name}: {need[name]:g} needed, {free.get(name, 0.0):g} free of {there.get(name, 0.0):g}" for name in lacking
+    ] or [f"{_text(need)} are free, but not where a whole worker fits: {', '.join(_each(some) for some in asked)}"]
+
+
+def _sum(asked: Sequence[Workers]) -> Need:
+    names = dict.fromkeys(name for some in asked for name in some.need)
+    return {name: sum(some.count * some.need.get(name, 0.0) for some in asked) for name in names}
+
+
+def _each(some: Workers) -> str:
+    return f"{some.count} {some.kind} of {_text(some.need)}"
+
+
+def _own(node: Need) -> Need:
+    """What people name: no memory, no marks of the node."""
+    return {name: amount for name, amount in node.items() if "memory" not in name and ":" not in name}
+
+
+def _text(need: Need) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in need.items()) or "nothing"

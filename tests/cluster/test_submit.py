@@ -1,6 +1,7 @@
 """The same jobs under `ray job submit`, against a cluster that runs already and asks for a token."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -53,23 +54,27 @@ def head(tmp_path_factory):
 
 def submit(head, *command):
     address, env, _ = head
-    job = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT / "jobs", "--", sys.executable]
-    return subprocess.run([*job, *command], env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    job = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", sys.executable]
+    return subprocess.run([*job, *command], env=env, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT)
 
 
 @pytest.mark.long
 def test_whole_run_as_a_submitted_job(head, tmp_path):
     run = tmp_path / "run"
     random_start = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")
-    done = submit(head, "run.py", "rehearsal_smoke", "--run", str(run), "--methods", "finepseudo", *random_start)
+    done = submit(head, "jobs/run.py", "rehearsal_smoke", "--run", str(run), "--methods", "finepseudo", *random_start)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert (run / "results.json").exists()
     assert "joining the Ray cluster" in done.stdout
     assert "starting Ray on this machine" not in done.stdout
+    assert "slower: " not in done.stdout, "the upload has no compiled kernel, but the installed package has"
+    uploaded = re.search(r"Uploading package \S+ \(([\d.]+)MiB\)", done.stdout + done.stderr)
+    assert uploaded, done.stdout[:2000]
+    assert float(uploaded[1]) < 2, "of the code alone"
 
 
 def test_failed_job_fails_with_its_reason_last(head, tmp_path):
-    done = submit(head, "run.py", "rehearsal_smok", "--run", str(tmp_path / "run"))
+    done = submit(head, "jobs/run.py", "rehearsal_smok", "--run", str(tmp_path / "run"))
     assert done.returncode != 0
     assert "no recipe 'rehearsal_smok' (did you mean 'rehearsal_smoke'" in done.stdout + done.stderr
 
