@@ -224,7 +224,8 @@ def whole(tmp_path_factory):
 def test_no_video_is_opened_again(whole):
     folder, results, executor = whole
     assert executor.passes == {
-        "features": 1, "embed/pretrained": 1, "embed/aligned": 1, "label/round-1": 1, "evaluate": 1, "frozen_probe": 1,
+        "features": 1, "embed/pretrained": 1, "embed/aligned": 1, "referees": 1, "label/round-1": 1, "evaluate": 1,
+        "frozen_probe": 1,
     }  # fmt: skip
     assert len(list(folder.glob("features/*/*.npy"))) == PARTS
     assert set(results.measured) == {"frozen_probe", "stage_2", "finepseudo"}

@@ -181,7 +181,7 @@ def test_a_comparison_is_predicted_whole(tmp_path):
     every = [one.recipe for one in variants(recipe, range(9))]
     alone, all_of_them = (preview(recipe, run, run, known, recipes).text for recipes in ([], every))
     assert "predicted: at most" not in alone
-    assert re.search(r"predicted: at most 1\.\d h", all_of_them)
+    assert re.search(r"predicted: at most 2\.\d h", all_of_them)
 
 
 def test_a_store_that_does_not_answer_is_one_line():

@@ -27,7 +27,7 @@ READS = {
     "classify": EVERY | {"models.video", "models.video_options"},
 }
 # A rule binds these to another field; alone they cannot change.
-BOUND = {"align.loss", "models.frozen", "models.frozen_options"}
+BOUND = {"align.loss", "gitdl.video_loss", "models.frozen", "models.frozen_options"}
 BOUND |= {f"optimiser.{part}_layer_decay" for part in PARTS}
 BOUND |= {f"models.{role}_{field}" for role in get_args(Role) for field in ("weights", "sha256")}
 PATHS = [path for path, _ in leaves(recipe()) if path not in BOUND and not path.startswith("scale.")]
@@ -86,6 +86,14 @@ def test_decay_over_layers_is_that_of_the_encoder_that_is_trained_and_was_always
             optimiser = replace(how.optimiser, **{f"{part}_layer_decay": 0.8})
             found = differences(asked(one, kind, replace(how, optimiser=optimiser)).lineage(), before)
             assert [line.split(":")[0] for line in found] == said
+
+
+@pytest.mark.parametrize(("kind", "told"), [("gitdl_video", True), ("gitdl_frame", False)])
+def test_the_loss_of_pre_training_is_part_of_that_of_f_E_alone(kind, told, tmp_path):  # noqa: N802
+    one = case(tmp_path, kind, kind)
+    gitdl = replace(one.recipe.gitdl, video_loss="tclr", skip_global=4, skip_local=2)
+    found = differences(asked(one, kind, replace(one.recipe, gitdl=gitdl)).lineage(), plain(one.stage.lineage()))
+    assert bool(found) is told
 
 
 def test_what_pixels_an_encoder_takes_is_part_of_it_and_was_always_grey(tmp_path):

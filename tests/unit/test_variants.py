@@ -71,7 +71,7 @@ def test_an_open_world_is_run_filtered_unfiltered_and_closed():
 
 def test_a_list_of_labelled_clips_has_no_budgets():
     listed = changed(RECIPE, {"split.labelled": "mine.txt"})
-    assert len(variants(listed, (0,), ablations=True)) == 4
+    assert len(variants(listed, (0,), ablations=True)) == 5
     with pytest.raises(RecipeError, match=r"split.labelled = 'mine.txt' says which clips keep their label"):
         variants(listed, (0,), budgets=(0.1,))
 
@@ -83,7 +83,7 @@ def test_dry_run_lists_the_runs_and_what_is_there(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "10 runs:" in lines
+    assert "12 runs:" in lines
     assert len([line for line in lines if "to be run;" in line]) == 9
     assert (
         "  no_L_AT/seed-1: has results; --align.triplet-weight 0 --split.label-fraction 0.025 --split.seed 1 "
