@@ -55,7 +55,7 @@ SIDE, CLASSES, K = 20, 3, 5
 STEPS = 6
 KINDS = ("gitdl_frame", "gitdl_video", "tclr", "instance", "align", "classify", "fixmatch")
 LR = {"instance": 2e-4}  # of three videos its gradient is so steep that larger steps make much of the last bit
-PROCESS_LIMIT_S = 240
+PROCESS_LIMIT_S = 480
 CPU = torch.device("cpu")
 
 
