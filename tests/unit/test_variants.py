@@ -84,7 +84,7 @@ def test_dry_run_lists_the_runs_and_what_is_there(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "12 runs:" in lines
-    assert len([line for line in lines if "to be run;" in line]) == 9
+    assert len([line for line in lines if "to be run;" in line]) == 11
     assert (
         "  no_L_AT/seed-1: has results; --align.triplet-weight 0 --split.label-fraction 0.025 --split.seed 1 "
         "--methods finepseudo"
