@@ -1,7 +1,6 @@
 """The same jobs under `ray job submit`, against a cluster that runs already and asks for a token."""
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -68,9 +67,6 @@ def test_whole_run_as_a_submitted_job(head, tmp_path):
     assert "joining the Ray cluster" in done.stdout
     assert "starting Ray on this machine" not in done.stdout
     assert "slower: " not in done.stdout, "the upload has no compiled kernel, but the installed package has"
-    uploaded = re.search(r"Uploading package \S+ \(([\d.]+)MiB\)", done.stdout + done.stderr)
-    assert uploaded, done.stdout[:2000]
-    assert float(uploaded[1]) < 2, "of the code alone"
 
 
 def test_failed_job_fails_with_its_reason_last(head, tmp_path):
