@@ -125,9 +125,8 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         measured[PROBE] = Measured(results.accuracy(p_NK, truth_N))
         columns[f"{PROBE}/f_E"] = p_NK.argmax(1)
     for name, (frame, _) in frames.items():
-        sbar_NK, logits_NK = sbar(found, frame.digest), logits(found, name)
         fusion = judged.fusion(found, frame.digest, name)
-        sbar_NK, logits_NK = sbar_NK[is_test_N], logits_NK[is_test_N]
+        sbar_NK, logits_NK = sbar(found, frame.digest)[is_test_N], logits(found, name)[is_test_N]
         parts = {"f_E": fusion.p_E(logits_NK), "p_A": fusion.p_A(sbar_NK), "fused": fusion.p(sbar_NK, logits_NK)}
         accuracies = {part: results.accuracy(p_NK.numpy(), truth_N) for part, p_NK in parts.items()}
         measured[name] = Measured(**accuracies, fusion=fusion)

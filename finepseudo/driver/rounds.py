@@ -213,6 +213,15 @@ def _round_video(
     return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init, loss)
 
 
+def _all_rounds(
+    steps: Steps, method: Method, others: pa.Table | None, video: Trained, loss: CrossEntropy | FixMatch = LABELLED
+) -> Trained:
+    """f_E after every round of a method whose clips are the same ones in each."""
+    for number in range(1, steps.recipe.rounds.count + 1):
+        video = _round_video(steps, round_name(method, number), others, video, loss)
+    return video
+
+
 def _round_frame(steps: Steps, name: str, pseudo: pa.Table, init: Trained) -> Trained:
     rounds, loss = steps.recipe.rounds, steps.recipe.align.chosen()
     plan = _align_plan(steps, f"{name}/frame", rounds.frame_steps, pseudo, rounds.frame_label_share)
@@ -223,8 +232,7 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
     """f_E goes on with D_l alone, for as many steps as the rounds take; and, where asked, for twice as many in all."""
     recipe, rounds, video = steps.recipe, steps.recipe.rounds, start.video
     ends: dict[Method, Finish] = {}
-    for number in range(1, rounds.count + 1):
-        video = _round_video(steps, round_name("supervised", number), None, video)
+    video = _all_rounds(steps, "supervised", None, video)
     if "supervised" in recipe.methods:
         ends["supervised"] = Finish(start.frame, video, members)
     if "supervised_2x" in recipe.methods:
@@ -237,9 +245,8 @@ def _supervised(steps: Steps, start: Start, members: Gallery) -> dict[Method, Fi
 
 def _fixmatch(steps: Steps, start: Start, members: Gallery) -> dict[Method, Finish]:
     """f_E goes on with D_l and D_u, whose labels it makes itself in every step."""
-    recipe, unlabelled, video = steps.recipe, samples(steps.split.unlabelled), start.video
-    for number in range(1, recipe.rounds.count + 1):
-        video = _round_video(steps, round_name("fixmatch", number), unlabelled, video, recipe.fixmatch)
+    unlabelled, loss = samples(steps.split.unlabelled), steps.recipe.fixmatch
+    video = _all_rounds(steps, "fixmatch", unlabelled, start.video, loss)
     return {"fixmatch": Finish(start.frame, video, members)}
 
 
@@ -260,9 +267,7 @@ def _timebalance(steps: Steps, shared: Steps, start: Start, members: Gallery) ->
     untaught = pretrain(shared, "video", recipe.gitdl.video_steps, init)
     plan = _classify_plan(steps, "timebalance/invariant", count)
     invariant = _train_video(steps, "timebalance/invariant", plan, count, lr, untaught)
-    targets, video = _teach(steps, invariant, start.video), start.video
-    for number in range(1, recipe.rounds.count + 1):
-        video = _round_video(steps, round_name("timebalance", number), targets, video)
+    video = _all_rounds(steps, "timebalance", _teach(steps, invariant, start.video), start.video)
     return {"timebalance": Finish(start.frame, video, members)}
 
 

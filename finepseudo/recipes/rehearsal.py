@@ -33,7 +33,7 @@ def rehearsal_persons() -> Recipe:
     """12 classes that f_A and f_E confuse in different ways; 8 persons, 4 more in tests alone; uneven rates.
 
     Three pairs differ by what stands beside the gymnast, which frames that are told apart in time say little of; the
-    others by order, number or direction. Of the 686 training clips 8 % are labelled, 3 to 6 a class.
+    others by order, number or direction. Of the 694 training clips 8 % are labelled, 3 to 6 a class.
     """
     pairs = ("TPW-UX", "TPW-UY", "TP-FX", "TP-FY", "TK-SX", "TK-SY")
     words = (*pairs, "BP-U", "PTW-U", "WTP-U", "TW-U", "TTW-U", "TWP-U")

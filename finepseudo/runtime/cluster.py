@@ -84,7 +84,7 @@ def preflight(recipe: Recipe) -> None:
     ends, waited = time.monotonic() + recipe.scale.resources_deadline_s, False
     try:
         while not group.wait(max(0.0, min(WAIT_S, ends - time.monotonic()))):
-            missing = "; ".join(_missing(asked))
+            missing = "; ".join(_missing(asked, needed(recipe)))
             if time.monotonic() >= ends:
                 raise ClusterError(
                     f"the cluster has no room for the run after {recipe.scale.resources_deadline_s:g} s: {missing}. "
@@ -99,7 +99,7 @@ def preflight(recipe: Recipe) -> None:
         log.info("the cluster has room for the run")
 
 
-def _missing(asked: Sequence[Workers]) -> list[str]:
+def _missing(asked: Sequence[Workers], need: Need) -> list[str]:
     """Workers that fit no node, or resources of which too little is free."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     small = [
@@ -109,16 +109,11 @@ def _missing(asked: Sequence[Workers]) -> list[str]:
     ]
     if small:
         return [*small, f"nodes have {' | '.join(_text(_own(node)) for node in nodes[:NODES_SHOWN])}"]
-    need, there, free = _sum(asked), ray.cluster_resources(), ray.available_resources()
+    there, free = ray.cluster_resources(), ray.available_resources()
     lacking = [name for name, amount in need.items() if free.get(name, 0.0) < amount]
     return [
         f"{name}: {need[name]:g} needed, {free.get(name, 0.0):g} free of {there.get(name, 0.0):g}" for name in lacking
     ] or [f"{_text(need)} are free, but not where a whole worker fits: {', '.join(_each(some) for some in asked)}"]
-
-
-def _sum(asked: Sequence[Workers]) -> Need:
-    names = dict.fromkeys(name for some in asked for name in some.need)
-    return {name: sum(some.count * some.need.get(name, 0.0) for some in asked) for name in names}
 
 
 def _each(some: Workers) -> str:

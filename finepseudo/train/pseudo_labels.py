@@ -105,7 +105,7 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
 
 def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tensor, p_E_NK: Tensor) -> pa.Table:
     """About 200 bytes a video; `clip_N` are their rows of the manifest."""
-    top = np.argsort(-made.p_NK, axis=1, kind="stable")[:, :TOP]
+    top, top_p = most_likely(made.p_NK)
     columns: dict[str, Any] = {
         "video_id": pa.array(made.video_ids, pa.string()),
         "clip": clip_N.astype(np.int32),
@@ -119,9 +119,15 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
         "confidence_E": p_E_NK.max(1).values.numpy(),
         "agree": made.label_A == made.label_E,
         "top": pa.array(list(top), pa.list_(pa.int32())),
-        "top_p": pa.array(list(np.take_along_axis(made.p_NK, top, 1)), pa.list_(pa.float32())),
+        "top_p": pa.array(list(top_p), pa.list_(pa.float32())),
     }
     return pa.table(columns)
+
+
+def most_likely(p_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The TOP classes of each video, and their probabilities: what is kept of p."""
+    top = np.argsort(-p_NK, axis=1, kind="stable")[:, :TOP]
+    return top, np.take_along_axis(p_NK, top, 1)
 
 
 def pseudo_samples(table: pa.Table, *, soft: bool) -> pa.Table:

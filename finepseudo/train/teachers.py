@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 
 from finepseudo.align.contrast import balanced
 from finepseudo.data.plan import samples
 from finepseudo.train.predict import Pass, Scores, logits, similarity
-from finepseudo.train.pseudo_labels import TOP
+from finepseudo.train.pseudo_labels import most_likely
 
 
 def teachers(invariant: str, distinctive: str, clips: int) -> Pass:
@@ -22,10 +21,8 @@ def teachers(invariant: str, distinctive: str, clips: int) -> Pass:
 
 
 def teacher_targets(scores: Scores) -> Iterator[pa.Table]:
-    """Of all videos, some thousand at a time; TOP classes are kept, the rest of the mass is even over the others."""
+    """Of all videos, some thousand at a time; the mass of what `most_likely` leaves out is even over those classes."""
     for batch in scores.batches():
         p_I_NK, p_D_NK = (logits(batch, name).softmax(1) for name in ("f_I", "f_D"))
-        p_NK = balanced(p_I_NK, p_D_NK, similarity(batch, "f_D")).numpy()
-        top = np.argsort(-p_NK, axis=1, kind="stable")[:, :TOP]
-        kept = {"top": list(top), "top_p": list(np.take_along_axis(p_NK, top, 1))}
-        yield samples(batch["clip"], top[:, 0], **kept)
+        top, top_p = most_likely(balanced(p_I_NK, p_D_NK, similarity(batch, "f_D")).numpy())
+        yield samples(batch["clip"], top[:, 0], top=list(top), top_p=list(top_p))
