@@ -7,7 +7,7 @@ Axes: B clips, T n m frames, L local clips, D F features, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -48,17 +48,19 @@ class Objective(nn.Module):
         return augment(clip_BTHWC, seed_B, self.augmentation, self.crop, self.encoder.preprocessing)
 
 
-class PretrainObjective(Objective):
+L = TypeVar("L", bound=Contrast)
+
+
+class PretrainObjective(Objective, Generic[L]):
     """A loss without labels, of f_A on its embeddings or of f_E on its time features, through a projection head.
 
     The head is not part of the snapshot. All clips go through the encoder as one batch, so BatchNorm sees the block
     once.
     """
 
-    def __init__(
-        self, encoder: FrameEncoder | VideoEncoder, loss: Contrast, augmentation: PixelAugment, crop: int
-    ) -> None:
+    def __init__(self, encoder: FrameEncoder | VideoEncoder, loss: L, augmentation: PixelAugment, crop: int) -> None:
         super().__init__(encoder, augmentation, crop)
+        self.loss = loss
         width = encoder.dim if isinstance(encoder, FrameEncoder) else encoder.feature_dim
         self.projection = nn.Sequential(nn.Linear(width, loss.hidden), nn.ReLU(), nn.Linear(loss.hidden, loss.out))
         if isinstance(encoder, VideoEncoder):
@@ -81,14 +83,8 @@ class PretrainObjective(Objective):
         return F.normalize(self.projection(feat_XF).float(), dim=-1)
 
 
-class GitdlObjective(PretrainObjective):
+class GitdlObjective(PretrainObjective[GitdlLoss]):
     """L_GITDL of a global and a local clip."""
-
-    def __init__(
-        self, encoder: FrameEncoder | VideoEncoder, loss: GitdlLoss, augmentation: PixelAugment, crop: int
-    ) -> None:
-        super().__init__(encoder, loss, augmentation, crop)
-        self.loss = loss
 
     def forward(self, batch: ClipBatch) -> Output:
         batch = batch.decoded()
@@ -100,16 +96,12 @@ class GitdlObjective(PretrainObjective):
         return gitdl_loss(g_BnD, l_BmD, *times, sigma2=sigma2, tau=tau, weight_B=batch.weight_B), {}
 
 
-class TclrObjective(PretrainObjective):
+class TclrObjective(PretrainObjective[TclrLoss]):
     """L_TCLR of f_E on a global clip and the L local clips that tile its time.
 
     Of the global clip, the mean of the time features that fall into the time of each local clip, and of all; of a local
     clip, seen by two draws, the mean of all. As many frames each, so that BatchNorm sees all clips at once.
     """
-
-    def __init__(self, encoder: VideoEncoder, loss: TclrLoss, augmentation: PixelAugment, crop: int) -> None:
-        super().__init__(encoder, loss, augmentation, crop)
-        self.loss = loss
 
     def forward(self, batch: ClipBatch) -> Output:
         batch = batch.decoded()
@@ -126,17 +118,11 @@ class TclrObjective(PretrainObjective):
         return tclr.loss, {name: value.detach() for name, value in logged.items()}
 
 
-class InstanceObjective(PretrainObjective):
+class InstanceObjective(PretrainObjective[InstanceLoss]):
     """NT-Xent over the videos of a block: the mean features of the global and of the local clip are the two views.
 
     What it learns does not tell the times of a video apart: the temporally invariant start of TimeBalance.
     """
-
-    def __init__(
-        self, encoder: FrameEncoder | VideoEncoder, loss: InstanceLoss, augmentation: PixelAugment, crop: int
-    ) -> None:
-        super().__init__(encoder, loss, augmentation, crop)
-        self.loss = loss
 
     def forward(self, batch: ClipBatch) -> Output:
         batch = batch.decoded()
