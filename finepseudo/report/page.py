@@ -37,6 +37,10 @@ AUROC = {"knownness": "known-ness", "p_A": "p_A", "p_E": "p_E"}
 KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
 COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
+FUSED = {
+    "product": "p_E and p_A multiplied, each weighed by what is estimated of it",
+    "mean": "the mean of p_E and p_A",
+}
 CLEAR = 2.0  # standard errors from which a difference is called one
 CONFUSED = 6  # pairs of classes that the page shows of each prediction
 ROUNDS_PRINTED = 4  # more rounds than this are on the page only; the lines give the last one of each method
@@ -71,6 +75,7 @@ def write_report(run: Run) -> str:
             *_prediction_sentence(results),
         ],
         methods=_method_rows(results),
+        fused=FUSED[run.recipe().label.fusion],
         pairs=_pair_rows(results),
         frames=_frame_rows(results),
         curves=_learning_plot(run, results),

@@ -19,7 +19,7 @@ from finepseudo.align.fusion import Fusion
 from finepseudo.align.gallery import Embeddings
 from finepseudo.data.child import Child, answer
 from finepseudo.models import weights
-from finepseudo.recipe import METHODS, Rehearsal
+from finepseudo.recipe import METHODS, Rehearsal, changed
 from finepseudo.recipes import find
 from finepseudo.report.examples import SHOWN, _chosen, choose_examples
 from finepseudo.report.page import figure, summary, write_report
@@ -239,6 +239,17 @@ def test_page_of_figures_alone(tmp_path):
     assert "<td>".join(["after L_AV</td>", ".750 (.625 to .875)</td>", *3 * ["not known</td>"]]) in page
     assert re.search(r"finepseudo fused</td><td>tuck</td><td>twist</td><td>7</td><td>\.875<", page)
     assert page_of(run, results(), base) == page
+
+
+@pytest.mark.parametrize(
+    ("fusion", "said"), [("product", "p_E and p_A multiplied"), ("mean", "the mean of p_E and p_A")]
+)
+def test_page_says_how_the_fused_prediction_is_made_and_which_one_counts(fusion, said, tmp_path):
+    run = Store(str(tmp_path))
+    claim(run, changed(find("rehearsal_smoke"), {"label.fusion": fusion}))
+    page = page_of(run, results(("finepseudo",), rounds=1))
+    assert f"fused: {said}" in page
+    assert "the run stands by the fused prediction of finepseudo" in page
 
 
 def test_page_and_summary_tell_of_novel_videos(tmp_path):
