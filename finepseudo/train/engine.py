@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ from finepseudo.train.session import Session
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def drop_stale_locks(cache: Path, older_s: float = 600) -> None:
+    """Remove the locks of builds that were killed, so that nobody waits for them."""
+    for lock in cache.glob("**/lock"):
+        # Another process, whose build ended just now, may take its lock away before we look at it.
+        with suppress(FileNotFoundError):
+            if time.time() - lock.stat().st_mtime > older_s:
+                lock.unlink()
+
+
 def _import_deepspeed() -> Any:
     """Import DeepSpeed with a compiler cache of our own, free of locks that killed builds left behind."""
     if not torch.cuda.is_available():
@@ -39,9 +49,7 @@ def _import_deepspeed() -> Any:
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     default = Path.home() / ".cache/finepseudo" / f"torch-{torch.__version__}-{environment}"
     cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
-    for lock in cache.glob("**/lock"):
-        if time.time() - lock.stat().st_mtime > 600:
-            lock.unlink(missing_ok=True)
+    drop_stale_locks(cache)
     # The build calls the executable `ninja`, which pip puts beside the interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     import deepspeed

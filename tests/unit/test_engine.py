@@ -1,5 +1,7 @@
 """DeepSpeed against a loop in plain PyTorch: every ZeRO stage, one and two workers, every objective."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from training_helpers import (
 
 from finepseudo.data.batch import ClipBatch
 from finepseudo.errors import TrainingError
-from finepseudo.train.engine import MOMENTS, Engine, schedule
+from finepseudo.train.engine import MOMENTS, Engine, drop_stale_locks, schedule
 from finepseudo.train.objectives import Objective
 from finepseudo.train.stage import build_objective
 
@@ -186,6 +188,19 @@ def test_bf16_is_close_and_keeps_fp32_parameters(half_precision, plain, kind, ze
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
     weight = next(value for name, value in state.items() if name.endswith("fc.weight"))
     assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_locks_of_killed_builds_go_and_one_that_vanishes_while_we_look_is_no_error(tmp_path):
+    young, old, gone = (tmp_path / name / "lock" for name in ("young", "old", "gone"))
+    for lock in (young, old, gone):
+        lock.parent.mkdir()
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    gone.symlink_to(tmp_path / "nowhere")  # is listed, and cannot be looked at
+    drop_stale_locks(tmp_path)
+    assert young.exists()
+    assert not old.exists()
 
 
 def test_schedule():
