@@ -8,6 +8,7 @@ A killed run that is started again with the same command continues and ends with
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -107,8 +108,8 @@ def run_rounds(
         if base != run:
             artefacts.copy(base, run, manifest.folder)
     split = ensure_split(recipe, run, videos, manifest)
-    shared = Steps(recipe, base, base, manifest, split, executor, features, may_train=train)
     steps = Steps(recipe, run, base, manifest, split, executor, features, tuple(kin), may_train=train)
+    shared = dataclasses.replace(steps, run=base, kin=())
     start = stage_2(steps, shared)
     return Story(steps, shared, start, run_methods(steps, shared, start))
 

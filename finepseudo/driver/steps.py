@@ -58,6 +58,13 @@ class Trained:
     digest: str
 
 
+class Turns:
+    """Two trainings and one pass of the pool at a time: what preflight asked the cluster for."""
+
+    def __init__(self) -> None:
+        self.trainings, self.passes = threading.BoundedSemaphore(2), threading.Lock()
+
+
 @dataclass
 class Steps:
     """The verbs of one run, and what they share."""
@@ -71,6 +78,7 @@ class Steps:
     features: Store | None = None  # where stored features lie, if the manifest is of these
     kin: tuple[Store, ...] = ()  # more directories like the base, for trainings alone
     may_train: bool = True
+    turns: Turns = field(default_factory=Turns)  # one for all that use a cluster at the same time
 
     data: Store = field(init=False)  # where the clips of the manifest lie
     label_N: np.ndarray = field(init=False)  # of D_l, in the order of its rows in the split
@@ -78,8 +86,6 @@ class Steps:
     def __post_init__(self) -> None:
         self.data = self.features or places.data_store(self.recipe, self.base)
         self.label_N = self.manifest.truth(self.split.labelled)
-        # Two trainings and one pass of the pool at a time: what preflight asked the cluster for.
-        self._trainings, self._passes = threading.BoundedSemaphore(2), threading.Lock()
 
     def seed(self, name: str) -> int:
         """Of one stage's plan."""
@@ -126,7 +132,7 @@ class Steps:
                 return Trained(other.uri(folder), artefacts.marker_digest(theirs))
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
-        with self._trainings:
+        with self.turns.trainings:
             if artefacts.committed(self.run, folder) is None and not self.recipe.models.frozen:
                 foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
                 log.info("%s: an empty cache of clips would have %.1f %% of its reads", name, 100 * foretold)
@@ -138,7 +144,7 @@ class Steps:
 
         Raises DecodeError: more than `data.max_rejected` of the videos could not be decoded.
         """
-        with self._passes:
+        with self.turns.passes:
             lengths = {"align_frames": self.recipe.frames.align, "video_frames": self.recipe.frames.video}
             plan = plan_score(self.manifest, row_N, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
             folder = places.scores(name, fingerprint([plan.fingerprint, what.lineage()]))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from clips import manifest
 
 from finepseudo import rehearsal
+from finepseudo.costs.resources import workers
 from finepseudo.data import sampling
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import ClipCache
@@ -243,6 +245,28 @@ def test_run_and_data_may_move(first, tmp_path):
     run = Run.at(Store(str(tmp_path / "elsewhere")))
     assert run.data().root == str(tmp_path / "videos")
     assert "No examples could be shown" not in Path(write_report(run)).read_text()
+
+
+def test_no_more_trainings_at_a_time_than_the_cluster_was_asked_to_hold(first, tmp_path):
+    """Three methods have one to begin with, and one of these is made in the base."""
+    shutil.copytree(first[0], tmp_path / "base")
+
+    class Counting(InProcess):
+        here, most, lock = 0, 0, threading.Lock()
+
+        def train(self, stage, run, data, *, stop):
+            with self.lock:
+                self.here += 1
+                self.most = max(self.most, self.here)
+            super().train(stage, run, data, stop=stop)
+            with self.lock:
+                self.here -= 1
+
+    recipe = replace(RECIPE, methods=("supervised", "fixmatch", "timebalance"),
+                     rounds=replace(RECIPE.rounds, video_steps=3))  # fmt: skip
+    executor = Counting(recipe)
+    run_rounds(recipe, Store(str(tmp_path / "run")), executor, Store(str(tmp_path / "base")))
+    assert executor.most == sum(some.count for some in workers(recipe) if some.kind == "training") == 2
 
 
 def test_an_ablation_shares_what_it_does_not_change(first, tmp_path):
