@@ -84,11 +84,13 @@ class Scores:
     def batches(self, size: int = 1 << 14) -> Iterator[Columns]:
         """Column `clip`, the row of the manifest, and those of `Predictor`, of some `size` decoded videos at a time."""
         held: list[Columns] = []
+        count = 0
         for number in range(self.parts):
             held.append(self._part(number))
-            if number == self.parts - 1 or sum(len(part["clip"]) for part in held) >= size:
+            count += len(held[-1]["clip"])
+            if number == self.parts - 1 or count >= size:
                 yield {key: np.concatenate([part[key] for part in held]) for key in held[0]}
-                held = []
+                held, count = [], 0
 
     def columns(self) -> Columns:
         """All at once, in this process's memory."""

@@ -19,7 +19,15 @@ from finepseudo.data.batch import make_batch
 from finepseudo.data.plan import plan_score, samples
 from finepseudo.errors import TrainingError
 from finepseudo.recipes import find
-from finepseudo.train.pseudo_labels import COMPARED, compare_labelled, guard, known_from, label_table, pseudo_samples
+from finepseudo.train.pseudo_labels import (
+    COMPARED,
+    compare_labelled,
+    guard,
+    known_from,
+    label_table,
+    most_likely,
+    pseudo_samples,
+)
 
 NAMES = ("tuck", "pike", "twist")
 
@@ -130,6 +138,15 @@ def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
     none = p_NK[:0]
     nothing = collaborate.decide(none, none, none, [], threshold=0.35, knownness_N=near_N[:0])
     assert label_table(nothing, np.zeros(0, int), p_A_NK[:0], p_E_NK[:0]).schema == table.schema, "one file takes both"
+
+
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 10_000))
+def test_what_is_kept_of_p_are_its_largest_in_order(num_classes, videos, seed):
+    p_NK = np.random.default_rng(seed).permuted(np.tile(np.arange(num_classes) / 64, (videos, 1)), axis=1)
+    top, top_p = most_likely(p_NK.astype(np.float32))
+    order = np.argsort(-p_NK, axis=1)[:, :5]
+    np.testing.assert_array_equal(top, order)
+    np.testing.assert_array_equal(top_p, np.take_along_axis(p_NK, order, 1))
 
 
 def test_accepted_videos_become_samples_that_weigh_their_confidence():

@@ -1,0 +1,130 @@
+"""Several hosts on one machine: each has an address, processes, /tmp and /dev/shm of its own, and a link that counts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+WITHIN_S = 90  # for Ray to start on a host
+
+
+def why_not() -> str:
+    """What this machine lacks for it, or nothing."""
+    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("nsenter"):
+        return "network namespaces want root, ip (iproute2) and nsenter (util-linux)"
+    tried = subprocess.run(["unshare", "-n", "true"], capture_output=True, text=True)
+    return f"no network namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+def _do(command: str) -> None:
+    subprocess.run(command.split(), check=True, capture_output=True, text=True, timeout=30)
+
+
+@dataclass
+class Host:
+    """A machine of the network."""
+
+    name: str  # of its network namespace
+    address: str
+    link: str  # the bridge's end of its cable
+    holder: subprocess.Popen[bytes]  # keeps its mounts
+
+    def command(self, *words: str) -> list[str]:
+        """What runs `words` on this host."""
+        return ["nsenter", "-t", str(self.holder.pid), "-n", "-m", "--", *words]
+
+    def received(self) -> int:
+        """Bytes that came to this host over its link so far."""
+        return int(Path(f"/sys/class/net/{self.link}/statistics/tx_bytes").read_text())
+
+    def die(self) -> None:
+        """As if its power were cut: no process ends well, and nobody is told."""
+        _do(f"ip link set {self.link} down")
+        for pid in subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split():
+            with suppress(psutil.Error):
+                psutil.Process(int(pid)).send_signal(signal.SIGKILL)
+        self.holder.wait(30)
+
+
+@dataclass
+class Network:
+    """Hosts on a bridge, which this process reaches at `address`."""
+
+    folder: Path  # of their temporary files
+    rate: str  # of each link, as tc takes it
+    number: int = field(default_factory=lambda: os.getpid() % 200 + 20)
+    hosts: list[Host] = field(default_factory=list)
+
+    @property
+    def bridge(self) -> str:
+        return f"fp{self.number}"
+
+    @property
+    def address(self) -> str:
+        return f"10.77.{self.number}.254"
+
+    def __enter__(self) -> Network:
+        _do(f"ip link add {self.bridge} type bridge")
+        _do(f"ip addr add {self.address}/24 dev {self.bridge}")
+        _do(f"ip link set {self.bridge} up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self.hosts:
+            if host.holder.poll() is None:
+                host.die()
+            with suppress(subprocess.CalledProcessError):
+                _do(f"ip netns del {host.name}")
+        _do(f"ip link del {self.bridge}")
+
+    def add(self) -> Host:
+        """One more host, without a process."""
+        number = len(self.hosts) + 1
+        name, link, address = f"{self.bridge}h{number}", f"{self.bridge}v{number}", f"10.77.{self.number}.{number}"
+        own = self.folder / name
+        own.mkdir()
+        _do(f"ip netns add {name}")
+        _do(f"ip link add {link} type veth peer name eth0 netns {name}")
+        _do(f"ip link set {link} master {self.bridge} up")
+        _do(f"ip -n {name} addr add {address}/24 dev eth0")
+        _do(f"ip -n {name} link set eth0 up")
+        _do(f"ip -n {name} link set lo up")
+        for where in ((), ("netns", "exec", name)):
+            tc = ["tc"] if not where else ["ip", *where, "tc"]
+            shaped = ["qdisc", "add", "dev", "eth0" if where else link, "root", "tbf"]
+            subprocess.run(
+                [*tc, *shaped, "rate", self.rate, "burst", "1mb", "latency", "200ms"], check=True, capture_output=True
+            )
+        ready = own / "ready"
+        mounts = f"mount -t tmpfs tmpfs /dev/shm && mount --bind {own} /tmp && touch /tmp/ready && exec sleep infinity"
+        inside = ["ip", "netns", "exec", name, "unshare", "-m", "--propagation", "private", "sh", "-c", mounts]
+        holder = subprocess.Popen(inside)
+        ends = time.monotonic() + 20
+        while not ready.exists():
+            assert holder.poll() is None and time.monotonic() < ends, f"{name} has no mounts of its own"
+            time.sleep(0.05)
+        host = Host(name, address, link, holder)
+        self.hosts.append(host)
+        return host
+
+    def start(self, ray: Path, options: Sequence[str], env: Mapping[str, str]) -> Host:
+        """One more host, on which Ray runs: the head, if it is the first."""
+        host = self.add()
+        where = ["--head", "--port=6379", f"--dashboard-host={host.address}", "--include-dashboard=true"]
+        if len(self.hosts) > 1:
+            where = [f"--address={self.hosts[0].address}:6379"]
+        command = host.command(
+            str(ray), "start", *where, f"--node-ip-address={host.address}", "--disable-usage-stats", *options
+        )
+        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=WITHIN_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return host

@@ -1,0 +1,161 @@
+"""A whole run over several hosts, as a job that is submitted to them: trainings on two, scoring on another; two die.
+
+The hosts are network namespaces of this machine, so the network is real, and their clock, disk and processors are one.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hosts import Network, why_not
+
+from finepseudo.driver.evaluate import ensure_results
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.rounds import run_rounds
+from finepseudo.recipe import recipe_from
+from finepseudo.recipes import find
+from finepseudo.results import Results
+from finepseudo.run import Run
+from finepseudo.storage.store import Store
+from finepseudo.train.checkpoint import read_history
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+LIMIT_S = 1200
+PLACES = ("--scale.train-resource", "train", "--scale.score-resource", "score", "--scale.decode-resource", "decode")
+WORK = (
+    "--scale.train-workers",
+    "2",
+    "--optimiser.blocks-per-step",
+    "2",
+    "--gitdl.frame-steps",
+    "0",
+    "--gitdl.video-steps",
+    "0",
+    "--methods",
+    "finepseudo",
+)
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    with Network(tmp_path_factory.mktemp("hosts"), rate="1gbit") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def s3(network):
+    """Environment that reaches an S3 server on the network's bridge."""
+    url = f"http://{network.address}:5000"
+    server = [BIN / "moto_server", "-H", network.address, "-p", "5000"]
+    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: answers(url), 60, "the S3 server")
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        process.kill()
+
+
+def answers(url):
+    try:
+        urllib.request.urlopen(f"{url}/moto-api/", timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def until(true, limit_s, what, every_s=0.2):
+    ends = time.monotonic() + limit_s
+    while not (found := true()):
+        assert time.monotonic() < ends, f"not within {limit_s} s: {what}"
+        time.sleep(every_s)
+    return found
+
+
+@pytest.fixture
+def run(s3, monkeypatch):
+    import s3fs
+
+    for key, value in s3.items():
+        monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("hosts")
+    return Store("s3://hosts/run")
+
+
+@pytest.mark.timeout(3 * LIMIT_S)
+def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(network, s3, run, tmp_path):
+    env = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        **s3,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+    def start(*options):
+        return network.start(BIN / "ray", ["--object-store-memory=300000000", *options], env)
+
+    def start_trainer():
+        return start("--num-cpus=4", '--resources={"train":2}')
+
+    def start_pool():
+        return start("--num-cpus=1", '--resources={"score":1}')
+
+    head, _, trainer, pool = start("--num-cpus=0"), start_trainer(), start_trainer(), start_pool()
+    start("--num-cpus=4", '--resources={"decode":4}')
+    log = tmp_path / "job.log"
+    with log.open("w") as sink:
+        job = subprocess.Popen(
+            [BIN / "ray", "job", "submit", "--address", f"http://{head.address}:8265", "--working-dir", ".", "--",
+             sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", run.root, *PLACES, *WORK,
+             "data.rehearsal:rehearsal", "--data.rehearsal.train-per-class", "40"],
+            env=env, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT,
+        )  # fmt: skip
+
+    def wait_for(what, true):
+        until(lambda: job.poll() is not None or true(), LIMIT_S, what)
+        assert job.poll() is None, log.read_text()
+
+    def parts(name):
+        """Of a pass, that are committed."""
+        return [f"{folder}/{part}" for folder in run.list("scores") for part in run.list(f"scores/{folder}/{name}")]
+
+    wait_for("a commit of a training", lambda: run.exists("train/supervise/video/checkpoints/00000004/committed.json"))
+    trainer.die()
+    start_trainer()
+    wait_for(
+        "a part of the labelling pass", lambda: any(run.list(f"scores/label/{one}") for one in run.list("scores/label"))
+    )
+    pool.die()
+    pool = start_pool()
+    wait_for("the last training", lambda: run.exists("train/finepseudo/round-1/video/snapshot/committed.json"))
+    before = {host.name: host.received() for host in (head, pool)}
+    until(lambda: job.poll() is not None, LIMIT_S, "the end of the job")
+    assert job.returncode == 0, log.read_text()
+    came = {name: (host.received() - before[host.name]) / 1e6 for name, host in (("head", head), ("pool", pool))}
+
+    recipe = recipe_from(json.loads(run.read("recipe.json")))
+    videos = len(Run.at(run).manifest().rows("test")) + 150
+    pixels = videos * (recipe.frames.align + recipe.frames.video) * recipe.frames.height * recipe.frames.width * 3 / 1e6
+    print(f"MB that came while {pixels:.1f} MB of pixels were scored: {came}")
+
+    alone = replace(recipe, scale=replace(find("rehearsal_smoke").scale))
+    plain = Store(str(tmp_path / "plain"))
+    expected = ensure_results(run_rounds(alone, plain, InProcess(alone)))
+    for training in ("supervise/video", "align/frame", "finepseudo/round-1/video"):
+        here, there = read_history(run, f"train/{training}"), read_history(plain, f"train/{training}")
+        print(training, here.blocks, there.blocks, here.curve[-1], there.curve[-1])
+    found = Results.from_json(run.read("results.json"))
+    assert replace(found, timing={}) == replace(expected, timing={})
