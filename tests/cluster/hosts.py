@@ -1,4 +1,4 @@
-"""Several hosts on one machine: each has an address, processes, /tmp and /dev/shm of its own, and a link that counts."""
+"""Several hosts on one machine, each with an address, processes, /tmp and /dev/shm of its own, on a link that counts."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ class Network:
         holder = subprocess.Popen(inside)
         ends = time.monotonic() + 20
         while not ready.exists():
-            assert holder.poll() is None and time.monotonic() < ends, f"{name} has no mounts of its own"
+            assert holder.poll() is None, f"{name} has no mounts of its own"
+            assert time.monotonic() < ends, f"{name} has no mounts of its own within 20 s"
             time.sleep(0.05)
         host = Host(name, address, link, holder)
         self.hosts.append(host)
