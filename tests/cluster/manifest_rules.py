@@ -3,6 +3,7 @@
 Each rule is a generator of faults, a line each, over all objects of one overlay.
 """
 
+import functools
 import re
 import shlex
 from collections import Counter
@@ -39,8 +40,6 @@ def job(objects):
     """The life of a RayJob."""
     for one in of_kind(objects, "RayJob"):
         spec = one["spec"]
-        if spec.get("submissionMode") != "K8sJobMode":
-            yield f"submissionMode: expected K8sJobMode, got {spec.get('submissionMode')}"
         for field in ("ttlSecondsAfterFinished", "suspend"):
             if spec.get(field) and not spec.get("shutdownAfterJobFinishes"):
                 yield f"{field} needs shutdownAfterJobFinishes"
@@ -51,6 +50,14 @@ def job(objects):
         for field in ("preRunningDeadlineSeconds", "activeDeadlineSeconds"):
             if spec.get(field, 0) <= 0:
                 yield f"{field}: expected seconds above 0, got {spec.get(field)}"
+
+
+def submission(objects):
+    """How the command of a RayJob gets to its driver."""
+    for one in of_kind(objects, "RayJob"):
+        spec = one["spec"]
+        if spec.get("submissionMode") != "K8sJobMode":
+            yield f"submissionMode: expected K8sJobMode, got {spec.get('submissionMode')}"
         if "submitterPodTemplate" not in spec:
             yield "submitterPodTemplate: expected one, since the operator's own is refused by a restricted namespace"
         elif spec["submitterPodTemplate"]["spec"].get("restartPolicy") not in ("Never", "OnFailure"):
@@ -89,8 +96,8 @@ def group_fields(objects):
     """What the operator and Ray's autoscaler read of each group."""
     for group in groups(objects):
         told, start = group.body.get("resources", {}), group.body.get("rayStartParams", {})
-        if told and RAY_RESOURCES & start.keys():
-            yield f"{group.name}: resources and rayStartParams {sorted(RAY_RESOURCES & start.keys())} exclude each other"
+        if told and (both := sorted(RAY_RESOURCES & start.keys())):
+            yield f"{group.name}: resources and rayStartParams {both} exclude each other"
         if "labels" in start:
             yield f"{group.name}: rayStartParams.labels is refused"
         for name, amount in told.items():
@@ -128,8 +135,8 @@ def pods(objects):
                 yield f"{name}: {what}: expected request == limit, got {requests.get(what)} and {limits.get(what)}"
 
 
-def security(objects):
-    """The restricted profile, on every pod and container, and a root that cannot be written."""
+def pod_security(objects):
+    """The restricted profile, on every pod."""
     for name, template in templates(objects):
         pod = template["spec"]
         context = pod.get("securityContext", {})
@@ -143,6 +150,10 @@ def security(objects):
             yield from (f"{name}: volume {kind} is not of the restricted profile" for kind in volume.keys() - VOLUMES)
         if pod.get("automountServiceAccountToken") is not (name == "head"):
             yield f"{name}: automountServiceAccountToken: expected {name == 'head'}"
+
+
+def container_security(objects):
+    """The restricted profile, on every container, and a root that cannot be written."""
     for name, one in containers(objects):
         context = one.get("securityContext", {})
         if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
@@ -196,10 +207,10 @@ def sizes(objects):
         volumes = {one["name"]: one.get("emptyDir", {}) for one in group.pod.get("volumes", [])}
         shm, tmp = (volumes.get(mounts.get(path, ""), {}) for path in ("/dev/shm", "/tmp"))
         if store > 0.3 * memory:
-            yield f"{group.name}: object store of {store / GIB:g} GiB is more than 30 % of {memory / GIB:g} GiB of memory"
+            yield f"{group.name}: object store of {store / GIB:g} GiB is more than 30 % of {memory / GIB:g} GiB"
         if shm.get("medium") != "Memory" or not store < quantity(shm.get("sizeLimit", 0)) <= memory / 2:
             yield f"{group.name}: /dev/shm: expected memory, more than the object store and at most half of all"
-        if tmp.get("medium") or quantity(tmp.get("sizeLimit", 0)) >= quantity(group.limits["ephemeral-storage"]):
+        if tmp.get("medium") or quantity(tmp.get("sizeLimit", 0)) >= quantity(group.limits.get("ephemeral-storage", 0)):
             yield f"{group.name}: /tmp: expected disk, with a sizeLimit below the limit of ephemeral-storage"
         env = {one["name"]: one.get("value", "") for one in group.ray.get("env", [])}
         drain = float(env.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", 30))
@@ -281,7 +292,8 @@ def selectors(objects):
         name, spec = one["metadata"]["name"], one["spec"]
         least = sum(low.get(pod, 0) for pod in chosen(spec["selector"]))
         if not isinstance(spec.get("minAvailable"), int) or not 0 < spec["minAvailable"] <= least:
-            yield f"{name}: minAvailable: expected a whole number from 1 to the {least} pods, got {spec.get('minAvailable')}"
+            got = spec.get("minAvailable")
+            yield f"{name}: minAvailable: expected a whole number from 1 to the {least} pods, got {got}"
     policies = of_kind(objects, "NetworkPolicy")
     for one in policies:
         peers = [
@@ -300,41 +312,52 @@ def selectors(objects):
 def queue(objects):
     """A RayJob in a queue of Kueue has room in it, all at once."""
     label = "kueue.x-k8s.io/queue-name"
-    for one in of_kind(objects, "RayJob"):
+    for one in of_kind(objects, "RayJob") if of_kind(objects, "LocalQueue") else []:
         waits = one["metadata"].get("labels", {}).get(label)
-        if waits is None:
-            if of_kind(objects, "LocalQueue"):
-                yield f"RayJob {one['metadata']['name']}: expected the label {label}"
-            continue
         if waits not in named(objects, "LocalQueue"):
-            yield f"RayJob waits in {waits}, which is no LocalQueue"
+            yield f"RayJob: expected the label {label} with the name of a LocalQueue, got {waits}"
         if one["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
             yield "Kueue counts pods before they start: expected enableInTreeAutoscaling false"
-        asked = Counter()
-        for name, template in templates(objects):
-            times = {group.name: group.high for group in groups(objects)}.get(name, 1)
-            for container in template["spec"]["containers"]:
-                for what, amount in container["resources"]["requests"].items():
-                    asked[what] += times * quantity(amount)
-        quotas = Counter()
-        for body in of_kind(objects, "ClusterQueue"):
-            for part in body["spec"]["resourceGroups"]:
-                for flavor in part["flavors"]:
-                    if flavor["name"] not in named(objects, "ResourceFlavor"):
-                        yield f"ClusterQueue: {flavor['name']} is no ResourceFlavor"
-                    for entry in flavor["resources"]:
-                        quotas[entry["name"]] += quantity(entry["nominalQuota"])
-            spaces = body["spec"].get("namespaceSelector", {}).get("matchLabels", {}).values()
-            if set(spaces) != named(objects, "Namespace"):
-                yield f"ClusterQueue: namespaceSelector: expected our namespace, got {sorted(spaces)}"
-        for what, amount in asked.items():
+        quotas = _quotas(objects)
+        for what, amount in _asked(objects).items():
             if quotas[what] < amount:
                 yield f"ClusterQueue: {what}: quota {quotas[what]:g}, and one run asks for {amount:g}"
-    for local in of_kind(objects, "LocalQueue"):
-        if local["spec"]["clusterQueue"] not in named(objects, "ClusterQueue"):
-            yield f"LocalQueue: {local['spec']['clusterQueue']} is no ClusterQueue"
 
 
+def queues(objects):
+    """The queues themselves are whole."""
+    for one in of_kind(objects, "LocalQueue"):
+        if one["spec"]["clusterQueue"] not in named(objects, "ClusterQueue"):
+            yield f"LocalQueue: {one['spec']['clusterQueue']} is no ClusterQueue"
+    for one in of_kind(objects, "ClusterQueue"):
+        flavors = {flavor["name"] for part in one["spec"]["resourceGroups"] for flavor in part["flavors"]}
+        for name in sorted(flavors - named(objects, "ResourceFlavor")):
+            yield f"ClusterQueue: {name} is no ResourceFlavor"
+        spaces = one["spec"].get("namespaceSelector", {}).get("matchLabels", {}).values()
+        if set(spaces) != named(objects, "Namespace"):
+            yield f"ClusterQueue: namespaceSelector: expected our namespace, got {sorted(spaces)}"
+
+
+def _asked(objects):
+    """What all pods of a run ask Kubernetes for, the submitter's too."""
+    times, asked = {group.name: group.high for group in groups(objects)}, Counter()
+    for name, template in templates(objects):
+        for container in template["spec"]["containers"]:
+            for what, amount in container["resources"]["requests"].items():
+                asked[what] += times.get(name, 1) * quantity(amount)
+    return asked
+
+
+def _quotas(objects):
+    quotas = Counter()
+    for one in of_kind(objects, "ClusterQueue"):
+        for part in one["spec"]["resourceGroups"]:
+            for entry in (entry for flavor in part["flavors"] for entry in flavor["resources"]):
+                quotas[entry["name"]] += quantity(entry["nominalQuota"])
+    return quotas
+
+
+@functools.cache
 def options(entrypoint):
     """What `jobs/run.py` makes of a command."""
     from run import RunOptions  # jobs/ is put on the path by the tests
@@ -344,18 +367,6 @@ def options(entrypoint):
 
 
 RULES = (
-    names,
-    job,
-    cluster,
-    group_fields,
-    pods,
-    security,
-    secrets,
-    images,
-    sizes,
-    roles,
-    room,
-    references,
-    selectors,
-    queue,
-)
+    names, job, submission, cluster, group_fields, pods, pod_security, container_security, secrets, images, sizes,
+    roles, room, references, selectors, queue, queues,
+)  # fmt: skip

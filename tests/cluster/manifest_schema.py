@@ -44,12 +44,18 @@ def schema_faults(one):
 
 
 def _core(one):
+    return _core_faults(json.dumps(one, sort_keys=True))
+
+
+@functools.cache  # reading Kubernetes' schemas takes most of the time of these tests
+def _core_faults(text):
     try:
-        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+        kubernetes_validate.validate(json.loads(text), KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
-        yield f"{'.'.join(map(str, error.path))}: {error.message[:300]}"
+        return [f"{'.'.join(map(str, error.path))}: {error.message[:300]}"]
     except kubernetes_validate.InvalidSchemaError as error:
-        yield f"no such kind in Kubernetes {KUBERNETES}: {error}"
+        return [f"no such kind in Kubernetes {KUBERNETES}: {error}"]
+    return []
 
 
 def _strict(schema):

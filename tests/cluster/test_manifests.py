@@ -1,7 +1,9 @@
 """The manifests as a cluster would get them: every overlay is rendered, and held against schemas and rules."""
 
 import copy
+import functools
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -22,8 +24,14 @@ def faults(objects):
     return refused or [f"{rule.__name__}: {fault}" for rule in RULES for fault in rule(objects)]
 
 
-def rendered(overlay):
+@functools.cache
+def _rendered(overlay):
     return files.objects_of(files.snapshot(overlay))
+
+
+def rendered(overlay):
+    """The objects of a snapshot, which a test may change."""
+    return copy.deepcopy(_rendered(overlay))
 
 
 @pytest.mark.parametrize("overlay", files.OVERLAYS)
@@ -38,6 +46,36 @@ def test_snapshots_are_what_kustomize_renders(overlay):
     assert now == files.snapshot(overlay), (
         f"cluster/rendered/{overlay}.yaml is old: run `make manifests`, and look at it"
     )
+
+
+SETTINGS = {
+    "namespace: finepseudo": "namespace: ours",
+    "registry.example.com/finepseudo": "registry.test:5000/team/finepseudo",
+    "example-bucket": "our-bucket",
+    "arn:aws:iam::000000000000:role/finepseudo": "arn:aws:iam::111111111111:role/ours",
+    "eu-west-1a": "us-east-2b",
+    "eu-west-1": "us-east-2",
+    "kuberay-system": "ray-operator",
+    "=monitoring": "=prometheus",
+}
+
+
+@pytest.mark.skipif(files.kustomize() is None, reason="no kustomize; `make setup-dev` fetches it where it can")
+@pytest.mark.parametrize("overlay", files.OVERLAYS)
+def test_settings_have_one_place(tmp_path, overlay):
+    shutil.copytree(files.CLUSTER, tmp_path / "cluster")
+    place = tmp_path / "cluster/base/kustomization.yaml"
+    text = place.read_text()
+    for theirs, ours in SETTINGS.items():
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    place.write_text(text)
+    new = files.render(tmp_path / files.OVERLAYS[overlay].relative_to(ROOT))
+    assert faults(files.objects_of(new)) == []
+    left = [theirs for theirs in SETTINGS if re.search(rf"[ /]{re.escape(theirs.removeprefix('='))}(?!-name)", new)]
+    assert left == []
+    assert "from-settings" not in new
+    assert "of-the-rayjob" not in new
 
 
 def test_there_is_no_other_snapshot():
@@ -218,7 +256,7 @@ QUEUE = {
     ],
 )
 def test_a_mistake_is_found(overlay, mistake, reason):
-    objects = copy.deepcopy(rendered(overlay))
+    objects = rendered(overlay)
     mistake(objects)
     found = faults(objects)
     assert [fault for fault in found if reason in fault], found
