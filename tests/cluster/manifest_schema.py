@@ -33,14 +33,14 @@ def schema_faults(one):
     if key not in custom():
         yield from (f"{where}: {text}" for text in _core(one))
         return
-    body = {name: part for name, part in one.items() if name != "metadata"}
+    body = _defaulted({name: part for name, part in one.items() if name != "metadata"}, custom()[key])
     for error in _validator(key).iter_errors(body):
         yield f"{where}: {'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
     # No schema of a custom resource says what metadata is; that of a plain object does.
     yield from (
         f"{where}: {text}" for text in _core({"apiVersion": "v1", "kind": "ConfigMap", "metadata": one["metadata"]})
     )
-    yield from (f"{where}: {text}" for text in _rules(_defaulted(body, custom()[key]), custom()[key], ""))
+    yield from (f"{where}: {text}" for text in _rules(body, custom()[key], ""))
 
 
 def _core(one):
@@ -90,6 +90,7 @@ def _children(value, schema):
 
 
 def _defaulted(value, schema):
+    """As the server keeps it before it looks: with the defaults of its schema, and no nulls."""
     if isinstance(value, dict):
         absent = {name: part["default"] for name, part in schema.get("properties", {}).items() if "default" in part}
         value = {**absent, **{name: part for name, part in value.items() if part is not None}}

@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import manifest_files as files
 import pytest
 import yaml
-from manifest_rules import RULES
+from manifest_rules import RULES, options
 from manifest_schema import schema_faults
+
+from finepseudo.costs.resources import workers
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))  # where the commands of the manifests lie
@@ -260,6 +263,54 @@ def test_a_mistake_is_found(overlay, mistake, reason):
     mistake(objects)
     found = faults(objects)
     assert [fault for fault in found if reason in fault], found
+
+
+# Ray itself, where it says more than our arithmetic.
+
+
+@pytest.mark.parametrize("overlay", files.OVERLAYS)
+def test_rays_autoscaler_reads_the_groups_as_we_do(overlay):
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    objects = rendered(overlay)
+    ((owner, spec),) = files.clusters(objects)
+    body = {"metadata": {"name": owner["metadata"]["name"], "namespace": "n"}, "spec": spec}
+    kinds = _derive_autoscaling_config_from_ray_cr(body)["available_node_types"]
+    for group in files.groups(objects):
+        kind = kinds["headgroup" if group.name == "head" else group.name]
+        told = {name: amount for name, amount in kind["resources"].items() if name != "memory" and amount}
+        assert told == {name: amount for name, amount in group.amounts.items() if amount}
+        if group.name != "head":
+            assert (kind["min_workers"], kind["max_workers"]) == (group.low, group.high)
+
+
+@pytest.mark.parametrize("overlay", [name for name in files.OVERLAYS if name != "standing"])
+def test_ray_packs_all_workers_into_the_largest_cluster(overlay):
+    from ray.autoscaler._private.resource_demand_scheduler import get_bin_pack_residual
+
+    objects = rendered(overlay)
+    recipe = options(job(objects)["entrypoint"]).recipe
+    nodes = [dict(group.amounts) for group in files.groups(objects) for _ in range(group.high)]
+    asked = [dict(some.need) for some in workers(recipe) for _ in range(some.count)]
+    left, _ = get_bin_pack_residual(nodes, asked)
+    assert left == []
+    smaller, _ = get_bin_pack_residual(nodes[:-1], asked)
+    assert smaller or overlay in ("kinetics400",), "the last pod is one too many"
+
+
+@pytest.mark.parametrize("overlay", ["base", "gpu", "kinetics400"])
+def test_a_dry_run_takes_the_command(overlay, tmp_path):
+    command = job(rendered(overlay))["entrypoint"].replace("s3://", f"{tmp_path}/").split()
+    done = subprocess.run(
+        [sys.executable, *command[1:], "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    said = done.stdout + done.stderr
+    assert "resources: " in said, said
+    if overlay == "base":
+        assert done.returncode == 0, said
+    else:
+        assert "NotReadyError" in said, said  # nobody has put the data there
+        assert str(tmp_path) in said
 
 
 # Names and versions, across files.
