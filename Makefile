@@ -19,6 +19,7 @@ lint: setup-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/hadolint Dockerfile
 
 manifests:  ## write cluster/rendered/ afresh
 	bash .ci/kustomize render
