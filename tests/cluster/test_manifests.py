@@ -284,18 +284,53 @@ def test_rays_autoscaler_reads_the_groups_as_we_do(overlay):
             assert (kind["min_workers"], kind["max_workers"]) == (group.low, group.high)
 
 
-@pytest.mark.parametrize("overlay", [name for name in files.OVERLAYS if name != "standing"])
-def test_ray_packs_all_workers_into_the_largest_cluster(overlay):
-    from ray.autoscaler._private.resource_demand_scheduler import get_bin_pack_residual
+def launched(overlay, **highest):
+    """Pods that the autoscaler makes for what a run asks at its start, all at once; None: it says it never can."""
+    from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.core.generated.autoscaler_pb2 import GangResourceRequest, ResourceRequest
 
     objects = rendered(overlay)
     recipe = options(job(objects)["entrypoint"]).recipe
-    nodes = [dict(group.amounts) for group in files.groups(objects) for _ in range(group.high)]
-    asked = [dict(some.need) for some in workers(recipe) for _ in range(some.count)]
-    left, _ = get_bin_pack_residual(nodes, asked)
-    assert left == []
-    smaller, _ = get_bin_pack_residual(nodes[:-1], asked)
-    assert smaller, "without the last pod nothing is missing: it is one too many, or Ray was not asked"
+    kinds = {
+        group.name: NodeTypeConfig(
+            name=group.name,
+            min_worker_nodes=group.low,
+            max_worker_nodes=highest.get(group.name, group.high),
+            resources=dict(group.amounts),
+        )
+        for group in files.groups(objects)
+    }
+    bundles = [ResourceRequest(resources_bundle=some.need) for some in workers(recipe) for _ in range(some.count)]
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=kinds,
+        max_num_nodes=sum(kind.max_worker_nodes for kind in kinds.values()),
+        gang_resource_requests=[GangResourceRequest(requests=bundles)],
+    )
+    reply = ResourceDemandScheduler(event_logger=None).schedule(request)
+    if reply.infeasible_gang_resource_requests:
+        return None
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "pods"),
+    [
+        ("base", {"head": 1, "decode": 1, "train": 1, "score": 1}),
+        ("gpu", {"head": 1, "decode": 4, "train": 1, "score": 4}),
+        ("spot", {"head": 1, "decode": 4, "train": 1, "score": 4}),
+        ("kueue", {"head": 1, "decode": 4, "train": 1, "score": 4}),
+        ("kinetics400", {"head": 1, "decode": 14, "train": 2, "score": 16}),
+    ],
+)
+def test_rays_autoscaler_finds_a_place_for_every_worker(overlay, pods):
+    assert launched(overlay) == pods
+
+
+@pytest.mark.parametrize("group", ["decode", "score"])
+def test_rays_autoscaler_says_that_a_pod_is_missing(group):
+    assert launched("gpu", **{group: 3}) is None
 
 
 @pytest.mark.parametrize("overlay", ["base", "gpu", "kinetics400"])
@@ -330,7 +365,8 @@ def test_one_version_of_each():
             assert f":{project['version']}-ray{lock['ray']}-" in body.get(
                 "image", f":{project['version']}-ray{lock['ray']}-"
             )
-    assert set(re.findall(r"finepseudo:(\S+)-(?:cpu|cuda)", docker)) == {f"{project['version']}-ray{lock['ray']}"}
+    for text in (docker, (files.CLUSTER / "README.md").read_text()):
+        assert set(re.findall(r"finepseudo:(\S+)-(?:cpu|cuda)", text)) == {f"{project['version']}-ray{lock['ray']}"}
     (minor,) = re.findall(r"^ARG BASE_IMAGE=python:(\d+\.\d+)-", docker, re.MULTILINE)
     assert f">={minor}" in project["requires-python"]
 
