@@ -284,6 +284,15 @@ def test_rays_autoscaler_reads_the_groups_as_we_do(overlay):
             assert (kind["min_workers"], kind["max_workers"]) == (group.low, group.high)
 
 
+@pytest.mark.parametrize("overlay", files.OVERLAYS)
+def test_ray_start_has_the_options(overlay):
+    from ray.scripts.scripts import start
+
+    there = {option.removeprefix("--") for param in start.params for option in param.opts}
+    for group in files.groups(rendered(overlay)):
+        assert group.body["rayStartParams"].keys() <= there, group.name
+
+
 def launched(overlay, **highest):
     """Pods that the autoscaler makes for what a run asks at its start, all at once; None: it says it never can."""
     from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
