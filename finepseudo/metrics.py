@@ -51,8 +51,8 @@ STEPS = Metric("finepseudo_committed_steps", "optimiser steps", "of a training, 
 SECONDS = Metric(
     "finepseudo_stage_seconds",
     "seconds",
-    "up to the last commit, by kind: of the mean training worker (launch, setup, wait, transfer, compute, commit), "
-    "of all actors together (decode, predict), of the driver (start, total)",
+    "up to the last commit, by kind. Of a training's mean worker: launch, setup, wait, transfer, compute, commit, and "
+    "decode by the actors that served it. Of a pass: decode, predict of all actors; start, total of the driver",
     (*STAGE, "kind"),
 )
 CLIPS = Metric("finepseudo_stage_clips", "clips", "that a stage has taken up to its last commit", STAGE)
