@@ -25,6 +25,7 @@ def from_environment(run: Store, recipe: Recipe) -> Tracker | None:
     """None where it is not asked for, or not installed, which is a warning."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return None
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # A server that does not answer: the next look tries again.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
