@@ -1,21 +1,55 @@
-# One image for head, workers and jobs. On GPU nodes PyPI's torch brings CUDA; choose the base that fits the driver.
+# One image for head, workers, autoscaler and submitter; jobs included.
+#
+#   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cpu .
+#   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cuda --build-arg EXTRA=cuda .
+#
+# PyPI's torch brings CUDA with it, so both start from the same base; a node needs the driver alone. A release names the
+# base by its digest: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm
-FROM ${BASE_IMAGE}
+ARG EXTRA=cpu
 
-# The compiler is for the alignment kernel and for what DeepSpeed builds at first use: both are built below, not on the
-# nodes. The kernel chooses its instructions when it runs, so the image fits any x86-64 node, or any ARM one.
+# All that needs a compiler is built here: the alignment kernel, which chooses its instructions when it runs, and
+# DeepSpeed's collective for CPUs, which would else be compiled at first use, into a folder that pods cannot write.
+FROM ${BASE_IMAGE} AS build
+ARG EXTRA
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
-
-ENV PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 TORCH_EXTENSIONS_DIR=/opt/finepseudo/extensions
-WORKDIR /opt/finepseudo
+WORKDIR /build
 COPY requirements.txt tests/requirements.lock ./
-RUN pip install --no-cache-dir setuptools -r requirements.txt -c requirements.lock
+RUN if [ "${EXTRA}" = cpu ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; fi \
+    && pip install --no-cache-dir setuptools -r requirements.txt -c requirements.lock \
+    && DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 pip install --no-cache-dir --force-reinstall --no-deps \
+       --no-build-isolation --no-binary deepspeed "$(grep '^deepspeed==' requirements.txt)"
 COPY pyproject.toml README.md LICENSE ./
 COPY finepseudo finepseudo
-COPY jobs jobs
-RUN pip install --no-cache-dir --no-deps --no-build-isolation -e . && python -m finepseudo.train.engine
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-RUN useradd --create-home --uid 1000 ray
-USER 1000
+# OpenMP is what the compiled parts link to.
+FROM ${BASE_IMAGE} AS runtime-cpu
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+
+# Triton compiles its launchers on the GPU that it finds, with a C compiler.
+FROM runtime-cpu AS runtime-cuda
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# Everything lies in /usr/local, so `python` and `ray` are found by login shells too.
+# hadolint ignore=DL3006
+FROM runtime-${EXTRA}
+COPY --from=build /usr/local /usr/local
+WORKDIR /opt/finepseudo
+COPY jobs jobs
+# The one folder that is written to is /tmp, so the root may be read-only.
+ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
+# Ends the build where the compiled parts are not there already.
+RUN python -c 'import torch, finepseudo.align.kernels._cpu' && python -m finepseudo.train.engine && ray --version \
+    && rm -rf /tmp/* /tmp/.[!.]*
+USER 1000:0

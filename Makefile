@@ -6,7 +6,7 @@ RUN ?= runs/demo
 PYTEST ?= -m "not long"
 TESTERS ?= 2
 
-.PHONY: demo test lint setup setup-dev clean
+.PHONY: demo test lint manifests setup setup-dev clean
 
 demo: setup  ## the main job, whole, on generated video files
 	$(BIN)/python jobs/run.py rehearsal --run $(RUN)
@@ -19,6 +19,10 @@ lint: setup-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/hadolint Dockerfile
+
+manifests:  ## write cluster/rendered/ afresh
+	bash .ci/kustomize render
 
 setup: $(VENV)/ready
 setup-dev: $(VENV)/ready-dev
@@ -31,8 +35,9 @@ $(VENV)/ready: requirements.txt pyproject.toml .ci/system $(wildcard finepseudo/
 	$(BIN)/python -m finepseudo.train.engine
 	touch $@
 
-$(VENV)/ready-dev: $(VENV)/ready tests/requirements.lock
+$(VENV)/ready-dev: $(VENV)/ready tests/requirements.lock .ci/kustomize
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.lock
+	bash .ci/kustomize
 	touch $@
 
 clean:

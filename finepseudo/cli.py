@@ -63,7 +63,8 @@ def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str)
         SystemExit: help was asked for, or an option is unknown (tyro shows the nearest).
     """
     names = ", ".join(RECIPES)
-    places = [item.name for item in fields(kind) if item.default is MISSING and item.name != "recipe"]
+    asked = [item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING]
+    places = [name for name in asked if name != "recipe"]
     dirs = " ".join(f"--{name} DIR" for name in places)
     usage = f"{description}\n\nusage: {program} RECIPE {dirs} [options]; recipes: {names}, or file.py:function"
     if not argv or argv[0] in ("-h", "--help"):

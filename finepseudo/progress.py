@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 log = logging.getLogger("finepseudo")
 
 EVERY_S = 10.0
 
 
+@dataclass(frozen=True)
+class Told:
+    """How far something is."""
+
+    name: str
+    done: int
+    total: int
+    left_s: float
+    loss: float | None = None
+
+
 def line(name: str, done: int, total: int, left_s: float, loss: float | None = None) -> str:
     """`align/frame: 40/150, loss 0.123, 2 min 05 s left`."""
     told = "" if loss is None else f", loss {loss:.3f}"
     return f"{name}: {done}/{total}{told}, {_duration(left_s)} left"
+
+
+def tell(name: str, done: int, total: int, left_s: float, loss: float | None = None) -> None:
+    """Log the line; the record carries what it was made of, for those who show it elsewhere."""
+    told = Told(name, done, total, left_s, loss)
+    log.info("%s", line(name, done, total, left_s, loss), extra={"progress": told})
 
 
 class Pace:
@@ -46,7 +64,7 @@ class Progress:
         left_s, total = self.pace.left_s(self.done), self.pace.total
         if left_s is not None and time.monotonic() - self._logged > EVERY_S and self.done < total:
             self._logged = time.monotonic()
-            log.info("%s", line(self.name, self.done, total, left_s))
+            tell(self.name, self.done, total, left_s)
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ features/<digest>/              what a frozen backbone made of every clip's fram
 scores/<pass>/                  what encoders made of clips, a part a block, while labels and results are made of it
 embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
 labels/<method>/round-<r>/      pseudo-labels and what they were decided with
-results/<digest>/  results.json every figure; report.html, logs/: for people
+results/<digest>/  results.json every figure; report.html, logs/, tensorboard/: for people
 """
 
 from __future__ import annotations
@@ -106,6 +106,11 @@ def launch_seconds(store: Store, folder: str) -> float:
     return sum(marker["lineage"]["launch_s"] for marker in markers if marker)
 
 
+def pass_seconds(store: Store, folder: str) -> dict[str, float]:
+    """Seconds by kind of a pass over videos, by the folder of what it made."""
+    return json.loads(artefacts.read_part(store, folder, SECONDS))
+
+
 def claim(store: Store, recipe: Recipe) -> None:
     """Make the run directory belong to this recipe, or check that it does.
 
@@ -178,6 +183,11 @@ class Run:
         """Pseudo-labels of a round, one row a video."""
         return tables.mapped(self.store, labels(name), LABELS)
 
+    def rounds(self) -> list[str]:
+        """Names of the rounds whose labels are committed."""
+        found = [folder.removeprefix(labels("")) for folder in _below(self.store, labels("").rstrip("/"), FUSION)]
+        return [name for name in found if artefacts.committed(self.store, labels(name)) is not None]
+
     def fusion(self, name: str) -> Fusion:
         """What the labels of a round were decided with."""
         return Fusion(**json.loads(artefacts.read_part(self.store, labels(name), FUSION)))
@@ -214,7 +224,7 @@ class Run:
             seconds = checkpoint.taken(store, folder).seconds
             timing[folder] = {**seconds, "launch": launch_seconds(store, folder)}
         for store, folder in self.passes():
-            timing[folder] = json.loads(artefacts.read_part(store, folder, SECONDS))
+            timing[folder] = pass_seconds(store, folder)
         return timing
 
     def results(self) -> Results:

@@ -49,10 +49,17 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.results import Results
     from finepseudo.run import Run
     from finepseudo.runtime.executor import on_ray
+    from finepseudo.runtime.gauges import Gauges
+    from finepseudo.tracking.watch import watched
 
     found = []
     with logged_to(root), on_ray(recipe) as executor:
-        for one, results in run_variants(runs, root, base, lambda recipe: replace(executor, recipe=recipe)):
+        gauges = Gauges()
+
+        def seen(one: Variant) -> Any:
+            return watched(Run.at(root.child(one.folder), base), one.recipe, gauges.publish)
+
+        for one, results in run_variants(runs, root, base, lambda recipe: replace(executor, recipe=recipe), seen):
             found.append((one, results))
             if isinstance(results, Results):
                 write_report(Run.at(root.child(one.folder), base))

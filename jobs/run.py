@@ -31,8 +31,14 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.report.page import summary, write_report
     from finepseudo.run import Run
     from finepseudo.runtime.executor import on_ray
+    from finepseudo.runtime.gauges import Gauges
+    from finepseudo.tracking.watch import watched
 
-    with logged_to(run), on_ray(options.recipe) as executor:
+    with (
+        logged_to(run),
+        on_ray(options.recipe) as executor,
+        watched(Run.at(run, base), options.recipe, Gauges().publish),
+    ):
         results = ensure_results(run_rounds(options.recipe, run, executor, base))
     print(summary(results))
     print(f"results: {run.uri('results.json')}\npage: {write_report(Run.at(run, base))}")

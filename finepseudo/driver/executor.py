@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -15,15 +14,13 @@ import torch
 from finepseudo.data.plan import Plan
 from finepseudo.data.stream import BlockReader
 from finepseudo.models.encoders import GENERATOR
-from finepseudo.progress import Progress, line
+from finepseudo.progress import Progress, tell
 from finepseudo.recipe import Recipe
 from finepseudo.storage.store import Store
 from finepseudo.train.loop import run_stage
 from finepseudo.train.predict import Pass, Predictor
 from finepseudo.train.session import Session, join_alone
 from finepseudo.train.stage import Stage
-
-log = logging.getLogger("finepseudo")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,7 +66,7 @@ class InProcess:
             plan = Plan.load(run, stage.plan)
             reader = BlockReader.of(self.recipe, data, plan)
             k = stage.optimiser.blocks_per_step
-            session = Session(torch.device("cpu"), report=lambda message: log.info("%s", line(**message)))
+            session = Session(torch.device("cpu"), report=lambda message: tell(**message))
             run_stage(
                 stage, self.recipe.scale, run, session, lambda start, stop: reader.each(start * k, stop * k), stop=stop
             )

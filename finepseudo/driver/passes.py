@@ -65,6 +65,7 @@ def run_pass(
                 run.delete(f"{folder}/{part_name(number)}")
             raise
         seconds |= {"start": start, "total": time.monotonic() - began, "rows": float(len(plan))}
+        seconds |= {"clips": float(len(row_N)), "rejected": float(len(rejected))}
         artefacts.commit(run, folder, {}, {"rejected": rejected, "seconds": seconds})
     left = artefacts.required(run, folder)["lineage"]
     rejected = {int(row): text for row, text in left["rejected"].items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,9 +9,7 @@ from typing import Any
 
 import ray
 
-from finepseudo.progress import line
-
-log = logging.getLogger("finepseudo")
+from finepseudo.progress import tell
 
 POLL_S = 2.0
 
@@ -40,7 +37,7 @@ def listening() -> Iterator[Any]:
     def listen() -> None:
         while not done.wait(POLL_S):
             for message in ray.get(board.take.remote(), timeout=60):
-                log.info("%s", line(**message))
+                tell(**message)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()

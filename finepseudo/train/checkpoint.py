@@ -100,7 +100,7 @@ def load(engine: Engine, session: Session, store: Store, folder: str, *, lineage
     step = committed_step(store, folder)
     if session.rank == 0:
         for name in store.list(f"{folder}/history"):
-            if int(name.partition("-")[2]) > step:
+            if last_step(name) > step:
                 store.delete(f"{folder}/history/{name}")
     if step:
         target = f"{folder}/checkpoints/{step:08d}"
@@ -137,8 +137,32 @@ def taken(store: Store, folder: str) -> Taken:
     for name in reversed(store.list(f"{folder}/history")):
         where = f"{folder}/history/{name}"
         if artefacts.committed(store, where) is not None:
-            return Taken(**json.loads(artefacts.read_part(store, where, "taken.json")))
+            return taken_at(store, where)
     return Taken()
+
+
+def taken_at(store: Store, part: str) -> Taken:
+    """The sums up to the end of a committed part of the history, by its folder."""
+    return Taken(**json.loads(artefacts.read_part(store, part, "taken.json")))
+
+
+def curve_at(store: Store, part: str) -> list[dict[str, float]]:
+    """The steps of a committed part of the history."""
+    return artefacts.read_table(store, part, "curve.parquet").to_pylist()
+
+
+def kept(store: Store, folder: str) -> list[str]:
+    """Folders of the committed parts of the history that no resume will cut off, in the order of their steps."""
+    names = store.list(f"{folder}/history")
+    if artefacts.committed(store, f"{folder}/snapshot") is None:
+        step = committed_step(store, folder)
+        names = [name for name in names if last_step(name) <= step]
+    return [f"{folder}/history/{name}" for name in names]
+
+
+def last_step(part: str) -> int:
+    """Of a part of the history, by its name or folder."""
+    return int(part.rpartition("-")[2])
 
 
 def read_history(store: Store, folder: str) -> History:
@@ -150,9 +174,9 @@ def read_history(store: Store, folder: str) -> History:
         where = f"{folder}/history/{name}"
         if artefacts.committed(store, where) is None:
             continue
-        blocks += json.loads(artefacts.read_part(store, where, "taken.json"))["blocks"]
+        blocks += taken_at(store, where).blocks
         rejected += artefacts.read_table(store, where, "rejected.parquet").to_pylist()
-        curve += artefacts.read_table(store, where, "curve.parquet").to_pylist()
+        curve += curve_at(store, where)
     return History(blocks, sorted(rejected, key=lambda row: row["row"]), curve, taken(store, folder).seconds)
 
 

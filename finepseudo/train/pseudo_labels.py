@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from finepseudo import measures
 from finepseudo.align import collaborate
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead, alignability
@@ -75,28 +74,44 @@ def _comparable(gallery: Gallery, seed: int) -> Gallery:
     return gallery.balanced(max(2, COMPARED // gallery.num_classes), seed)
 
 
+@dataclass(frozen=True)
+class LabelState:
+    """What the guard looks at."""
+
+    coverage: float  # share of the unlabelled videos that is accepted
+    agreement: float  # share of them where p_E and p_A name the same class
+    largest: int  # the class that most accepted labels name
+    largest_share: float  # of the accepted labels
+
+    @staticmethod
+    def of(table: pa.Table) -> LabelState:
+        """Of the labels of a round."""
+        accepted, agreed, classes = (table.column(key).to_numpy() for key in ("accepted", "agree", "label"))
+        counts = np.bincount(classes[accepted], minlength=1)
+        share = float(counts.max() / max(1, accepted.sum()))
+        return LabelState(float(accepted.mean()), float(agreed.mean()), int(counts.argmax()), share)
+
+
 def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]) -> None:
     """Stop before training on labels that have collapsed.
 
     Raises TrainingError, with advice, where coverage, class shares or agreement are beyond the recipe's bounds.
     """
-    label = recipe.label
-    accepted, agreed, classes = (table.column(key).to_numpy() for key in ("accepted", "agree", "label"))
-    agree, coverage = float(agreed.mean()), float(accepted.mean())
-    counts = measures.class_counts(classes[accepted], len(class_names))
-    share = float(counts.max() / max(1, accepted.sum()))
-    state = f"coverage {coverage:.3f}, agreement {agree:.3f}, largest class share {share:.3f}"
-    if coverage < label.min_coverage:
+    label, found = recipe.label, LabelState.of(table)
+    state = (
+        f"coverage {found.coverage:.3f}, agreement {found.agreement:.3f}, largest class share {found.largest_share:.3f}"
+    )
+    if found.coverage < label.min_coverage:
         raise TrainingError(
             f"{name}: almost nothing is accepted ({state}; label.min_coverage = {label.min_coverage:g}). Lower "
             f"label.threshold (now {label.threshold:g}), or train longer before the rounds"
         )
-    if share > label.max_class_share:
+    if found.largest_share > label.max_class_share:
         raise TrainingError(
-            f"{name}: one class, {class_names[int(counts.argmax())]}, takes most accepted labels ({state}; "
+            f"{name}: one class, {class_names[found.largest]}, takes most accepted labels ({state}; "
             f"label.max_class_share = {label.max_class_share:g}). Train f_E longer first, or raise the bound"
         )
-    if agree < label.min_agreement:
+    if found.agreement < label.min_agreement:
         raise TrainingError(
             f"{name}: p_E and p_A hardly ever agree ({state}; label.min_agreement = {label.min_agreement:g}). One of "
             "the encoders has not learned: look at the curves of stage 2"

@@ -29,7 +29,7 @@ def join_alone(backend: str = "gloo") -> None:
 class Session:
     device: torch.device
     report: Callable[[Mapping[str, Any]], None]
-    """Called by rank 0 now and then; what it is told are arguments of `progress.line`, for the user's log."""
+    """Called by rank 0 now and then; what it is told are arguments of `progress.tell`, for the user's log."""
 
     @property
     def rank(self) -> int:

@@ -86,6 +86,9 @@ def test_unlabelled_videos_reach_training_only_with_pseudo_labels(smoke):
 def test_log_and_page_are_left_for_people(smoke):
     assert "results:" in smoke.stdout
     assert (smoke.folder / "report.html").stat().st_size > 10_000
+    assert {str(at.parent.relative_to(smoke.folder)) for at in smoke.folder.rglob("*.tfevents.*")} == {
+        f"tensorboard/{name}" for name in (*STAGES, "labels/finepseudo")
+    }
     (log,) = (smoke.folder / "logs").iterdir()
     text = log.read_text()
     assert "pretrain/frame: training steps 0 to 12 of 12" in text

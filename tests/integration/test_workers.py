@@ -1,29 +1,38 @@
 """Training workers and scoring actors that are killed, and workers that share a step: real Ray, real processes."""
 
+import logging
 import os
+import re
 import signal
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 
 import psutil
 import pytest
+from conftest import ROOT
+from prometheus_client.parser import text_string_to_metric_families
 
+from finepseudo import progress
 from finepseudo.data.plan import Plan, plan_classify, samples
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.steps import Steps, ensure_trained
 from finepseudo.errors import StorageError
 from finepseudo.recipe import CrossEntropy
 from finepseudo.recipes import find
-from finepseudo.run import data_store
+from finepseudo.run import Run, data_store
 from finepseudo.runtime.executor import RayExecutor, on_ray
+from finepseudo.runtime.gauges import Gauges
 from finepseudo.storage.store import Store
+from finepseudo.tracking import watch
 from finepseudo.train.checkpoint import committed_step, read_history
 from finepseudo.train.initial import ensure_initial
 from finepseudo.train.predict import Pass
 from finepseudo.train.stage import stage_of
 
 STEPS = 40
+DASHBOARD = "cluster/observability/grafana-dashboard.json"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +160,63 @@ def test_killed_scorer_costs_no_video(base, ground):
     for name, value in whole.columns().items():
         if not name.endswith("_s"):
             assert (again.columns()[name] == value).all(), name
+
+
+def endpoint():
+    """Values at Ray's metrics endpoint of this node, by name and labels; all names there."""
+    import ray  # not before finepseudo.runtime, which says how Ray authenticates
+
+    (node,) = ray.nodes()
+    with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    ours = [sample for family in families for sample in family.samples if sample.name.startswith("ray_finepseudo_")]
+    of = {(one.name, *(one.labels[key] for key in ("stage", "kind") if key in one.labels)): one.value for one in ours}
+    return of, {sample.name for family in families for sample in family.samples}
+
+
+def seen_at_endpoint(wanted):
+    """What the endpoint shows as soon as it shows this name."""
+    ends = time.monotonic() + 90
+    while True:
+        found, names = endpoint()
+        if wanted in found or time.monotonic() > ends:
+            return found, names
+        time.sleep(1)
+
+
+def test_metrics_are_at_rays_endpoint_while_a_run_works(ground, base, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "finepseudo")
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(watch, "EVERY_S", 1.0)
+    run, _, board = ground
+    began = time.time()
+    with watch.watched(Run.at(run), base, Gauges().publish):
+        RayExecutor(base, board).spread(len, ["a"] * 40, "counting")
+        found, names = seen_at_endpoint(("ray_finepseudo_progress_ratio", "counting"))
+    assert found["ray_finepseudo_run_active",] == 1
+    assert began <= found["ray_finepseudo_progress_timestamp_seconds",] <= time.time()
+    assert 0 < found["ray_finepseudo_progress_ratio", "counting"] < 1
+    assert found["ray_finepseudo_left_seconds", "counting"] >= 0
+    assert found["ray_finepseudo_guard_max_rejected_ratio",] == base.data.max_rejected
+    assert found["ray_finepseudo_rejected_clips", "prepare"] == 0
+    # Those of Ray's own that the dashboard shows, without GPUs.
+    shown = set(re.findall(r"\bray_(?:node|object)_\w+", (ROOT / DASHBOARD).read_text()))
+    assert shown - names == {"ray_node_gpus_utilization"}
+
+
+@pytest.mark.long
+def test_seconds_of_a_training_are_at_rays_endpoint(ground, base, undisturbed, monkeypatch):
+    monkeypatch.setattr(watch, "EVERY_S", 1.0)
+    run, seconds = ground[0], undisturbed[1].seconds
+    with watch.watched(Run.at(run), base, Gauges().publish):
+        found, _ = seen_at_endpoint(("ray_finepseudo_committed_steps", "one"))
+    assert found["ray_finepseudo_committed_steps", "one"] == STEPS
+    assert found["ray_finepseudo_stage_clips", "one"] == STEPS * 2 * 4
+    for kind in ("setup", "wait", "transfer", "compute", "commit", "decode"):
+        assert found["ray_finepseudo_stage_seconds", "one", kind] == pytest.approx(seconds[kind])
+    assert 0.5 < found["ray_finepseudo_stage_seconds", "one", "launch"] < 300
+    assert found["ray_finepseudo_decode_clips_per_second", "one"] > 1
+    assert found["ray_finepseudo_cache_hit_ratio", "one"] == seconds["cache_hits"] / seconds["rows"]
 
 
 @pytest.mark.long

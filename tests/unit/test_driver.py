@@ -370,6 +370,8 @@ def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
     run.delete(f"data/{gone[0]}")
     found, _ = whole(off, tmp_path / "run")
     assert found.measured["finepseudo"].f_E.videos == 19
+    (counted,) = [seconds for name, seconds in found.timing.items() if name.startswith("results/")]
+    assert (counted["clips"], counted["rejected"]) == (50, 1)
     assert "left out" in caplog.text
     assert gone[0] in caplog.text
     run.delete("results")

@@ -190,3 +190,4 @@ def test_the_job_writes_tables_curve_and_pages(compared, tmp_path, monkeypatch, 
     assert store.read("budgets.svg").startswith(b"<svg ")
     for one in ("seed-0", "no_L_Score/seed-0", "labels-0.125/seed-0"):
         assert store.exists(f"{one}/report.html")
+        assert store.list(f"{one}/tensorboard/labels/finepseudo"), "each was watched"
