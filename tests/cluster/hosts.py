@@ -1,4 +1,4 @@
-"""Several hosts on one machine, each with an address, processes, /tmp and /dev/shm of its own, on a link that counts."""
+"""Several hosts on one machine: each has an address, processes, /tmp and /dev/shm of its own, on a link that counts."""
 
 from __future__ import annotations
 
