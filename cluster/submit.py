@@ -105,7 +105,7 @@ class Jobs:
 
     def __init__(self, address: str, deadline_s: float) -> None:
         self.address, self.deadline_s = address, deadline_s
-        self.reached = False
+        self.reached, self.answered = False, time.monotonic()
         self.shown = 0  # characters of the log
         self._client: Any = None
 
@@ -114,9 +114,7 @@ class Jobs:
 
         def attempt(client: Any) -> None:
             if known(client, name) is None:
-                client.submit_job(
-                    entrypoint=entrypoint, submission_id=name, runtime_env={"working_dir": working_dir}
-                )
+                client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env={"working_dir": working_dir})
 
         self.shown = 0
         self._patiently(lambda client: within(self.deadline_s, lambda: attempt(client)))
@@ -127,7 +125,9 @@ class Jobs:
         while True:
             info = self._patiently(lambda client: within(ANSWER_S, lambda: known(client, name)))
             if info is None:
-                return (KILLED, True, "is gone: the cluster was restarted") if seen else (1, False, "is not known there")
+                return (
+                    (KILLED, True, "is gone: the cluster was restarted") if seen else (1, False, "is not known there")
+                )
             seen = True
             self._patiently(lambda client: asyncio.run(self._tail(client, name)))
             if info.status.is_terminal():
@@ -142,6 +142,7 @@ class Jobs:
             except (StopAsyncIteration, TimeoutError):
                 await chunks.aclose()
                 return
+            self.answered = time.monotonic()
             new = chunk[max(0, self.shown - at) :]  # the log comes from its beginning again
             at += len(chunk)
             self.shown = max(self.shown, at)
@@ -152,20 +153,21 @@ class Jobs:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        ends, told = time.monotonic() + self.deadline_s, False
+        told = False
         while True:
             try:
                 if self._client is None:
                     self._client = within(ANSWER_S, lambda: JobSubmissionClient(self.address))
-                    self.reached = True
-                return ask(self._client)
+                result = ask(self._client)
+                self.reached, self.answered = True, time.monotonic()
+                return result
             except AuthenticationError as error:
                 raise LostError(f"{self.address} refuses the token: {str(error).splitlines()[0]}") from error
             except (OSError, TimeoutError, aiohttp.ClientError, RuntimeError) as error:
                 why = " ".join(str(error).split())[:200] or type(error).__name__
                 if isinstance(error, RuntimeError) and "status code 4" in why:
                     raise LostError(f"{self.address} refuses: {why}") from error
-            if time.monotonic() > ends:
+            if time.monotonic() - self.answered > self.deadline_s:
                 raise LostError(f"{self.address} has not answered for {self.deadline_s:g} s: {why}")
             if not told:
                 say(f"{self.address} does not answer ({why}); it is asked again for {self.deadline_s:g} s")

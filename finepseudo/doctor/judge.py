@@ -285,8 +285,8 @@ def _memory(facts: Facts) -> Iterator[Problem]:
             if machine["shm_bytes"] < store:
                 yield (
                     place.name,
-                    f"the object store of {_gib(store)} is larger than shared memory ({_gib(machine['shm_bytes'])}) and "
-                    "lies on disk; give /dev/shm more, or lower --object-store-memory",
+                    f"the object store of {_gib(store)} is larger than shared memory, {_gib(machine['shm_bytes'])}, so "
+                    "it lies on disk; give /dev/shm more, or lower --object-store-memory",
                 )
 
     yield from _together("warn", _gathered(short()))

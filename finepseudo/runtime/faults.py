@@ -8,7 +8,6 @@ from ray.exceptions import RayError, RayTaskError
 
 from finepseudo.errors import FinePseudoError
 
-
 INSIDE = ("cause", "controller_failure", "health_check_failure")  # where Ray's errors keep what they are about
 
 
