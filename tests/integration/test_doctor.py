@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -150,8 +151,11 @@ def said(findings, check):
 @pytest.fixture(scope="module")
 def healthy(nodes, recipe, ground):
     nodes.wait(1)
+    before = signal.getsignal(signal.SIGTERM)
     roomy = replace(recipe, scale=replace(recipe.scale, train_cpus=0.1))
-    return doctor.examine(roomy, Store(str(ground / "runs/a")), Store(str(ground / "runs/a")))
+    findings = doctor.examine(roomy, Store(str(ground / "runs/a")), Store(str(ground / "runs/a")))
+    assert signal.getsignal(signal.SIGTERM) == before, "Ray's answer to SIGTERM took the place of the job's"
+    return findings
 
 
 @pytest.fixture(scope="module")
