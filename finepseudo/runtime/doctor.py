@@ -192,7 +192,7 @@ def _gathered(references: list[Any], deadline_s: float) -> tuple[dict[Any, tuple
                 answers[reference] = (ray.get(reference), came)
             except RayError as error:
                 missing[reference] = f"a task on this node failed: {probe.clean(str(error))}"
-    late = f"no answer within {deadline_s:g} s: the node is overloaded, or no process can be started on it"
+    late = f"no answer within {deadline_s:g} s: it is overloaded, no process can be started on it, or all its GPUs are held"
     return answers, missing | dict.fromkeys(waiting, late)
 
 
@@ -200,7 +200,8 @@ def _told(
     request: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], why: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """By look, what was found or why not; a look that said nothing had its deadline, or died with its process."""
-    faults = dict.fromkeys(request["looks"], why)
+    at = {look: asked.get("root") or asked.get("uri") for look, asked in request["looks"].items()}
+    faults = {look: f"{where}: {why}" if where else why for look, where in at.items()}
     found = {answer["look"]: answer["found"] for answer in answers if "found" in answer}
     faults |= {answer["look"]: answer["fault"] for answer in answers if "fault" in answer}
     return found, {look: said for look, said in faults.items() if look not in found}

@@ -55,7 +55,7 @@ def free_port():
 def patient():
     """This machine is all of the nodes at once."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in (("CLOCK_S", 120.0), ("LOOK_S", 240.0), ("STORE_S", 60.0)):
+        for name, seconds in (("CLOCK_S", 120.0), ("LOOK_S", 240.0), ("STORE_S", 60.0), ("GROUP_S", 90.0)):
             patch.setattr(doctor, name, seconds)
         yield
 
@@ -70,7 +70,7 @@ class Nodes:
 
     def start(self, name, *options, before=(), **env):
         here = {**os.environ, "RAY_TMPDIR": self.session, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **env}
-        command = [*before, BIN / "ray", "start", "--block", f"--node-name={name}", "--num-cpus=1", *options]
+        command = [*before, BIN / "ray", "start", "--block", f"--node-name={name}", "--num-cpus=8", *options]
         size = "--object-store-memory=80000000"
         self.commands.append((name, [*command, size], here))
         self.started.append(self.call(*self.commands[-1]))
@@ -90,7 +90,9 @@ class Nodes:
     def wait(self, count):
         ends = time.monotonic() + START_S
         while True:
-            with contextlib.suppress(ConnectionError, RuntimeError):
+            host, port = self.address.split(":")
+            with contextlib.suppress(OSError, RuntimeError):
+                socket.create_connection((host, int(port)), timeout=5).close()  # Ray would try for long
                 ray.init(address=self.address, log_to_driver=False)
                 if sum(node["Alive"] for node in ray.nodes()) == count:
                     break
@@ -115,12 +117,12 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """A folder, a data set of one video in it, and an S3 server's environment that nodes get."""
+    """A folder, and a data set with one video in it."""
     folder = tmp_path_factory.mktemp("doctor")
     data = folder / "data"
     (data / "videos").mkdir(parents=True)
     (data / "videos/a.mp4").write_bytes(rehearsal.encode_mp4(np.zeros((20, 48, 48, 3), np.uint8), 25))
-    (data / "labels.csv").write_text("file,label\nvideos/a.mp4,twist\n")
+    (data / "labels.csv").write_text("file,label\nvideos/a.mp4,twist\nvideos/b.mp4,turn\n")
     return folder
 
 
@@ -180,6 +182,7 @@ def ill(healthy, nodes, recipe, ground):
     subprocess.run(["g++", "-shared", "-fPIC", "-o", library, ground / "late.cpp", "-ldl"], check=True)
     nodes.join("late", LD_PRELOAD=str(library), GLOO_SOCKET_IFNAME="nowhere0")
     nodes.wait(4)
+    doctor.GROUP_S = 20.0  # two of three wait for the third as long as this
     asking = replace(recipe, scale=replace(recipe.scale, score_resource="score"))
     return doctor.examine(asking, Store(str(ground / "runs/a")), Store(str(ground / "runs/a")))
 
@@ -247,12 +250,19 @@ def call(*options, **env):
     )  # fmt: skip
 
 
-def test_the_address_of_ray_job_is_a_line_and_exit_code_1(tmp_path):
-    done = call("--run", str(tmp_path), RAY_ADDRESS="http://127.0.0.1:8265")
+def test_a_wrong_address_and_a_store_that_does_not_answer_are_lines_and_exit_code_1():
+    nobody = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-key",
+    }
+    done = call("--run", "s3://bucket/run", RAY_ADDRESS="http://127.0.0.1:8265", **nobody)
     assert done.returncode == 1, done.stderr
     assert "FAULT  cluster   RAY_ADDRESS=http://127.0.0.1:8265 is where `ray job` finds a cluster" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("1 fault, ")
+    assert "FAULT  run       driver: s3://bucket/run: no answer within 25 s" in done.stdout
+    assert "mend the faults before a start" in done.stdout.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert "a-secret-key" not in done.stdout + done.stderr
 
 
 def test_a_temporary_folder_whose_sockets_would_be_too_long(tmp_path, monkeypatch):

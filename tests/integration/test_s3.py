@@ -132,17 +132,6 @@ def test_wrong_credentials_are_said_without_them(guarded):
     assert "secret-of-the-test" not in str(caught.value)
 
 
-def test_an_endpoint_where_nobody_listens_is_said_in_bounded_time(monkeypatch):
-    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    filesystem.cache_clear()
-    began = time.monotonic()
-    with pytest.raises(StorageError, match="cannot write a file: .*127.0.0.1:9"):
-        check_store(Store("s3://bucket/run"), "probe")
-    assert time.monotonic() - began < 120
-    filesystem.cache_clear()
-
-
 def test_walk_on_s3_takes_names_as_they_are_and_no_markers_of_folders(bucket_store):
     import s3fs
 
