@@ -192,7 +192,7 @@ def _gathered(references: list[Any], deadline_s: float) -> tuple[dict[Any, tuple
                 answers[reference] = (ray.get(reference), came)
             except RayError as error:
                 missing[reference] = f"a task on this node failed: {probe.clean(str(error))}"
-    late = f"no answer within {deadline_s:g} s: it is overloaded, no process can be started on it, or all its GPUs are held"
+    late = f"no answer within {deadline_s:g} s: it is overloaded, starts no process, or has no GPU that is free"
     return answers, missing | dict.fromkeys(waiting, late)
 
 
