@@ -44,13 +44,15 @@ def served(**settings):
             except OSError:
                 assert time.monotonic() < ends, "the S3 server did not start"
                 time.sleep(0.2)
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        process.kill()
+        try:
+            yield {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": "tester",
+                "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +122,10 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket_store):
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """A bucket on a server that knows no keys, and lets in none after the bucket was made."""
-    with served(INITIAL_NO_AUTH_ACTION_COUNT="1") as environment:
+    """A bucket on a server that looks at keys from when the bucket is made, and knows none."""
+    with served(INITIAL_NO_AUTH_ACTION_COUNT="1000") as environment:
         make_bucket("guarded-bucket", environment, monkeypatch)
+        urllib.request.urlopen(f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth", b"0", timeout=30).close()
         yield Store("s3://guarded-bucket/run")
 
 
