@@ -55,7 +55,13 @@ def free_port():
 def patient():
     """This machine is all of the nodes at once."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in (("CLOCK_S", 120.0), ("LOOK_S", 240.0), ("STORE_S", 60.0), ("GROUP_S", 90.0)):
+        for name, seconds in (
+            ("CLOCK_S", 120.0),
+            ("LOOK_S", 240.0),
+            ("STORE_S", 60.0),
+            ("GROUP_S", 90.0),
+            ("START_S", 60.0),
+        ):
             patch.setattr(doctor, name, seconds)
         yield
 

@@ -125,7 +125,9 @@ def guarded(monkeypatch):
     """A bucket on a server that looks at keys from when the bucket is made, and knows none."""
     with served(INITIAL_NO_AUTH_ACTION_COUNT="1000") as environment:
         make_bucket("guarded-bucket", environment, monkeypatch)
-        urllib.request.urlopen(f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth", b"0", timeout=30).close()
+        text = {"Content-Type": "text/plain"}
+        now = urllib.request.Request(f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth", b"0", text)
+        urllib.request.urlopen(now, timeout=30).close()
         yield Store("s3://guarded-bucket/run")
 
 
