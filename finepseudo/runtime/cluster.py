@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ log = logging.getLogger("finepseudo")
 
 WAIT_S = 10.0  # between two words about what a run waits for
 NODES_SHOWN = 8
+REACH_S = 10.0  # for the head of a cluster to take a connection
 SOCKET_BYTES = 107  # longest path of a Unix socket
 
 
@@ -50,6 +52,7 @@ def connected(recipe: Recipe) -> Iterator[None]:
         )
     with _own_sigterm():
         if address:
+            _check_listening(address)
             log.info("joining the Ray cluster at %s", address)
             try:
                 ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
@@ -68,9 +71,21 @@ def connected(recipe: Recipe) -> Iterator[None]:
 def _own_sigterm() -> Iterator[None]:
     """Ray answers SIGTERM by an exit of its own; what the job does about it stays."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself tries for a minute or more. Raises ClusterError: nothing listens at host:port."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        except OSError as error:
+            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
 
 
 def _check_sockets() -> None:
@@ -98,15 +113,18 @@ def _start_local(recipe: Recipe) -> None:
     # Logical processors: the processes of a laptop run share the real ones.
     cpus = max(os.cpu_count() or 1, int(need["CPU"]))
     log.info("starting Ray on this machine")
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=recipe.scale.object_store_mib << 20,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=recipe.scale.object_store_mib << 20,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+        )
+    except Exception as error:  # Ray raises it bare where its processes are not up in time
+        raise ClusterError(f"Ray did not start on this machine: {error}; start the same command again") from error
 
 
 def preflight(recipe: Recipe) -> None:

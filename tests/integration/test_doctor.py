@@ -19,7 +19,7 @@ from conftest import ROOT
 
 from finepseudo import rehearsal
 from finepseudo.doctor.judge import faults
-from finepseudo.errors import NotReadyError
+from finepseudo.errors import ClusterError, NotReadyError
 from finepseudo.recipe import Data
 from finepseudo.recipes import find
 from finepseudo.runtime import cluster, doctor
@@ -280,3 +280,11 @@ def test_a_temporary_folder_whose_sockets_would_be_too_long(tmp_path, monkeypatc
         cluster.connected(SMOKE),
     ):
         pass
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match="no Ray cluster answers at RAY_ADDRESS=127"), cluster.connected(SMOKE):
+        pass
+    assert time.monotonic() - began < 10
