@@ -11,12 +11,13 @@ from finepseudo.recipe import Recipe
 Level = Literal["ok", "warn", "FAULT"]
 Problem = tuple[Level, str]
 
-MIB, GIB = 1 << 20, 1 << 30
+GIB = 1 << 30
 SHOWN = 4  # nodes that a line names
 VERSIONS = ("python", "torch", "ray", "deepspeed", "finepseudo")
 SKEW_WARN_S, SKEW_FAULT_S = 2.0, 300.0  # S3 refuses what is signed 15 minutes off
 FREE_BYTES = 1 * GIB  # of a temporary folder, beside the cache
 FULLEST = 0.95  # share of a disk from which Ray refuses to create objects
+BETWEEN = ("room", "clock", "gpu", "group")  # checks of nothing that the driver has by itself
 MEMORY_BYTES = 2 * GIB  # that a node should have free: each worker has torch in it
 
 
@@ -50,7 +51,6 @@ class Facts:
     room: str = ""  # what has no room on it
     sample: str = ""  # why no file of the data could be named
     backend: str = ""  # of the process group that was tried; empty: none is needed
-    exclusive: bool = True
 
     @property
     def places(self) -> list[Place]:
@@ -76,7 +76,7 @@ def judge(recipe: Recipe, facts: Facts) -> list[Finding]:
     findings = list[Finding]()
     for name, (problems, fine) in checks.items():
         found = [Finding(name, level, said) for level, said in problems]
-        looked = facts.nodes or name in ("cluster", "versions", "kernel", "run", "data", "decoding", "disk", "memory")
+        looked = facts.nodes or name not in BETWEEN
         findings += found or ([Finding(name, "ok", fine)] if looked else [])
     return findings
 

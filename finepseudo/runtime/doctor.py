@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,9 +103,10 @@ def _room(recipe: Recipe) -> str:
 def _look(recipe: Recipe, ground: _Ground, nodes: Sequence[_Node]) -> str:
     """Fill in what every node says of itself; returns the backend of the group that was tried."""
     ports = _set_clocks(nodes)
-    asked = {
-        _pinned(_ask, node)(PROBE, request, LOOK_S + START_S): (node, request) for node, request in _each(ground, nodes)
-    }
+    asked = dict[Any, tuple[_Node, dict[str, Any]]]()
+    for node in nodes:
+        request = ground.request(node.id, node.session)
+        asked[_pinned(_ask, node)(PROBE, request, LOOK_S + START_S)] = (node, request)
     backend, meetings = _meetings(recipe, nodes, ports)
     for node, looks in meetings:
         request = {"deadline_s": GROUP_S + START_S, "looks": looks}
@@ -121,11 +122,6 @@ def _look(recipe: Recipe, ground: _Ground, nodes: Sequence[_Node]) -> str:
         node, request = asked[reference]
         node.faults.update({next(iter(request["looks"])): why})
     return backend
-
-
-def _each(ground: _Ground, nodes: Sequence[_Node]) -> Iterator[tuple[_Node, dict[str, Any]]]:
-    for node in nodes:
-        yield node, ground.request(node.id, node.session)
 
 
 def _meetings(
