@@ -28,7 +28,7 @@ from finepseudo.storage.store import Store
 ray = cluster.ray
 BIN = Path(sys.executable).parent
 SMOKE = find("rehearsal_smoke")
-START_S = 180
+START_S = 600  # for all nodes to come up: this machine is all of them, and may be busy
 AHEAD_S = 3600
 API = "http://127.0.0.1:8265"
 LATE = """
