@@ -4,11 +4,10 @@
 #
 #   cluster/head.sh TOKEN_FILE [more options of `ray start`]
 #
-# Then, in the shell that submits:
-#   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=TOKEN_FILE
-#   ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/run.py rehearsal --run /path/of/run
+# Then submit to it:
+#   python cluster/submit.py --token-file TOKEN_FILE -- python jobs/run.py rehearsal --run /path/of/run
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 token_file=$(realpath -m "$1")
 shift
 umask 077

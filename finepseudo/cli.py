@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -15,12 +17,17 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from finepseudo.errors import FinePseudoError, NotReadyError, RecipeError
+from finepseudo.errors import ClusterError, FinePseudoError, NotReadyError, RecipeError
 from finepseudo.recipe import Recipe
 from finepseudo.recipes import RECIPES, find
+from finepseudo.storage.check import check_store
 from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
+
+AGAIN = 75
+"""Exit code of what ended for now (EX_TEMPFAIL of sysexits.h): the same command, started again, continues."""
+FLUSH_S = 1.5  # to keep the last lines of the log: `ray job stop` kills 3 s after its SIGTERM
 
 Flat = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's fields as options of their own: --align.steps, not --recipe.align.steps."""
@@ -82,19 +89,34 @@ def parse(kind: type[T], argv: Sequence[str], *, program: str, description: str)
 
 
 def main(job: Callable[[Sequence[str]], None]) -> None:
-    """Run a job; exit 0 for success only. Expected errors are one line, unexpected ones keep their traceback."""
+    """Run a job; exit 0 for success only, and AGAIN where starting the same command again is the remedy.
+
+    Expected errors are one line, unexpected ones keep their traceback.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    # SIGTERM ends like Ctrl-C, so that what the run started is shut down; whatever is committed stays.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, _stop)
     try:
         job(sys.argv[1:])
     except FinePseudoError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        sys.exit(AGAIN if isinstance(error, ClusterError) else 1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last commit", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+
+
+def _stop(*_: object) -> None:
+    """Answer SIGTERM within seconds: threads wait for trainings, so to unwind them could take hours.
+
+    Whatever is committed stays, and Ray ends what belongs to a driver that is gone.
+    """
+    # By itself: the signal may have come in the middle of a print, or while a line was being kept.
+    os.write(2, b"stopped by SIGTERM; the same command continues from the last commit\n")
+    flush = threading.Thread(target=logging.shutdown, daemon=True)
+    flush.start()
+    flush.join(FLUSH_S)
+    os._exit(AGAIN)
 
 
 def dry_run(recipe: Recipe, run: Store, base: Store, units: str, variants: Sequence[Recipe] = ()) -> None:
@@ -116,7 +138,11 @@ def dry_run(recipe: Recipe, run: Store, base: Store, units: str, variants: Seque
 
 @contextmanager
 def logged_to(run: Store) -> Any:
-    """Keep the log beside the results, as logs/<start>.log; the file is renewed now and then, so s3 works too."""
+    """Keep the log beside the results, as logs/<start>.log; the file is renewed now and then, so s3 works too.
+
+    Raises StorageError: the run directory does not do what a run asks of it; said before anything is started.
+    """
+    check_store(run, f"probe-{uuid.uuid4().hex}")
     handler = _StoreHandler(run, f"logs/{time.strftime('%Y%m%dT%H%M%S')}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)

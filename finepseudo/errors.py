@@ -30,7 +30,10 @@ class StorageError(FinePseudoError):
 
 
 class ClusterError(FinePseudoError):
-    """The cluster lacks what the recipe needs, or did not answer within its deadline."""
+    """The cluster lacks what the recipe needs, lost what worked for it, or did not answer within its deadline.
+
+    The same command, started again, continues where it left off, once the cluster is itself again.
+    """
 
 
 class TrainingError(FinePseudoError):

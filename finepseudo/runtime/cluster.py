@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,43 +15,92 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from finepseudo.costs.resources import Need, Workers, needed, workers
-from finepseudo.errors import ClusterError
+from finepseudo.errors import ClusterError, NotReadyError
 from finepseudo.recipe import Recipe
 
 log = logging.getLogger("finepseudo")
 
 WAIT_S = 10.0  # between two words about what a run waits for
 NODES_SHOWN = 8
+REACH_S = 10.0  # for the head of a cluster to take a connection
+SOCKET_BYTES = 107  # longest path of a Unix socket
 
 
 @contextmanager
 def cluster(recipe: Recipe) -> Iterator[None]:
+    """Connected to Ray within the block, to a cluster that has room for the run. Raises as `connected`, `preflight`."""
+    with connected(recipe):
+        preflight(recipe)
+        yield
+
+
+@contextmanager
+def connected(recipe: Recipe) -> Iterator[None]:
     """Connected to Ray within the block. RAY_ADDRESS (set inside a submitted job) names a cluster to join.
 
     A cluster started here answers only holders of a token made afresh for it (see the package's __init__).
 
-    Raises ClusterError: the cluster lacks what the recipe needs, or cannot be reached.
+    Raises:
+        ClusterError: the cluster cannot be reached.
+        NotReadyError: no cluster can be reached, or started, in this way.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith(("http://", "https://")):
-        raise ClusterError(
+        raise NotReadyError(
             f"RAY_ADDRESS={address} is where `ray job` finds a cluster; a job that is started here needs none (unset "
             "it: Ray is started on this machine), or host:port of a cluster that runs"
         )
-    if address:
-        log.info("joining the Ray cluster at %s", address)
-        try:
-            ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-        except (ConnectionError, RuntimeError, TimeoutError) as error:
-            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
-        log.info("joined the Ray cluster whose head is %s", ray.get_runtime_context().gcs_address)
-    else:
-        _start_local(recipe)
+    with _own_sigterm():
+        if address:
+            _check_listening(address)
+            log.info("joining the Ray cluster at %s", address)
+            try:
+                ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+            except (ConnectionError, RuntimeError, TimeoutError) as error:
+                raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+            log.info("joined the Ray cluster whose head is %s", ray.get_runtime_context().gcs_address)
+        else:
+            _start_local(recipe)
     try:
-        preflight(recipe)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray answers SIGTERM by an exit of its own; what the job does about it stays."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself tries for a minute or more. Raises ClusterError: nothing listens at host:port."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        except OSError as error:
+            raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+
+
+def _check_sockets() -> None:
+    """Ray's processes talk by sockets below its temporary folder, whose paths the kernel limits.
+
+    Raises NotReadyError: they would be too long, of which Ray would say no more than that.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  where Ray's is
+    session = f"session_{time.strftime('%Y-%m-%d_%H-%M-%S')}_000000_{os.getpid()}"
+    longest = len(os.fsencode(os.path.join(folder, "ray", session, "sockets", "plasma_store")))
+    if longest > SOCKET_BYTES:
+        raise NotReadyError(
+            f"the temporary folder {folder} is too long by {longest - SOCKET_BYTES} characters: paths of Ray's sockets "
+            f"below it would have {longest} bytes, at most {SOCKET_BYTES} are allowed; set RAY_TMPDIR to a shorter one"
+        )
 
 
 def _start_local(recipe: Recipe) -> None:
@@ -56,19 +108,23 @@ def _start_local(recipe: Recipe) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Nobody gives notice before taking this machine away: every training would start one more process to wait for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    _check_sockets()
     need = needed(recipe)
     # Logical processors: the processes of a laptop run share the real ones.
     cpus = max(os.cpu_count() or 1, int(need["CPU"]))
     log.info("starting Ray on this machine")
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=recipe.scale.object_store_mib << 20,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=recipe.scale.object_store_mib << 20,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+        )
+    except Exception as error:  # Ray raises it bare where its processes are not up in time
+        raise ClusterError(f"Ray did not start on this machine: {error}; start the same command again") from error
 
 
 def preflight(recipe: Recipe) -> None:

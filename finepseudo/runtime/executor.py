@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from finepseudo.errors import ClusterError
 from finepseudo.progress import Progress
@@ -53,7 +53,7 @@ class RayExecutor:
     def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
         """A bounded number of the groups is under way at a time.
 
-        Raises ClusterError: no group ended for longer than all its files may take.
+        Raises ClusterError: no group ended for longer than all its files may take, or one was lost with its node.
         """
         deadline_s = max(GROUP_DEADLINE_S, SLOWEST * self.recipe.scale.probe_deadline_s)
         limit = max(os.cpu_count() or 1, int(ray.cluster_resources().get("CPU", 1)) // 4)
@@ -72,11 +72,13 @@ class RayExecutor:
                     results[under_way.pop(reference)] = ray.get(reference)
                 except RayTaskError as error:
                     raise faults.own(error) or error from None
+                except RayError as error:
+                    raise ClusterError(f"{name}: a group was lost: {error}; the same command continues") from error
             progress.add(len(done))
         return [results[number] for number in range(len(groups))]
 
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
-        """Raises TrainingError when the workers failed more often than `scale.max_failures`."""
+        """Raises TrainingError or ClusterError when the workers failed more often than `scale.max_failures`."""
         fit(stage, self.recipe, run, data, self.board, stop=stop)
 
     def score(

@@ -15,6 +15,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
+from finepseudo.errors import ClusterError
 from finepseudo.recipe import Recipe
 from finepseudo.runtime import faults
 from finepseudo.runtime.ingest import scoring_stream
@@ -48,6 +49,8 @@ def score(
         except Exception as error:
             if (ours := faults.own(error)) is not None:
                 raise ours from None
+            if faults.lost(error):
+                raise ClusterError(f"workers of the pool were lost: {error}; the same command continues") from error
             raise
 
 

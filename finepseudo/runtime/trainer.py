@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from finepseudo.data.layout import Layout
 from finepseudo.data.plan import Plan
-from finepseudo.errors import FinePseudoError, TrainingError
+from finepseudo.errors import ClusterError, FinePseudoError, TrainingError
 from finepseudo.recipe import Recipe
 from finepseudo.run import LAUNCHES
 from finepseudo.runtime import faults
@@ -35,7 +35,9 @@ FAULT = "fault.txt"  # why a stage stopped for good; the driver raises it
 def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, stop: int) -> None:
     """Train from the last committed step to step `stop`.
 
-    Raises TrainingError: the workers failed more often than `scale.max_failures`; their first error is shown.
+    Raises, when the workers failed more often than `scale.max_failures`:
+        ClusterError: workers were lost.
+        TrainingError: of any other reason; their first error is shown.
     """
     scale, name = recipe.scale, stage.name
     resources = {"CPU": scale.train_cpus, "GPU": scale.train_gpus}
@@ -113,6 +115,5 @@ def _own_error(error: BaseException, name: str) -> FinePseudoError:
         return ours
     last = faults.links(error)[-1]
     first = str(last).strip().splitlines() or [repr(last)]
-    return TrainingError(
-        f"{name}: training failed: {first[-1]}; start the same command again to resume from its last commit"
-    )
+    kind = ClusterError if faults.lost(error) else TrainingError
+    return kind(f"{name}: training failed: {first[-1]}; start the same command again to resume from its last commit")

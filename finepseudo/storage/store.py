@@ -104,9 +104,11 @@ class Store:
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a file only if none is there, else False. Without conditional puts in the store, a race overwrites."""
+        return not self.exists(path) and self.put_new(path, data)
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        """As `create`, by the store's conditional put alone: one that has none overwrites, and this is True."""
         target = self.uri(path)
-        if self.exists(path):
-            return False
         with _disk_errors(target):
             temporary = _write_temporary(target, data) if self._local else ""
             try:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, RUN_LIMIT_S, SHORT, call, run_command, wide_recipe
 
@@ -68,6 +69,25 @@ def test_killed_driver_continues_to_the_same_end(short, tmp_path):
     done = call(folder, *SHORT)
     assert done.returncode == 0, done.stderr[-4000:]
     check(folder, short)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2 * RUN_LIMIT_S)
+def test_sigterm_in_a_training_ends_the_driver_and_all_that_it_started(tmp_path):
+    """Ray has an answer to SIGTERM of its own, and threads of the driver wait for the trainings."""
+    command, env = run_command(tmp_path / "run", *SHORT)
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as driver:
+        ends = time.monotonic() + RUN_LIMIT_S
+        while not (tmp_path / "run" / ON_RAY[0]).exists():
+            assert driver.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        started = psutil.Process(driver.pid).children(recursive=True)
+        driver.terminate()
+        said = driver.communicate(timeout=60)[1].decode().splitlines()
+    assert driver.returncode == 75
+    assert "stopped by SIGTERM; the same command continues from the last commit" in said
+    assert psutil.wait_procs(started, timeout=120)[1] == []
 
 
 @pytest.mark.timeout(2 * RUN_LIMIT_S)

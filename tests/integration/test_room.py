@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from finepseudo.errors import ClusterError
+from finepseudo.errors import ClusterError, NotReadyError
 from finepseudo.recipes import find
 from finepseudo.runtime.cluster import cluster, preflight, ray  # which sets the token before Ray is imported
 
@@ -79,5 +79,5 @@ def test_nodes_that_come_later_are_waited_for(nodes):
 def test_the_address_of_ray_job_is_told_from_that_of_a_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     message = "RAY_ADDRESS=http://127.0.0.1:8265 is where `ray job` finds a cluster"
-    with pytest.raises(ClusterError, match=message), cluster(SMOKE):
+    with pytest.raises(NotReadyError, match=message), cluster(SMOKE):
         pass

@@ -1,5 +1,6 @@
 """The whole small rehearsal, data and run directory, on s3:// against a real server process."""
 
+import contextlib
 import io
 import os
 import socket
@@ -17,21 +18,24 @@ from PIL import Image
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
-from finepseudo.errors import DecodeError
+from finepseudo.errors import DecodeError, StorageError
 from finepseudo.results import Results
+from finepseudo.storage.check import check_store
 from finepseudo.storage.store import Store
+from finepseudo.storage.store import _filesystem as filesystem
 
 START_LIMIT_S = 60
 
 
-@pytest.fixture(scope="module")
-def s3():
+@contextlib.contextmanager
+def served(**settings):
     """Environment that reaches an S3 server on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(server, env={**os.environ, **settings}, **quiet) as process:
         ends = time.monotonic() + START_LIMIT_S
         while True:
             try:
@@ -40,13 +44,21 @@ def s3():
             except OSError:
                 assert time.monotonic() < ends, "the S3 server did not start"
                 time.sleep(0.2)
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        process.kill()
+        try:
+            yield {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": "tester",
+                "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with served() as environment:
+        yield environment
 
 
 def make_bucket(name, environment, monkeypatch):
@@ -55,6 +67,7 @@ def make_bucket(name, environment, monkeypatch):
 
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
+    filesystem.cache_clear()  # the client of another server
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
 
 
@@ -94,6 +107,34 @@ def test_store_verbs_on_s3(bucket_store):
     assert bucket_store.list("x") == []
     with pytest.raises(FileNotFoundError, match="s3://"):
         bucket_store.read("x/one")
+
+
+def test_a_store_is_tried_and_left_as_it_was(bucket_store):
+    assert check_store(bucket_store, "probe"), "the server creates a file twice"
+    assert bucket_store.list() == []
+
+
+def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket_store):
+    where = Store(bucket_store.root.replace("verbs-", "other-"))
+    with pytest.raises(StorageError, match=f"^{where.root}: cannot write a file: .*check address, credentials"):
+        check_store(where, "probe")
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """A bucket on a server that looks at keys from when the bucket is made, and knows none."""
+    with served(INITIAL_NO_AUTH_ACTION_COUNT="1000") as environment:
+        make_bucket("guarded-bucket", environment, monkeypatch)
+        text = {"Content-Type": "text/plain"}
+        now = urllib.request.Request(f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth", b"0", text)
+        urllib.request.urlopen(now, timeout=30).close()
+        yield Store("s3://guarded-bucket/run")
+
+
+def test_wrong_credentials_are_said_without_them(guarded):
+    with pytest.raises(StorageError, match="^s3://guarded-bucket/run: cannot write a file: ") as caught:
+        check_store(guarded, "probe")
+    assert "secret-of-the-test" not in str(caught.value)
 
 
 def test_walk_on_s3_takes_names_as_they_are_and_no_markers_of_folders(bucket_store):

@@ -39,6 +39,7 @@ LIBRARIES = {
     "costs": {"numpy", "pyarrow"},
     "preview": {"numpy", "pyarrow"},
     "storage": {"fsspec", "s3fs", "pyarrow", "numpy"},
+    "doctor": {"numpy", "torch"},
     "cli": {"tyro"},
 }
 # Reads the table of encoders; it and what it imports are light.
@@ -51,7 +52,8 @@ MAY = {
     "data": {"data", TABLE} | LEAVES,
     "train": {"train", "data", "align", "models", TABLE} | LEAVES,
     "driver": {"driver", "results", "run", "train", "data", "align", "models", TABLE, "rehearsal"} | LEAVES,
-    "runtime": {"runtime", "run", "train", "data", "costs"} | LEAVES,
+    "runtime": {"runtime", "doctor", "run", "train", "data", "costs"} | LEAVES,
+    "doctor": {"doctor", "align", "data", "rehearsal"} | LEAVES,
     "costs": {"costs", "data", TABLE} | LEAVES,
     "preview": {"preview", "costs", "data", TABLE} | LEAVES,
     "fields": {"errors"},
