@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).parents[2]
 WITHIN_S = 90  # for Ray to start on a host
 
 
@@ -105,8 +107,25 @@ class Network:
                 [*tc, *shaped, "rate", self.rate, "burst", "1mb", "latency", "200ms"], check=True, capture_output=True
             )
         ready = own / "ready"
-        mounts = f"mount -t tmpfs tmpfs /dev/shm && mount --bind {own} /tmp && touch /tmp/ready && exec sleep infinity"
-        inside = ["ip", "netns", "exec", name, "unshare", "-m", "--propagation", "private", "sh", "-c", mounts]
+        mounts = ["mount -t tmpfs tmpfs /dev/shm"]
+        for kept in {str(ROOT), sys.prefix}:
+            if kept.startswith("/tmp/"):  # a checkout there is seen by every host, as one elsewhere is
+                there = f"{own}/{kept.removeprefix('/tmp/')}"
+                mounts.append(f"mkdir -p {there} && mount --bind {kept} {there}")
+        mounts += [f"mount --rbind {own} /tmp", "touch /tmp/ready", "exec sleep infinity"]
+        inside = [
+            "ip",
+            "netns",
+            "exec",
+            name,
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            " && ".join(mounts),
+        ]
         holder = subprocess.Popen(inside)
         ends = time.monotonic() + 20
         while not ready.exists():

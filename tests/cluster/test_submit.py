@@ -79,7 +79,10 @@ def small(head, tmp_path):
         job = [*SUBMIT, "--address", address, "--working-dir", str(folder), *options, "--", sys.executable, "job.py"]
         # A process group of its own: Ctrl-C is sent to it alone.
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # These tests may run in the background of a shell, where Ctrl-C is ignored, and so it would be by the helper.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         started.append(subprocess.Popen(job, env=env, cwd=tmp_path, start_new_session=True, **pipes))
+        signal.signal(signal.SIGINT, before)
         return started[-1]
 
     yield start

@@ -122,7 +122,7 @@ def test_impossible_requests_end_with_one_clear_line(tmp_path):
     assert no_labels.returncode == 1
     assert "ManifestError: no class has a labelled video" in no_labels.stderr
     no_room = call(tmp_path / "b", "--scale.train-gpus", 1, "--scale.resources-deadline-s", 1)
-    assert no_room.returncode == 1
+    assert no_room.returncode == 75
     assert "ClusterError: the cluster has no room for the run after 1 s: no node has 1 CPU, 1 GPU" in no_room.stderr
     assert "Traceback" not in no_room.stderr + no_labels.stderr
 
