@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finepseudo.costs.predict import Predicted
-from finepseudo.costs.resources import workers
+from finepseudo.costs.resources import Workers, workers
 from finepseudo.errors import RecipeError
 from finepseudo.fields import nearest
 from finepseudo.recipe import Recipe
@@ -83,7 +83,7 @@ def pods(recipe: Recipe, infra: Infra) -> dict[str, tuple[int, int]]:
     Raises RecipeError: a worker fits into no pod, or a pod's disk holds less than the cache of clips and the spill.
     """
     found: dict[str, tuple[int, int]] = {}
-    for group, some in zip(("train", "decode", "score"), workers(recipe), strict=True):
+    for group, some in _by_group(recipe).items():
         pod = getattr(infra, group)
         has = {"CPU": pod.cores, "GPU": pod.gpus}
         asked = {name: amount for name, amount in some.need.items() if name in has}
@@ -97,7 +97,12 @@ def pods(recipe: Recipe, infra: Infra) -> dict[str, tuple[int, int]]:
             f"{recipe.name}: /tmp of a decode pod holds {_tmp_gib(infra.decode)} of its {infra.decode.disk_gib} GiB; "
             f"the cache of clips (scale.cache_gib) and as much as its object store may spill want {spilled:g} GiB"
         )
-    return {group: found[group] for group in GROUPS}
+    return found
+
+
+def _by_group(recipe: Recipe) -> dict[str, Workers]:
+    kinds = {some.kind: some for some in workers(recipe)}
+    return {group: kinds[kind] for group, kind in GROUPS.items()}
 
 
 def sizes_yaml(recipe: Recipe, infra: Infra, predicted: Predicted, said: str) -> str:
@@ -108,13 +113,11 @@ def sizes_yaml(recipe: Recipe, infra: Infra, predicted: Predicted, said: str) ->
     """
     counts = pods(recipe, infra)
     hourly = infra.head.price + sum(count * getattr(infra, group).price for group, (count, _) in counts.items())
-    model = predicted.model
-    slowest = max(model.held, key=lambda group: model.work[group] / model.held[group])
     hours = predicted.hours + predicted.probing_hours
     notes = {
         "finepseudo/predicted-hours": f"{hours:.1f}",
         "finepseudo/predicted-money-at-most": f"{hours * hourly:.0f}",
-        "finepseudo/waits-for": slowest,
+        "finepseudo/waits-for": predicted.slowest,
         "finepseudo/unit-costs-of": predicted.costs.machine,
     }
     lines = [
@@ -137,11 +140,10 @@ def sizes_yaml(recipe: Recipe, infra: Infra, predicted: Predicted, said: str) ->
         "# The driver holds galleries and tables of the data set.",
         *_pod("headGroupSpec", "head", infra.head),
     ]
-    for place, (group, (count, slots)) in enumerate(counts.items()):
-        where, pod = f"workerGroupSpecs/{place}", getattr(infra, group)
-        kind = next(some for some in workers(recipe) if some.kind == GROUPS[group])
+    for place, (group, some) in enumerate(_by_group(recipe).items()):
+        where, pod, (count, slots) = f"workerGroupSpecs/{place}", getattr(infra, group), counts[group]
         lines += [
-            f"# {kind.count} {kind.kind} workers, {slots} a pod.",
+            f"# {some.count} {some.kind} workers, {slots} a pod.",
             f"- {{op: test, path: /spec/rayClusterSpec/{where}/groupName, value: {group}}}",
             _put(f"/spec/rayClusterSpec/{where}/maxReplicas", count),
         ]

@@ -29,6 +29,11 @@ class Predicted:
         return needed(self.model.recipe).get("GPU", 0.0)
 
     @property
+    def slowest(self) -> str:
+        """The group of workers that has most to do."""
+        return max(self.model.held, key=lambda group: self.model.work[group] / self.model.held[group])
+
+    @property
     def money(self) -> float:
         return sum(self.model.money.values())
 

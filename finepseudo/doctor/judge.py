@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -108,13 +108,13 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _together(level: Level, said: dict[str, list[str]]) -> Iterator[Problem]:
+def _together(level: Level, pairs: Iterable[tuple[str, str]]) -> Iterator[Problem]:
     """What several places say in the same words is one line."""
-    for text, names in said.items():
+    for text, names in _gathered(pairs).items():
         yield level, f"{_named(names)}: {text}"
 
 
-def _gathered(pairs: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
+def _gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     said = dict[str, list[str]]()
     for name, text in pairs:
         said.setdefault(text, []).append(name)
@@ -124,7 +124,7 @@ def _gathered(pairs: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
 def _failed(facts: Facts, look: str) -> Iterator[Problem]:
     """Places where a look had no answer."""
     failed = ((place.name, place.faults[look]) for place in facts.places if look in place.faults)
-    yield from _together("FAULT", _gathered(failed))
+    yield from _together("FAULT", failed)
 
 
 def _any(facts: Facts, look: str) -> bool:
@@ -175,7 +175,7 @@ def _versions(facts: Facts) -> Iterator[Problem]:
                     f"{expected.get('sources')}); install the same, or submit with --working-dir",
                 )
 
-    yield from _together("FAULT", _gathered(differing()))
+    yield from _together("FAULT", differing())
 
 
 def _kernel(facts: Facts) -> Iterator[Problem]:
@@ -187,13 +187,13 @@ def _kernel(facts: Facts) -> Iterator[Problem]:
         if place.found.get("kernel", {}).get("missing")
     ]
     # Missing everywhere it costs time; on some nodes alone it is an installation that went wrong.
-    yield from _together("warn" if ours else "FAULT", _gathered(iter(lacking)))
+    yield from _together("warn" if ours else "FAULT", lacking)
 
 
 def _run(facts: Facts) -> Iterator[Problem]:
     yield from _failed(facts, "run")
     apart = [(node.name, node.found["run"]["root"]) for node in facts.nodes if not _same(node)]
-    for root, names in _gathered(iter(apart)).items():
+    for root, names in _gathered(apart).items():
         yield (
             "FAULT",
             f"{_named(names)}: {root} is another folder there than for the driver; a run directory must be on a file "
@@ -261,8 +261,8 @@ def _disk(recipe: Recipe, facts: Facts) -> Iterator[Problem]:
                     f"{recipe.scale.cache_gib:g}; lower it, or set scale.cache-dir to a larger disk",
                 )
 
-    yield from _together("FAULT", _gathered(short()))
-    yield from _together("warn", _gathered(small_cache()))
+    yield from _together("FAULT", short())
+    yield from _together("warn", small_cache())
 
 
 def _least_disk(facts: Facts) -> str:
@@ -289,7 +289,7 @@ def _memory(facts: Facts) -> Iterator[Problem]:
                     "it lies on disk; give /dev/shm more, or lower --object-store-memory",
                 )
 
-    yield from _together("warn", _gathered(short()))
+    yield from _together("warn", short())
 
 
 def _least_memory(facts: Facts) -> str:
@@ -332,12 +332,12 @@ def _gpu(facts: Facts) -> Iterator[Problem]:
                     "install a torch that fits it",
                 )
 
-    yield from _together("FAULT", _gathered(blind()))
+    yield from _together("FAULT", blind())
 
 
 def _group(facts: Facts) -> Iterator[Problem]:
     failed = [(node.name, node.faults["group"]) for node in facts.nodes if "group" in node.faults]
-    for text, names in _gathered(iter(failed)).items():
+    for text, names in _gathered(failed).items():
         yield (
             "FAULT",
             f"{_named(names)}: no {facts.backend} group with the other training nodes: {text}; workers talk on any "

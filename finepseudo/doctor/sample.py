@@ -33,7 +33,7 @@ def _clip(recipe: Recipe, data: Store, base: Store) -> str:
     """Path of a clip that is there: of the manifest, or else of the annotations."""
     if artefacts.committed(base, FOLDER) is not None:
         manifest = Manifest.load(base)
-        return manifest.clips.filter(manifest.usable)["path"][0].as_py()
+        return manifest.clips.select(["path"]).filter(manifest.usable)["path"][0].as_py()
     collection = read_collection(data, recipe.data, find_files=False)
     clips, template = collection.clips, Template(recipe.data.videos)
     for row in np.unique(np.linspace(0, len(clips) - 1, min(LOOKED, len(clips))).astype(int)):

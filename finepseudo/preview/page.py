@@ -99,13 +99,12 @@ def _plan(model: Model) -> list[str]:
 
 
 def _cost(found: Predicted, variants: Sequence[Recipe]) -> list[str]:
-    model, costs = found.model, found.costs
-    slowest = max(model.held, key=lambda group: model.work[group] / model.held[group])
+    costs = found.costs
     hours = comparison_hours(found, variants) if variants else found.hours
     money = found.money * hours / found.hours
     probing = f", after {hours_text(found.probing_hours)} of looking at every video" if found.probing_hours else ""
     return [
-        f"predicted: {'at most ' if variants else ''}{hours_text(hours)}{probing}; {slowest} has most to do; "
+        f"predicted: {'at most ' if variants else ''}{hours_text(hours)}{probing}; {found.slowest} has most to do; "
         f"money {money:,.2f} at {CORE_PRICE:g} a core and {GPU_PRICE:g} a GPU an hour (assumed)",
         f"  by unit costs of {costs.machine}: {costs.source}",
     ]

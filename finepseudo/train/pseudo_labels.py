@@ -140,7 +140,7 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
 
 
 def most_likely(p_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The TOP classes of each video, and their probabilities: the largest first: what is kept of p."""
+    """What is kept of p: the TOP classes of each video, the likeliest first, and their probabilities."""
     kept = min(TOP, p_NK.shape[1])
     some = np.sort(np.argpartition(-p_NK, kept - 1, axis=1)[:, :kept], axis=1)  # to sort all of K takes far longer
     order = np.argsort(-np.take_along_axis(p_NK, some, 1), axis=1, kind="stable")

@@ -100,12 +100,8 @@ class Network:
         _do(f"ip -n {name} addr add {address}/24 dev eth0")
         _do(f"ip -n {name} link set eth0 up")
         _do(f"ip -n {name} link set lo up")
-        for where in ((), ("netns", "exec", name)):
-            tc = ["tc"] if not where else ["ip", *where, "tc"]
-            shaped = ["qdisc", "add", "dev", "eth0" if where else link, "root", "tbf"]
-            subprocess.run(
-                [*tc, *shaped, "rate", self.rate, "burst", "1mb", "latency", "200ms"], check=True, capture_output=True
-            )
+        for end in (f"tc qdisc add dev {link}", f"ip netns exec {name} tc qdisc add dev eth0"):
+            _do(f"{end} root tbf rate {self.rate} burst 1mb latency 200ms")
         ready = own / "ready"
         mounts = ["mount -t tmpfs tmpfs /dev/shm"]
         for kept in {str(ROOT), sys.prefix}:
