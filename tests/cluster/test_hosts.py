@@ -8,12 +8,12 @@ import secrets
 import subprocess
 import sys
 import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hosts import Network, why_not
+from servers import s3_server
 
 from finepseudo.data.plan import Plan
 from finepseudo.results import Results
@@ -42,25 +42,8 @@ def network(tmp_path_factory):
 @pytest.fixture(scope="module")
 def s3(network):
     """Environment that reaches an S3 server on the network's bridge."""
-    url = f"http://{network.address}:5000"
-    server = [BIN / "moto_server", "-H", network.address, "-p", "5000"]
-    with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until(lambda: answers(url), 60, "the S3 server")
-        yield {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        process.kill()
-
-
-def answers(url):
-    try:
-        urllib.request.urlopen(f"{url}/moto-api/", timeout=2).close()
-    except OSError:
-        return False
-    return True
+    with s3_server(network.address) as environment:
+        yield environment
 
 
 def until(true, limit_s, what, every_s=0.2):

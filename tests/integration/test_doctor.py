@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT
+from servers import free_port
 
 from finepseudo import rehearsal
 from finepseudo.doctor.judge import faults
@@ -44,12 +45,6 @@ extern "C" int clock_gettime(clockid_t id, struct timespec* now) {
   return failed;
 }
 """
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,12 +1,6 @@
 """The whole small rehearsal, data and run directory, on s3:// against a real server process."""
 
-import contextlib
 import io
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 import uuid
 from dataclasses import replace
@@ -15,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import SHORT, call
 from PIL import Image
+from servers import s3_server
 
 from finepseudo import rehearsal
 from finepseudo.data.child import Child
@@ -24,40 +19,10 @@ from finepseudo.storage.check import check_store
 from finepseudo.storage.store import Store
 from finepseudo.storage.store import _filesystem as filesystem
 
-START_LIMIT_S = 60
-
-
-@contextlib.contextmanager
-def served(**settings):
-    """Environment that reaches an S3 server on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(server, env={**os.environ, **settings}, **quiet) as process:
-        ends = time.monotonic() + START_LIMIT_S
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < ends, "the S3 server did not start"
-                time.sleep(0.2)
-        try:
-            yield {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                "AWS_ACCESS_KEY_ID": "tester",
-                "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }
-        finally:
-            process.kill()
-
 
 @pytest.fixture(scope="module")
 def s3():
-    with served() as environment:
+    with s3_server() as environment:
         yield environment
 
 
@@ -123,7 +88,7 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket_store):
 @pytest.fixture
 def guarded(monkeypatch):
     """A bucket on a server that looks at keys from when the bucket is made, and knows none."""
-    with served(INITIAL_NO_AUTH_ACTION_COUNT="1000") as environment:
+    with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="1000") as environment:
         make_bucket("guarded-bucket", environment, monkeypatch)
         text = {"Content-Type": "text/plain"}
         now = urllib.request.Request(f"{environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth", b"0", text)
