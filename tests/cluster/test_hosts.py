@@ -3,6 +3,7 @@
 The hosts are network namespaces of this machine, so the network is real, and their clock, disk and processors are one.
 """
 
+import json
 import os
 import secrets
 import subprocess
@@ -64,8 +65,9 @@ def run(s3, monkeypatch):
     return Store("s3://hosts/run")
 
 
-@pytest.mark.timeout(3 * LIMIT_S)
-def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(network, s3, run, tmp_path):
+@pytest.fixture
+def start(network, s3):
+    """Starts Ray on one more host, as the head if it is the first; `start.env` is that of all its processes."""
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         **s3,
@@ -74,23 +76,38 @@ def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(network, s
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
 
-    def start(*options):
-        return network.start(BIN / "ray", ["--object-store-memory=300000000", *options], env)
+    def start(cpus, **resources):
+        options = [f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}", "--object-store-memory=300000000"]
+        return network.start(BIN / "ray", options, env)
 
-    def start_trainer():
-        return start("--num-cpus=4", '--resources={"train":2}')
+    start.env = env
+    return start
 
-    def start_pool():
-        return start("--num-cpus=1", '--resources={"score":1}')
 
-    head, _, trainer, pool = start("--num-cpus=0"), start_trainer(), start_trainer(), start_pool()
-    start("--num-cpus=4", '--resources={"decode":4}')
-    log = tmp_path / "job.log"
+def command(run, *options):
+    return [sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", run, *options, *WORK, *RANDOM, *MORE]
+
+
+def check_ended_alike(here, there):
+    """A run has taken every block of its plans once, and has the curves and results of another."""
+    for training in ("supervise/video", "align/frame", "finepseudo/round-1/video"):
+        ours, theirs = (read_history(store, f"train/{training}") for store in (here, there))
+        taken = sorted(block for _, *of in ours.blocks for block in range(*of))
+        assert taken == list(range(Plan.load(here, f"plans/train/{training}").blocks)), "each block once"
+        assert ours.curve == theirs.curve
+    found, expected = (Results.from_json(store.read("results.json")) for store in (here, there))
+    assert replace(found, timing={}, snapshots={}) == replace(expected, timing={}, snapshots={})
+
+
+@pytest.mark.timeout(3 * LIMIT_S)
+def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(start, run, tmp_path):
+    head, _, trainer, pool = start(0), start(4, train=2), start(4, train=2), start(1, score=1)
+    start(4, decode=4)
+    log, submit = tmp_path / "job.log", [BIN / "ray", "job", "submit", "--address", f"http://{head.address}:8265"]
     with log.open("w") as sink:
         job = subprocess.Popen(
-            [BIN / "ray", "job", "submit", "--address", f"http://{head.address}:8265", "--working-dir", ".", "--",
-             sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", run.root, *PLACES, *WORK, *RANDOM, *MORE],
-            env=env, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT,
+            [*submit, "--working-dir", ".", "--", *command(run.root, *PLACES)],
+            env=start.env, stdout=sink, stderr=subprocess.STDOUT, cwd=ROOT,
         )  # fmt: skip
 
     def wait_for(what, true):
@@ -102,30 +119,23 @@ def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(network, s
 
     wait_for("a commit of a training", lambda: run.exists("train/supervise/video/checkpoints/00000004/committed.json"))
     trainer.die()
-    start_trainer()
+    start(4, train=2)
     wait_for("a part of the labelling pass", labelling)
     pool.die()
-    pool = start_pool()
+    pool = start(1, score=1)
     wait_for("the last training", lambda: run.exists("train/finepseudo/round-1/video/snapshot/committed.json"))
     before = {host.name: host.received() for host in (head, pool)}
     until(lambda: job.poll() is not None, LIMIT_S, "the end of the job")
     assert job.returncode == 0, log.read_text()
     came = {host.name: host.received() - before[host.name] for host in (head, pool)}
 
-    plain = tmp_path / "plain"
     alone = subprocess.run(
-        [sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", str(plain), *WORK, *RANDOM, *MORE],
+        command(str(tmp_path / "plain")),
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
         capture_output=True, text=True, cwd=ROOT, timeout=LIMIT_S,
     )  # fmt: skip
     assert alone.returncode == 0, alone.stderr
-    for training in ("supervise/video", "align/frame", "finepseudo/round-1/video"):
-        here, there = (read_history(store, f"train/{training}") for store in (run, Store(str(plain))))
-        taken = sorted(block for _, *of in here.blocks for block in range(*of))
-        assert taken == list(range(Plan.load(run, f"plans/train/{training}").blocks)), "each block once"
-        assert here.curve == there.curve
-    found, expected = (Results.from_json(store.read("results.json")) for store in (run, Store(str(plain))))
-    assert replace(found, timing={}, snapshots={}) == replace(expected, timing={}, snapshots={})
+    check_ended_alike(run, Store(str(tmp_path / "plain")))
 
     # After the last training comes one pass, over the test clips and those of D_u: pixels go to the pool and nowhere
     # else; with them go weights, the gallery and what Ray has to say.
