@@ -21,17 +21,16 @@ class Told:
     left_s: float
     loss: float | None = None
 
-
-def line(name: str, done: int, total: int, left_s: float, loss: float | None = None) -> str:
-    """`align/frame: 40/150, loss 0.123, 2 min 05 s left`."""
-    told = "" if loss is None else f", loss {loss:.3f}"
-    return f"{name}: {done}/{total}{told}, {_duration(left_s)} left"
+    def __str__(self) -> str:
+        """`align/frame: 40/150, loss 0.123, 2 min 05 s left`."""
+        told = "" if self.loss is None else f", loss {self.loss:.3f}"
+        return f"{self.name}: {self.done}/{self.total}{told}, {_duration(self.left_s)} left"
 
 
 def tell(name: str, done: int, total: int, left_s: float, loss: float | None = None) -> None:
-    """Log the line; the record carries what it was made of, for those who show it elsewhere."""
+    """Log it as a line; the record carries what it was made of, for those who show it elsewhere."""
     told = Told(name, done, total, left_s, loss)
-    log.info("%s", line(name, done, total, left_s, loss), extra={"progress": told})
+    log.info("%s", told, extra={"progress": told})
 
 
 class Pace:
