@@ -8,6 +8,8 @@ import sys
 import time
 import urllib.request
 
+from finepseudo.storage import store
+
 START_LIMIT_S = 60
 
 
@@ -33,6 +35,7 @@ def s3_server(host="127.0.0.1", **settings):
             except OSError:
                 assert time.monotonic() < ends, "the S3 server did not start"
                 time.sleep(0.2)
+        store._filesystem.cache_clear()  # one client a process: that of an earlier server reaches this one no more
         try:
             yield {
                 "AWS_ENDPOINT_URL": url,
