@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -20,14 +18,11 @@ import tyro
 from finepseudo.errors import ClusterError, FinePseudoError, NotReadyError, RecipeError
 from finepseudo.recipe import Recipe
 from finepseudo.recipes import RECIPES, find
+from finepseudo.stop import AGAIN, answer_sigterm
 from finepseudo.storage.check import check_store
 from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
-
-AGAIN = 75
-"""Exit code of what ended for now (EX_TEMPFAIL of sysexits.h): the same command, started again, continues."""
-FLUSH_S = 1.5  # to keep the last lines of the log: `ray job stop` kills 3 s after its SIGTERM
 
 Flat = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's fields as options of their own: --align.steps, not --recipe.align.steps."""
@@ -95,7 +90,7 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _stop)
+    answer_sigterm()
     try:
         job(sys.argv[1:])
     except FinePseudoError as error:
@@ -104,19 +99,6 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last commit", file=sys.stderr)  # noqa: T201
         sys.exit(130)
-
-
-def _stop(*_: object) -> None:
-    """Answer SIGTERM within seconds: threads wait for trainings, so to unwind them could take hours.
-
-    Whatever is committed stays, and Ray ends what belongs to a driver that is gone.
-    """
-    # By itself: the signal may have come in the middle of a print, or while a line was being kept.
-    os.write(2, b"stopped by SIGTERM; the same command continues from the last commit\n")
-    flush = threading.Thread(target=logging.shutdown, daemon=True)
-    flush.start()
-    flush.join(FLUSH_S)
-    os._exit(AGAIN)
 
 
 def dry_run(recipe: Recipe, run: Store, base: Store, units: str, variants: Sequence[Recipe] = ()) -> None:

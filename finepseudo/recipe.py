@@ -361,6 +361,9 @@ class Label:
     mean: Literal["log_odds", "score"] = "log_odds"  # what is averaged over the gallery members of a class
     per_class_max: CountOrZero = 0  # largest number of gallery members of a class; 0: all
     clips: Count = 1  # clips per unlabelled video, averaged before the fusion
+    lag: Literal[0, 1] = 0
+    """1: labels of the next round are made by f_E as it is after half of this round's steps, while it trains on; by 0,
+    training and labelling wait for each other. f_A is that with which this round was labelled."""
     known: Annotated[float, Interval(ge=0, le=0.5)] = 0.0
     """Open world: a video less alignable with every class than this quantile of the labelled ones, each with the
     others, is taken for one of an unknown class and gets no label by p_A. 0: all classes are known."""
@@ -520,6 +523,12 @@ def _check_across(recipe: Recipe) -> None:
         )
     if recipe.align.triplet_weight == 0 and recipe.align.score_weight == 0:
         raise RecipeError("align.triplet_weight and align.score_weight are both 0: f_A would learn nothing")
+    rounds = recipe.rounds
+    if recipe.label.lag and (rounds.count < 2 or rounds.video_steps < 2):
+        raise RecipeError(
+            "label.lag = 1 labels the next round in the middle of this one: expected at least 2 for rounds.count and "
+            f"rounds.video_steps, got {rounds.count} and {rounds.video_steps}"
+        )
     _check_models(recipe)
     if recipe.data.rehearsal is not None:
         _check_rehearsal(recipe.data.rehearsal)

@@ -4,7 +4,7 @@ recipe.json                     the recipe that it belongs to
 data/                           a generated data set
 manifest/  split/               which videos there are; which of them keep their label
 plans/<training or pass>/       which clips, and the numbers from which every row follows
-train/<training>/               history, checkpoints while it lasts, snapshot
+train/<training>/               history, checkpoints while it lasts, snapshot, and with label.lag that of half its steps
 features/<digest>/              what a frozen backbone made of every clip's frames, a table a part, and their manifest
 scores/<pass>/                  what encoders made of clips, a part a block, while labels and results are made of it
 embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
@@ -51,6 +51,11 @@ def training(name: str) -> str:
 def snapshot(name: str) -> str:
     """Folder of the weights that a training ended with."""
     return f"{training(name)}/snapshot"
+
+
+def halfway(name: str) -> str:
+    """Folder of the weights after half of a training, where the next round's labels are made with them."""
+    return f"{training(name)}/{checkpoint.HALFWAY}"
 
 
 def training_plan(name: str) -> str:

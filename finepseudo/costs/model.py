@@ -148,7 +148,13 @@ class Model:
         self.phases = {"stage 2": self.stage_2()}  # chains of stages that run side by side
         for number in range(1, recipe.rounds.count + 1):
             asked = self.judge() if number == 1 and recipe.label.fusion != "mean" else []
-            self.phases[f"label {number}"] = [[*self.galleries(number - 1), *asked, *self.label(number)]]
+            chain = [*self.galleries(number - 1), *asked, *self.label(number)]
+            if number > 1 and recipe.label.lag:
+                training = self.phases[f"train {number - 1}"]
+                wait = max(stage.seconds for stages in training for stage in stages) / 2
+                training.append([replace(chain[0], start=chain[0].start + wait), *chain[1:]])
+            else:
+                self.phases[f"label {number}"] = [chain]
             self.phases[f"train {number}"] = self.train(number)
         self.phases["evaluate"] = [[*self.galleries(recipe.rounds.count), self.evaluate(), *self.probe()]]
         self.stages = [stage for chains in self.phases.values() for chain in chains for stage in chain]

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -186,32 +187,49 @@ def run_methods(steps: Steps, shared: Steps, start: Start) -> dict[Method, Finis
 def _self_train(
     steps: Steps, start: Start, members: Gallery, method: Method, first_scores: Callable[[], Scores]
 ) -> Finish:
-    rounds, names = steps.recipe.rounds, list[str]()
+    """Rounds of labels and trainings: round r + 1 is labelled after round r or, by `label.lag`, in its second half."""
+    rounds, lag, names = steps.recipe.rounds, steps.recipe.label.lag, list[str]()
     frame, video, gallery = start.frame, start.video, members
-    for number in range(1, rounds.count + 1):
-        name = round_name(method, number)
-        later_scores = functools.partial(_score_unlabelled, steps, name, frame, video, gallery)
-        scores = first_scores if number == 1 else later_scores
-        table = steps.label(name, method, frame, video, gallery, scores, start.judged)
-        names.append(name)
-        pseudo = pseudo_samples(table, soft=rounds.targets == "soft")
-        train_video = functools.partial(_round_video, steps, name, pseudo, video)
-        if number <= rounds.frame_rounds and METHODS[method].trains_f_A:
-            train_frame = functools.partial(_round_frame, steps, name, pseudo, frame)
-            video, frame = both(train_video, train_frame)
-            gallery = steps.gallery(steps.embed(name, frame))
-        else:
-            video = train_video()
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        tables: dict[int, Future[pa.Table]] = {}
+
+        def label(number: int, frame: Trained, gallery: Gallery, video: Trained) -> None:
+            name = round_name(method, number)
+            later_scores = functools.partial(_score_unlabelled, steps, name, frame, video, gallery)
+            scores = first_scores if number == 1 else later_scores
+            tables[number] = beside.submit(steps.label, name, method, frame, video, gallery, scores, start.judged)
+
+        label(1, frame, gallery, video)
+        for number in range(1, rounds.count + 1):
+            name, more = round_name(method, number), number < rounds.count
+            pseudo = pseudo_samples(tables.pop(number).result(), soft=rounds.targets == "soft")
+            names.append(name)
+            halfway = functools.partial(label, number + 1, frame, gallery) if lag and more else None
+            train_video = functools.partial(_round_video, steps, name, pseudo, video, halfway=halfway)
+            if number <= rounds.frame_rounds and METHODS[method].trains_f_A:
+                train_frame = functools.partial(_round_frame, steps, name, pseudo, frame)
+                video, frame = both(train_video, train_frame)
+                gallery = steps.gallery(steps.embed(name, frame))
+            else:
+                video = train_video()
+            if more and not lag:
+                label(number + 1, frame, gallery, video)
     return Finish(frame, video, gallery, names)
 
 
 def _round_video(
-    steps: Steps, name: str, others: pa.Table | None, init: Trained, loss: CrossEntropy | FixMatch = LABELLED
+    steps: Steps,
+    name: str,
+    others: pa.Table | None,
+    init: Trained,
+    loss: CrossEntropy | FixMatch = LABELLED,
+    halfway: Callable[[Trained], None] | None = None,
 ) -> Trained:
     """`others` are the clips of D_u that f_E is trained on beside D_l."""
     rounds = steps.recipe.rounds
     plan = _classify_plan(steps, name, rounds.video_steps, others)
-    return _train_video(steps, f"{name}/video", plan, rounds.video_steps, rounds.video_lr, init, loss)
+    count, lr = rounds.video_steps, rounds.video_lr
+    return steps.train(f"{name}/video", "video", loss, plan, steps=count, lr=lr, init=init, halfway=halfway)
 
 
 def _all_rounds(
@@ -295,10 +313,8 @@ def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, g
     return steps.score(f"label/{name}", steps.split.unlabelled, what)
 
 
-def _train_video(
-    steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained, loss: CrossEntropy | FixMatch = LABELLED
-) -> Trained:
-    return steps.train(name, "video", loss, plan, steps=count, lr=lr, init=init)
+def _train_video(steps: Steps, name: str, plan: Plan, count: int, lr: float, init: Trained) -> Trained:
+    return steps.train(name, "video", LABELLED, plan, steps=count, lr=lr, init=init)
 
 
 def _classify_plan(steps: Steps, name: str, count: int, pseudo: pa.Table | None = None) -> Plan:

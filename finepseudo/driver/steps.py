@@ -106,8 +106,12 @@ class Steps:
         lr: float,
         init: Trained | None = None,
         compared: Compared | None = None,
+        halfway: Callable[[Trained], None] | None = None,
     ) -> Trained:
-        """The snapshot of a training from `init` or random weights; a new score head standardises by `compared`."""
+        """The snapshot of a training from `init` or random weights; a new score head standardises by `compared`.
+
+        `halfway` is called with the weights after half of the steps, before the training goes on.
+        """
         where, folder = places.training_plan(name), places.snapshot(name)
         plan.ensure(self.run, where)
         stage = stage_of(
@@ -127,7 +131,12 @@ class Steps:
         )
         for other in (self.base, *self.kin):
             theirs = artefacts.committed(other, folder) if other != self.run else None
+            half = artefacts.committed(other, places.halfway(name)) if halfway else None
             if theirs is not None and not differences(stage.lineage(), theirs["lineage"]):
+                if halfway:
+                    if half is None:
+                        continue  # that run labelled after its trainings
+                    halfway(Trained(other.uri(places.halfway(name)), artefacts.marker_digest(half)))
                 log.info("%s: used from %s", name, other.uri())
                 return Trained(other.uri(folder), artefacts.marker_digest(theirs))
         if not self.may_train and artefacts.committed(self.run, folder) is None:
@@ -136,7 +145,10 @@ class Steps:
             if artefacts.committed(self.run, folder) is None and not self.recipe.models.frozen:
                 foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
                 log.info("%s: an empty cache of clips would have %.1f %% of its reads", name, 100 * foretold)
-            digest = ensure_trained(stage, self.recipe, self.run, self.data, self.executor)
+            work = stage, self.recipe, self.run, self.data, self.executor
+            if halfway:
+                halfway(Trained(self.run.uri(places.halfway(name)), ensure_trained(*work, half=True)))
+            digest = ensure_trained(*work)
         return Trained(self.run.uri(folder), digest)
 
     def score(self, name: str, row_N: np.ndarray, what: Pass) -> Scores:
@@ -255,24 +267,36 @@ class Steps:
             yield label_table(made, batch["clip"], p_A_NK, p_E_NK)
 
 
-def ensure_trained(stage: Stage, recipe: Recipe, run: Store, data: Store, executor: Executor) -> str:
+def ensure_trained(
+    stage: Stage, recipe: Recipe, run: Store, data: Store, executor: Executor, *, half: bool = False
+) -> str:
     """Digest of the stage's committed snapshot, which is trained if it is not there yet, a segment at a time.
 
-    Raises TrainingError: see Executor.train.
+    With `half`, of that after half of the steps.
+
+    Raises:
+        TrainingError: see Executor.train.
+        ArtefactError: more than half is trained, and the weights of the half are gone.
     """
-    lineage, folder = stage.lineage(), f"{stage.folder}/snapshot"
+    end, name = (stage.steps // 2, checkpoint.HALFWAY) if half else (stage.steps, "snapshot")
+    lineage, folder = {**stage.lineage(), **({"step": end} if half else {})}, f"{stage.folder}/{name}"
     while (marker := artefacts.committed(run, folder)) is None:
         done = checkpoint.committed_step(run, stage.folder)
-        if done < stage.steps:
-            stop = min(stage.steps, done + recipe.scale.segment_steps)
+        if half and (done > end or artefacts.committed(run, f"{stage.folder}/snapshot") is not None):
+            raise ArtefactError(
+                f"{run.uri(folder)} is missing, and {run.uri(stage.folder)} has trained past it; delete that folder "
+                "and what was made of it, and start the same command again"
+            )
+        if done < end:
+            stop = min(end, done + recipe.scale.segment_steps)
             log.info("%s: training steps %d to %d of %d", stage.name, done, stop, stage.steps)
             executor.train(stage, run, data, stop=stop)
             seconds = checkpoint.taken(run, stage.folder).seconds
             share = 100 * seconds["cache_hits"] / max(1, seconds["rows"])
             if not stage.stored:
                 log.info("%s: the cache of clips had %.1f %% of its reads", stage.name, share)
-        else:  # the last worker died between its checkpoint and the snapshot
-            checkpoint.export_snapshot(run, stage.folder, lineage=lineage, beside=carried(stage.init))
+        else:  # halfway; or the last worker died between its checkpoint and the snapshot
+            checkpoint.export_snapshot(run, stage.folder, lineage=lineage, beside=carried(stage.init), name=name)
     artefacts.check_lineage(run, folder, marker, lineage)
     return artefacts.marker_digest(marker)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import ray
@@ -18,9 +20,13 @@ from finepseudo.runtime import faults, scorers
 from finepseudo.runtime.board import listening
 from finepseudo.runtime.cluster import cluster
 from finepseudo.runtime.trainer import fit
+from finepseudo.stop import before_the_end
 from finepseudo.storage.store import Store
+from finepseudo.train import checkpoint
 from finepseudo.train.predict import Pass
 from finepseudo.train.stage import Stage
+
+log = logging.getLogger("finepseudo")
 
 GROUP_DEADLINE_S = 600.0
 SLOWEST = 60  # files at their deadline that a group may hold, and more than it does
@@ -36,7 +42,9 @@ def on_ray(recipe: Recipe) -> Iterator[RayExecutor]:
     Raises ClusterError: it has not, or cannot be reached.
     """
     with cluster(recipe), listening() as board:
-        yield RayExecutor(recipe, board)
+        executor = RayExecutor(recipe, board)
+        with before_the_end(executor.commit):
+            yield executor
 
 
 def _call(task: Callable[[T], R], group: T) -> R:
@@ -49,6 +57,7 @@ class RayExecutor:
 
     recipe: Recipe
     board: Any
+    trainings: dict[str, tuple[Store, Stage]] = field(default_factory=dict[str, tuple[Store, Stage]])  # under way
 
     def spread(self, task: Callable[[T], R], groups: Sequence[T], name: str) -> list[R]:
         """A bounded number of the groups is under way at a time.
@@ -79,7 +88,28 @@ class RayExecutor:
 
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
         """Raises TrainingError or ClusterError when the workers failed more often than `scale.max_failures`."""
-        fit(stage, self.recipe, run, data, self.board, stop=stop)
+        self.trainings[run.uri(stage.folder)] = run, stage
+        try:
+            fit(stage, self.recipe, run, data, self.board, stop=stop)
+        finally:
+            del self.trainings[run.uri(stage.folder)]
+
+    def commit(self, within_s: float) -> None:
+        """Have the trainings under way commit the step that each is at."""
+        ends = time.monotonic() + within_s
+        at_work = ray.get(self.board.ask.remote(), timeout=within_s)
+        before = {
+            key: checkpoint.committed_step(run, stage.folder)
+            for key, (run, stage) in self.trainings.copy().items()
+            if stage.name in at_work
+        }
+        while before and time.monotonic() < ends:
+            time.sleep(0.1)
+            for key, (run, stage) in self.trainings.copy().items():
+                if key in before and (step := checkpoint.committed_step(run, stage.folder)) != before[key]:
+                    log.info("%s: committed at step %d", stage.name, step)
+                    del before[key]
+            before = {key: step for key, step in before.items() if key in self.trainings}
 
     def score(
         self, what: Pass, plan: str, blocks: Sequence[int], num_classes: int, run: Store, data: Store, out: str

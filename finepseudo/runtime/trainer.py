@@ -21,6 +21,7 @@ from finepseudo.errors import ClusterError, FinePseudoError, TrainingError
 from finepseudo.recipe import Recipe
 from finepseudo.run import LAUNCHES
 from finepseudo.runtime import faults
+from finepseudo.runtime.board import Asked
 from finepseudo.runtime.ingest import training_stream
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
@@ -91,7 +92,12 @@ def _work(config: Mapping[str, Any]) -> None:
     torch.set_num_threads(max(1, int(scale.train_cpus)))
     rows = Plan.load(run, stage.plan).block_rows
     device = get_device()
-    session = Session(torch.device(device), report=lambda message: board.tell.remote(message))
+    rank = ray.train.get_context().get_world_rank()
+    session = Session(
+        torch.device(device),
+        report=lambda message: board.tell.remote(message),
+        asked=Asked(board, stage.name) if rank == 0 else lambda: 0,
+    )
 
     def stream(start: int, stop: int) -> Iterable[Any]:
         shard = ray.train.get_dataset_shard("train")

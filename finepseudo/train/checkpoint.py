@@ -27,6 +27,7 @@ from finepseudo.storage.store import Store
 from finepseudo.train.engine import MOMENTS, Engine
 from finepseudo.train.session import Session
 
+HALFWAY = "halfway"  # folder, beside that of the snapshot, of the weights after half of the steps
 REJECTED = pa.schema(
     [("row", pa.int64()), ("step", pa.int64()), ("rank", pa.int32()), ("video_id", pa.string()), ("error", pa.string())]
 )
@@ -114,12 +115,18 @@ def load(engine: Engine, session: Session, store: Store, folder: str, *, lineage
 
 
 def export_snapshot(
-    store: Store, folder: str, *, lineage: Mapping[str, Any], beside: Mapping[str, bytes] = MappingProxyType({})
+    store: Store,
+    folder: str,
+    *,
+    lineage: Mapping[str, Any],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+    name: str = "snapshot",
 ) -> None:
     """From the last checkpoint to one file of weights for readers; needs no engine. Checkpoints go afterwards.
 
     Args:
         beside: other parts of the snapshot.
+        name: HALFWAY for that of a training that goes on: its checkpoint stays.
     """
     step = committed_step(store, folder)
     tensors, whole = _assemble(store, f"{folder}/checkpoints/{step:08d}")
@@ -128,8 +135,9 @@ def export_snapshot(
     state |= {name: parts["param"].view(shapes[name]) for name, parts in tensors.items()}
     state = {name: value for name, value in state.items() if not name.startswith("projection.")}
     data = weights.to_bytes(state, {"lineage": json.dumps(plain(lineage), sort_keys=True)})
-    artefacts.commit(store, f"{folder}/snapshot", {"weights.safetensors": data, **beside}, lineage)
-    store.delete(f"{folder}/checkpoints")
+    artefacts.commit(store, f"{folder}/{name}", {"weights.safetensors": data, **beside}, lineage)
+    if name != HALFWAY:
+        store.delete(f"{folder}/checkpoints")
 
 
 def taken(store: Store, folder: str) -> Taken:

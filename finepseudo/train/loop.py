@@ -32,6 +32,8 @@ Stream = Callable[[int, int], Iterable[Mapping[str, Any]]]
 def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream: Stream, *, stop: int) -> None:
     """Train from the committed step to step `stop`, committing every `scale.checkpoint_every` steps; last the snapshot.
 
+    A step is committed as well where the session is asked for it.
+
     Raises:
         TrainingError: a loss or gradient is not finite (step and videos are named; nothing of that step is kept), or
             too many rows could not be decoded; on all ranks together.
@@ -77,7 +79,8 @@ def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream
         recorder.check(batch)
         with recorder.clock("compute"):
             updated = _train_block(engine, session, batch, stage.seed, recorder)
-        if updated and (engine.steps % scale.checkpoint_every == 0 or engine.steps == stop):
+        due = engine.steps % scale.checkpoint_every == 0 or engine.steps == stop
+        if updated and (due or recorder.asked):
             recorder.commit(engine, store, stage.folder, lineage)
         if engine.steps < stop:
             with recorder.clock("wait"):
@@ -99,8 +102,11 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, seed: int, 
             f"{batch.row_B[0]}..{batch.row_B[-1]}, videos {', '.join(batch.video_ids)}; last committed step: "
             f"{recorder.since}"
         )
-    # All ranks stop together: one that stopped alone would leave the others waiting for it.
-    faults, rejected = session.totals(fault is not None, len(batch.errors))
+    # All ranks stop, or commit, together: one that did so alone would leave the others waiting for it.
+    faults, rejected, asked = session.totals(
+        fault is not None, len(batch.errors), session.rank == 0 and session.asked() > recorder.answered
+    )
+    recorder.asked = recorder.asked or bool(asked)
     recorder.rejected += int(rejected)
     if faults or recorder.too_many_rejected():
         texts = session.gather(fault or recorder.describe(batch))
@@ -120,6 +126,7 @@ class _Recorder:
         self.rejected = 0
         """Rows of this stage that no rank could decode, from its first step on."""
         self.pace, self.reported = Pace(stage.steps), 0.0
+        self.answered = session.asked() if session.rank == 0 else 0
         self._reset()
 
     @contextmanager
@@ -183,7 +190,7 @@ class _Recorder:
 
     def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:
         """Write down what was gathered, and start anew. The seconds of a commit are written with the next one."""
-        began = time.monotonic()
+        began, asked = time.monotonic(), self.session.asked() if self.session.rank == 0 else 0
         for kind in ("setup", "wait", "transfer", "compute", "commit"):
             self.timing.setdefault(kind, 0.0)
         checkpoint.save(
@@ -192,6 +199,7 @@ class _Recorder:
             timing=self.timing,
         )  # fmt: skip
         self.since, self.first = engine.steps, self.block
+        self.answered = max(self.answered, asked)
         self._reset()
         self.timing["commit"] = time.monotonic() - began
 
@@ -200,3 +208,4 @@ class _Recorder:
         self.curve: list[dict[str, float]] = []
         self.timing: dict[str, float] = {}
         self.blocks_here = 0
+        self.asked = False

@@ -18,7 +18,7 @@ from finepseudo.driver.executor import InProcess
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.results import Results
 from finepseudo.storage.store import Store
-from finepseudo.train.checkpoint import read_history
+from finepseudo.train.checkpoint import committed_step, read_history
 
 STAGES = ("align/frame", "supervise/video", "finepseudo/round-1/video")
 # Each kill comes when this appears for the first time.
@@ -73,20 +73,23 @@ def test_killed_driver_continues_to_the_same_end(short, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(2 * RUN_LIMIT_S)
-def test_sigterm_in_a_training_ends_the_driver_and_all_that_it_started(tmp_path):
+def test_sigterm_in_a_training_commits_its_step_and_ends_the_driver_and_all_that_it_started(tmp_path):
     """Ray has an answer to SIGTERM of its own, and threads of the driver wait for the trainings."""
-    command, env = run_command(tmp_path / "run", *SHORT)
+    never = ("--scale.checkpoint-every", "1000000", "--supervise.steps", "100000")
+    command, env = run_command(tmp_path / "run", *SHORT, *never)
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as driver:
-        ends = time.monotonic() + RUN_LIMIT_S
-        while not (tmp_path / "run" / ON_RAY[0]).exists():
-            assert driver.poll() is None
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        for line in driver.stderr:
+            if b" supervise/video: " in line and b"/100000, loss" in line:
+                break
         started = psutil.Process(driver.pid).children(recursive=True)
         driver.terminate()
         said = driver.communicate(timeout=60)[1].decode().splitlines()
     assert driver.returncode == 75
-    assert "stopped by SIGTERM; the same command continues from the last commit" in said
+    assert "SIGTERM: stopping within 25 s; the same command continues" in said
+    assert said[-1] == "stopped by SIGTERM; the same command continues from the last commit"
+    step = committed_step(Store(str(tmp_path / "run")), "train/supervise/video")
+    assert step > 0, "nothing was due to be committed"
+    assert [line for line in said if line.endswith(f"supervise/video: committed at step {step}")]
     assert psutil.wait_procs(started, timeout=120)[1] == []
 
 

@@ -90,6 +90,7 @@ BESIDE = {
     "models.video": {"gitdl.video_steps": 0},
     **dict.fromkeys(("optimiser.frame_layer_decay", "optimiser.video_layer_decay", "scale.recompute"), LAYERS),
     "data.rehearsal.strangers": {"data.rehearsal.persons": 4},
+    "label.lag": {"rounds.count": 2},
 }
 # Where something lies decides nothing.
 PLACES = {"data.root", "models.frame_weights", "models.video_weights", "models.frozen_weights"}

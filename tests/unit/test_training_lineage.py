@@ -27,7 +27,7 @@ READS = {
     "classify": EVERY | {"models.video", "models.video_options"},
 }
 # A rule binds these to another field; alone they cannot change.
-BOUND = {"align.loss", "gitdl.video_loss", "models.frozen", "models.frozen_options"}
+BOUND = {"align.loss", "label.lag", "gitdl.video_loss", "models.frozen", "models.frozen_options"}
 BOUND |= {f"optimiser.{part}_layer_decay" for part in PARTS}
 BOUND |= {f"models.{role}_{field}" for role in get_args(Role) for field in ("weights", "sha256")}
 PATHS = [path for path, _ in leaves(recipe()) if path not in BOUND and not path.startswith("scale.")]
