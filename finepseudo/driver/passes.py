@@ -18,7 +18,7 @@ from finepseudo.recipe import Recipe
 from finepseudo.run import pass_plan
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
-from finepseudo.train.predict import Pass, Scores, part_name, read_part
+from finepseudo.train.predict import Pass, Scores, part_name, read_parts
 
 log = logging.getLogger("finepseudo")
 
@@ -77,8 +77,7 @@ def _gathered(
 ) -> tuple[dict[str, float], dict[int, str], list[int]]:
     """Of a pass whose parts are all there: seconds by kind; reasons, by row, of what was not decoded; their parts."""
     seconds, rejected, damaged = {"decode": 0.0, "predict": 0.0}, dict[int, str](), list[int]()
-    for number in range(parts):
-        columns, errors = read_part(run, folder, number)
+    for number, columns, errors in read_parts(run, folder, range(parts)):
         rejected |= {int(row_N[number * block_videos + place]): text for place, text in errors.items()}
         damaged += [number] if errors else []
         for kind in seconds:

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import plain
 from finepseudo.storage.store import Store, located
+from finepseudo.train import predict
 from finepseudo.train.initial import ensure_initial, preprocessing_of, random_encoder
 from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar, similarity
 from finepseudo.train.stage import build_objective
@@ -164,15 +167,40 @@ def numbered(tmp_path_factory):
     return Scores(run, "scores/x", 3, 3, clip_N, {}, {104: "cut short"})
 
 
-@pytest.mark.parametrize(("asked", "expected"), [([108, 101, 104, 7], [101, 108]), ([105], [105]), ([], [])])
+@pytest.mark.parametrize(
+    ("asked", "expected", "parts"),
+    [([108, 101, 104, 7], [101, 108], [0, 1, 2]), ([107, 101], [101, 107], [0, 2]), ([105], [105], [1]), ([], [], [0])],
+)
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_scores_of_some_clips_are_in_the_order_of_the_plan(numbered, asked, expected, size, monkeypatch):
+def test_scores_of_some_clips_are_in_the_order_of_the_plan(numbered, asked, expected, parts, size, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        predict, "read_part", lambda run, folder, part: read.append(part) or read_part(run, folder, part)
+    )
     monkeypatch.setattr(Scores, "batches", functools.partialmethod(Scores.batches, size))
     found = numbered.of(np.array(asked))
+    assert sorted(read) == parts, "only their parts"
     assert found["clip"].tolist() == expected
     np.testing.assert_array_equal(logits(found, "f_E")[:, 0], found["clip"])
     np.testing.assert_array_equal(sbar(found, "f_A")[:, 0], -found["clip"])
     assert numbered.columns()["clip"].tolist() == [100, 101, 102, 103, 105, 106, 107, 108]
+
+
+def test_parts_are_read_side_by_side_a_bounded_number_ahead_and_come_in_order(tmp_path, monkeypatch):
+    begun, together = [], threading.Barrier(2, timeout=20)
+
+    def slow(run, folder, number):
+        begun.append(number)
+        if number < 2:
+            together.wait()  # neither ends without the other
+        time.sleep(0.02 * (number % 2 == 0))
+        return {"number": number}, {}
+
+    monkeypatch.setattr(predict, "read_part", slow)
+    found = predict.read_parts(Store(str(tmp_path)), "scores/x", range(100))
+    assert next(found) == (0, {"number": 0}, {})
+    assert len(begun) <= predict.READ_AHEAD
+    assert [number for number, _, _ in found] == list(range(1, 100))
 
 
 def test_score_head_of_a_snapshot(trained):
