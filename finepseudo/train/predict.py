@@ -9,10 +9,10 @@ import functools
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -35,12 +35,15 @@ from finepseudo.storage.store import Store, located
 from finepseudo.train.initial import preprocessing_of
 
 Columns = dict[str, np.ndarray]
+T = TypeVar("T")
 
 # Columns of a pass: a prefix, and the encoder's name.
 _EMBEDDINGS, _SBAR, _LOGITS, _POOLED, _SIMILARITY = "embeddings/", "sbar/", "logits/", "pooled/", "similarity/"
+_NOTES = "notes"  # of a part, beside its columns: seconds, and reasons of what could not be decoded
 _STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
 
 READ_AHEAD = 16  # parts of a pass
+NOTES_BYTES = 4096  # enough for the notes of most parts
 FRAMES = 256  # that a frozen backbone sees at a time
 HIGHEST = 65504.0  # of fp16
 
@@ -93,7 +96,7 @@ class Scores:
         numbers = range(self.parts) if numbers is None else numbers
         held: list[Columns] = []
         count = 0
-        for number, columns, errors in read_parts(self.run, self.folder, numbers):
+        for number, (columns, errors) in read_ahead(lambda number: read_part(self.run, self.folder, number), numbers):
             held.append(self._decoded(number, columns, errors))
             count += len(held[-1]["clip"])
             if number == numbers[-1] or count >= size:
@@ -157,27 +160,43 @@ def part_name(number: int) -> str:
 
 def read_part(run: Store, folder: str, number: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Columns of all videos of a block, and the reasons of those that could not be decoded, by their place in it."""
-    columns = safetensors.numpy.load(run.read(f"{folder}/{part_name(number)}"))
-    errors: dict[str, str] = json.loads(columns.pop("errors").tobytes())
-    return columns, {int(place): text for place, text in errors.items()}
+    data = run.read(f"{folder}/{part_name(number)}")
+    return safetensors.numpy.load(data), _notes(data)[1]
 
 
-def read_parts(
-    run: Store, folder: str, numbers: Iterable[int]
-) -> Iterator[tuple[int, dict[str, np.ndarray], dict[int, str]]]:
-    """Number, columns and reasons of parts, in this order.
+def read_notes(run: Store, folder: str, number: int) -> tuple[dict[str, float], dict[int, str]]:
+    """Of a part: seconds by kind, and reasons as `read_part` has them. Its columns, which are far more, stay there."""
+    path, size = f"{folder}/{part_name(number)}", NOTES_BYTES
+    start = run.read_start(path, size)
+    if (size := _header_end(start)) > len(start):
+        start = run.read_start(path, size)
+    return _notes(start)
 
-    Some are read ahead: an object store answers in some 20 ms, which for each of 200,000 parts in turn is an hour.
+
+def _header_end(data: bytes) -> int:
+    """Of a safetensors file: eight bytes say how long the JSON behind them is."""
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+def _notes(data: bytes) -> tuple[dict[str, float], dict[int, str]]:
+    notes = json.loads(json.loads(data[8 : _header_end(data)])["__metadata__"][_NOTES])
+    return notes["seconds"], {int(place): text for place, text in notes["errors"].items()}
+
+
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """What `read` gives for each number, in their order.
+
+    Some are under way: an object store answers in some 20 ms, which for 200,000 parts one after the other is an hour.
     """
     with ThreadPoolExecutor(READ_AHEAD) as readers:
-        ahead = deque[tuple[int, Future[Any]]]()
+        ahead = deque[tuple[int, Future[T]]]()
         for number in numbers:
-            ahead.append((number, readers.submit(read_part, run, folder, number)))
+            ahead.append((number, readers.submit(read, number)))
             if len(ahead) == READ_AHEAD:
-                first, part = ahead.popleft()
-                yield first, *part.result()
-        for number, part in ahead:
-            yield number, *part.result()
+                first, found = ahead.popleft()
+                yield first, found.result()
+        for number, found in ahead:
+            yield number, found.result()
 
 
 class Predictor:
@@ -205,10 +224,9 @@ class Predictor:
         # A video is as good as the worst of its views.
         errors_NV = columns["error"].reshape(-1, self.views)
         errors = {place: str(max(texts)) for place, texts in enumerate(errors_NV) if any(texts)}
-        seconds = {"decode_s": columns["decode_s"].sum(), "predict_s": time.monotonic() - began}
-        whole = {name: np.full(len(errors_NV), value / len(errors_NV), np.float32) for name, value in seconds.items()}
-        text = np.frombuffer(json.dumps(errors).encode(), np.uint8)
-        run.write(f"{folder}/{part_name(number)}", safetensors.numpy.save({**found, **whole, "errors": text}))
+        seconds = {"decode": float(columns["decode_s"].sum()), "predict": time.monotonic() - began}
+        notes = {_NOTES: json.dumps({"seconds": seconds, "errors": errors})}
+        run.write(f"{folder}/{part_name(number)}", safetensors.numpy.save(found, notes))
         return len(errors_NV)
 
     @torch.inference_mode()
