@@ -4,6 +4,7 @@
     python benchmarks/scale.py rehearsal --cluster.cores 2            # every stage, who waits, money, growth
     python benchmarks/scale.py benchmarks/scale.py:kinetics --sizes.videos 240000 --sizes.classes 400
     python benchmarks/scale.py --check RUN --cluster.cores 2          # prediction against a finished run
+    python benchmarks/scale.py --large                                # the tables of docs/scaling.md, in minutes
 
 Cores at work slow each other: measure with as many of these at once as a run keeps busy, each with its own --units.
 
@@ -21,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import timeit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import class_scores
 from finepseudo.costs.model import GROUPS, Cluster, Model, Sizes, growth, make_plan, row_frames
-from finepseudo.costs.units import UnitCosts, fits, known_units, read_units, units_for, write_units
+from finepseudo.costs.units import Known, UnitCosts, fits, known_units, read_units, units_for, write_units
 from finepseudo.data.batch import make_batch
 from finepseudo.data.cache import Kept
 from finepseudo.data.child import answer
@@ -66,6 +67,8 @@ from finepseudo.recipe import (
     changed,
 )
 from finepseudo.recipes import RECIPES, find
+from finepseudo.recipes.kinetics400 import KINETICS400
+from finepseudo.recipes.published import eight_gpus, public
 from finepseudo.results import Results
 from finepseudo.run import Run
 from finepseudo.sizes import BLOCK_VIDEOS, JUDGED
@@ -246,12 +249,17 @@ class Options:
     measure: bool = False  # first measure the unit costs of the recipe, and keep them in the file of units
     device: str = "cpu"  # where they are measured: one core, or cuda
     rows: int = 32  # largest block to measure; full-size encoders need smaller ones on a small machine
+    large: bool = False  # instead: collections of up to tens of millions of videos on up to hundreds of GPUs
     check: str = ""  # run directory: compare what is predicted for it with what it measured
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure, predict or check."""
     options = tyro.cli(Options, args=list(argv), description=__doc__)
+    if options.large:
+        for shown in large(known_units(options.units)):
+            print(f"{shown}\n", flush=True)
+        return
     if options.check:
         recipe, sizes, measured = finished(Path(options.check))
         print(described(recipe, sizes, units_for(recipe, known_units(options.units)), options.cluster, measured))
@@ -296,6 +304,84 @@ unit costs of {costs.machine}, {costs.source}; videos are taken to be prepared
 
 Doubling multiplies by 2^e (steps stay, unless they are doubled too):
 {table(["e", *doubled["N"]], [[name, *row.values()] for name, row in doubled.items()])}"""
+
+
+# --- large collections ----------------------------------------------------------------------------------------------
+
+LABELLED = 24_000  # of Kinetics-400 at 10 %
+VIDEOS, MACHINES = (240_000, 2_400_000, 24_000_000), (1, 4, 16, 64)
+SHARES, CORES = (0.001, 0.01, 0.1, 0.4), (4, 16, 64, 128, 256)
+
+
+def grown(videos: int, machines: int, labelled: int = LABELLED, cores: int = 0) -> Recipe:
+    """Kinetics-400 with another number of videos and machines of 8 GPUs, by the rules of recipes/published.py.
+
+    A step has a block for each worker at least, so on many machines there are fewer and larger ones.
+
+    Args:
+        cores: that decode for each stream, of each machine; the recipe's, where it is not given.
+    """
+    recipe = public("grown", replace(KINETICS400, train=videos), labels=labelled / videos)
+    scale, few = eight_gpus(machines), recipe.optimiser.blocks_per_step
+    scale = replace(scale, decode_workers=machines * cores) if cores else scale
+    blocks = max(few, scale.train_workers)
+
+    def steps(count: int) -> int:
+        return math.ceil(count * few / blocks)
+
+    gitdl, align, supervise, rounds = recipe.gitdl, recipe.align, recipe.supervise, recipe.rounds
+    return replace(
+        recipe,
+        optimiser=replace(recipe.optimiser, blocks_per_step=blocks),
+        gitdl=replace(gitdl, frame_steps=steps(gitdl.frame_steps), video_steps=steps(gitdl.video_steps)),
+        align=replace(align, steps=steps(align.steps)),
+        supervise=replace(supervise, steps=steps(supervise.steps)),
+        rounds=replace(rounds, video_steps=steps(rounds.video_steps)),
+        scale=scale,
+    )
+
+
+def large(known: Known) -> Iterator[str]:
+    """The tables: videos by machines; the share of labels; cores that decode; what doubling does."""
+
+    def model(recipe: Recipe, videos: int, labelled: int = LABELLED) -> Model:
+        sizes = Sizes(videos, KINETICS400.test, KINETICS400.classes, labelled)
+        return Model(recipe, sizes, units_for(recipe, known), Cluster.of(recipe))
+
+    def row(found: Model) -> list[Any]:
+        idle = {group: 1 - found.work[group] / found.held[group] / found.seconds for group in GROUPS}
+        slowest = min(idle, key=idle.__getitem__)
+        shares = [f"{idle[group]:.0%}" for group in GROUPS]
+        return [found.seconds / 3600, slowest, *shares, f"{found.work['driver']:.0f}", sum(found.money.values())]
+
+    titles = ["hours", "slowest", *(f"{group} idle" for group in GROUPS), "driver s", "money"]
+    rows = [
+        [f"{videos:,}", 8 * machines, 48 * machines, *row(model(grown(videos, machines), videos))]
+        for videos in VIDEOS
+        for machines in MACHINES
+    ]
+    yield "Videos and machines\n" + table(["videos", "GPUs", "decode cores", *titles], rows)
+    videos, machines, rows = VIDEOS[1], 16, []
+    for share in SHARES:
+        found = model(grown(videos, machines, round(share * videos)), videos, round(share * videos))
+        (passed,) = (stage for stage in found.stages if stage.name == "labels/finepseudo/round-1")
+        took = [
+            passed.seconds / 3600,
+            passed.bound,
+            *(f"{passed.busy[group] / 3600:.2f}" for group in ("decode", "score")),
+        ]
+        aligned = f"{found.alignment / found.work['score']:.0%}"
+        rows.append([f"{found.gallery:,}", f"{share:.1%}", *took, aligned, found.seconds / 3600])
+    titles = ["of the videos", "hours of a pass", "bound by", "decode h", "score h", "alignment in score", "run hours"]
+    yield f"Gallery, {videos:,} videos on {8 * machines} GPUs\n" + table(["gallery", *titles], rows)
+    titles = ["hours", "slowest", *(f"{group} idle" for group in GROUPS), "driver s", "money"]
+    rows = [[f"{3 * cores / 8:g}", *row(model(grown(videos, machines, cores=cores), videos))] for cores in CORES]
+    yield f"Cores that decode, {videos:,} videos on {8 * machines} GPUs\n" + table(["cores a GPU", *titles], rows)
+    recipe = grown(VIDEOS[0], 4)
+    sizes = Sizes(VIDEOS[0], KINETICS400.test, KINETICS400.classes, LABELLED)
+    doubled = growth(recipe, sizes, units_for(recipe, known), Cluster.of(recipe))
+    rows = [[name, *found.values()] for name, found in doubled.items()]
+    yield "Doubling multiplies by 2^e (steps stay, unless they are doubled too)\n" + table(["e", *doubled["N"]], rows)
 
 
 def finished(run: Path) -> tuple[Recipe, Sizes, dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from finepseudo.recipe import Recipe
 from finepseudo.run import pass_plan
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
-from finepseudo.train.predict import Pass, Scores, part_name, read_part
+from finepseudo.train.predict import Pass, Scores, part_name, read_ahead, read_notes
 
 log = logging.getLogger("finepseudo")
 
@@ -77,12 +78,11 @@ def _gathered(
 ) -> tuple[dict[str, float], dict[int, str], list[int]]:
     """Of a pass whose parts are all there: seconds by kind; reasons, by row, of what was not decoded; their parts."""
     seconds, rejected, damaged = {"decode": 0.0, "predict": 0.0}, dict[int, str](), list[int]()
-    for number in range(parts):
-        columns, errors = read_part(run, folder, number)
+    for number, (taken, errors) in read_ahead(partial(read_notes, run, folder), range(parts)):
         rejected |= {int(row_N[number * block_videos + place]): text for place, text in errors.items()}
         damaged += [number] if errors else []
         for kind in seconds:
-            seconds[kind] += float(columns[f"{kind}_s"].sum())
+            seconds[kind] += taken[kind]
     return seconds, rejected, damaged
 
 

@@ -73,6 +73,13 @@ class Store:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.uri(path)}: no such file") from None
 
+    def read_start(self, path: str, count: int) -> bytes:
+        """The first so many bytes of a file, or all that it has; FileNotFoundError names the full address."""
+        try:
+            return self._fs.cat_file(self.uri(path), start=0, end=count)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.uri(path)}: no such file") from None
+
     def open(self, path: str) -> Any:
         """A file to read and seek in, which is not read at once.
 

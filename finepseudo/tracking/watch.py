@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from finepseudo import metrics
 from finepseudo.metrics import Figure
 from finepseudo.progress import Told
 from finepseudo.recipe import Recipe
 from finepseudo.run import Run
-from finepseudo.tracking import mlflow_runs
+from finepseudo.tracking import mlflow_runs, wandb_runs
 from finepseudo.tracking.event_files import write_events
 from finepseudo.tracking.figures import Figures
 from finepseudo.tracking.parts import Part, Parts
@@ -22,13 +23,14 @@ log = logging.getLogger("finepseudo")
 
 EVERY_S = 30.0
 LAST_S = 30.0  # that the last look may take; a run does not wait longer for those who watch it
+TRACKERS = {"MLflow": mlflow_runs, "Weights & Biases": wandb_runs}
 
 Publish = Callable[[Iterable[Figure]], None]
 
 
 @contextmanager
 def watched(run: Run, recipe: Recipe, publish: Publish) -> Iterator[None]:
-    """Within the block: metrics by `publish`, TensorBoard's files in the run directory, MLflow where it is asked for.
+    """Within the block: metrics by `publish`, TensorBoard's files in the run directory, MLflow and W&B where asked for.
 
     Whatever cannot be told is one warning, and tried again at the next look.
     """
@@ -38,6 +40,7 @@ def watched(run: Run, recipe: Recipe, publish: Publish) -> Iterator[None]:
         while not over.wait(EVERY_S):
             watch.look()
         watch.look()
+        watch.close()
 
     watch.begin()
     thread, hearing = threading.Thread(target=look, daemon=True), _Hearing(watch)
@@ -57,7 +60,8 @@ class _Watch:
         self.run, self.publish = run, publish
         self.labels = {"run": run.store.uri()}
         self.figures, self.parts = Figures(run, recipe), Parts(run)
-        self.tracker = mlflow_runs.from_environment(run.store, recipe)
+        made = {name: module.from_environment(run.store, recipe) for name, module in TRACKERS.items()}
+        self.trackers = {name: tracker for name, tracker in made.items() if tracker is not None}
         self._there, self._refused = 0, set[str]()
 
     def begin(self) -> None:
@@ -69,6 +73,10 @@ class _Watch:
     def look(self) -> None:
         self._try("metrics", lambda: self.publish(self.figures.found()))
         self._try("committed parts", self._take)
+
+    def close(self) -> None:
+        for name, tracker in self.trackers.items():
+            self._try(name, tracker.close)
 
     def hear(self, told: Told) -> None:
         stage = {**self.labels, "stage": told.name}
@@ -82,13 +90,12 @@ class _Watch:
             self._there = len(parts)
             self._tell(self._now())
         self._try("TensorBoard's files", lambda: write_events(self.run.store, parts))
-        if self.tracker is not None:
-            self._try("MLflow", lambda: self._track(parts))
+        for name, tracker in self.trackers.items():
+            self._try(name, partial(self._track, tracker, parts))
 
-    def _track(self, parts: Sequence[Part]) -> None:
-        assert self.tracker is not None
+    def _track(self, tracker: mlflow_runs.Tracker | wandb_runs.Tracker, parts: Sequence[Part]) -> None:
         for part in parts:
-            self.tracker.take(part)
+            tracker.take(part)
 
     def _tell(self, *figures: Figure) -> None:
         self._try("metrics", lambda: self.publish(figures))

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -33,11 +35,15 @@ from finepseudo.storage.store import Store, located
 from finepseudo.train.initial import preprocessing_of
 
 Columns = dict[str, np.ndarray]
+T = TypeVar("T")
 
 # Columns of a pass: a prefix, and the encoder's name.
 _EMBEDDINGS, _SBAR, _LOGITS, _POOLED, _SIMILARITY = "embeddings/", "sbar/", "logits/", "pooled/", "similarity/"
+_NOTES = "notes"  # of a part, beside its columns: seconds, and reasons of what could not be decoded
 _STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
 
+READ_AHEAD = 16  # parts of a pass
+NOTES_BYTES = 4096  # enough for the notes of most parts
 FRAMES = 256  # that a frozen backbone sees at a time
 HIGHEST = 65504.0  # of fp16
 
@@ -81,14 +87,19 @@ class Scores:
     seconds: Mapping[str, float]
     rejected: Mapping[int, str]  # reasons, by the row of the manifest, of what could not be decoded
 
-    def batches(self, size: int = 1 << 14) -> Iterator[Columns]:
-        """Column `clip`, the row of the manifest, and those of `Predictor`, of some `size` decoded videos at a time."""
+    def batches(self, size: int = 1 << 14, numbers: Sequence[int] | None = None) -> Iterator[Columns]:
+        """Column `clip`, the row of the manifest, and those of `Predictor`, of some `size` decoded videos at a time.
+
+        Args:
+            numbers: of the parts to read; all, if it is not given.
+        """
+        numbers = range(self.parts) if numbers is None else numbers
         held: list[Columns] = []
         count = 0
-        for number in range(self.parts):
-            held.append(self._part(number))
+        for number, (columns, errors) in read_ahead(lambda number: read_part(self.run, self.folder, number), numbers):
+            held.append(self._decoded(number, columns, errors))
             count += len(held[-1]["clip"])
-            if number == self.parts - 1 or count >= size:
+            if number == numbers[-1] or count >= size:
                 yield {key: np.concatenate([part[key] for part in held]) for key in held[0]}
                 held, count = [], 0
 
@@ -97,15 +108,15 @@ class Scores:
         return self.of(self.clip_N)
 
     def of(self, clip_N: np.ndarray) -> Columns:
-        """Those of some clips, by their rows of the manifest, in the order of the plan."""
+        """Those of some clips, by their rows of the manifest, in the order of the plan; only their parts are read."""
+        asked = np.flatnonzero(np.isin(self.clip_N, clip_N)) // self.block_videos
         kept: list[Columns] = []
-        for batch in self.batches():
+        for batch in self.batches(numbers=np.unique(asked).tolist() or [0]):
             here_N = np.isin(batch["clip"], clip_N)
             kept.append({key: value[here_N] for key, value in batch.items()})
         return {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
 
-    def _part(self, number: int) -> Columns:
-        columns, errors = read_part(self.run, self.folder, number)
+    def _decoded(self, number: int, columns: Columns, errors: Mapping[int, str]) -> Columns:
         first = number * self.block_videos
         clip_N = self.clip_N[first : first + self.block_videos]
         good_N = np.array([place not in errors for place in range(len(clip_N))])
@@ -149,9 +160,43 @@ def part_name(number: int) -> str:
 
 def read_part(run: Store, folder: str, number: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Columns of all videos of a block, and the reasons of those that could not be decoded, by their place in it."""
-    columns = safetensors.numpy.load(run.read(f"{folder}/{part_name(number)}"))
-    errors: dict[str, str] = json.loads(columns.pop("errors").tobytes())
-    return columns, {int(place): text for place, text in errors.items()}
+    data = run.read(f"{folder}/{part_name(number)}")
+    return safetensors.numpy.load(data), _notes(data)[1]
+
+
+def read_notes(run: Store, folder: str, number: int) -> tuple[dict[str, float], dict[int, str]]:
+    """Of a part: seconds by kind, and reasons as `read_part` has them. Its columns, which are far more, stay there."""
+    path, size = f"{folder}/{part_name(number)}", NOTES_BYTES
+    start = run.read_start(path, size)
+    if (size := _header_end(start)) > len(start):
+        start = run.read_start(path, size)
+    return _notes(start)
+
+
+def _header_end(data: bytes) -> int:
+    """Of a safetensors file: eight bytes say how long the JSON behind them is."""
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+def _notes(data: bytes) -> tuple[dict[str, float], dict[int, str]]:
+    notes = json.loads(json.loads(data[8 : _header_end(data)])["__metadata__"][_NOTES])
+    return notes["seconds"], {int(place): text for place, text in notes["errors"].items()}
+
+
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """What `read` gives for each number, in their order.
+
+    Some are under way: an object store answers in some 20 ms, which for 200,000 parts one after the other is an hour.
+    """
+    with ThreadPoolExecutor(READ_AHEAD) as readers:
+        ahead = deque[tuple[int, Future[T]]]()
+        for number in numbers:
+            ahead.append((number, readers.submit(read, number)))
+            if len(ahead) == READ_AHEAD:
+                first, found = ahead.popleft()
+                yield first, found.result()
+        for number, found in ahead:
+            yield number, found.result()
 
 
 class Predictor:
@@ -179,10 +224,9 @@ class Predictor:
         # A video is as good as the worst of its views.
         errors_NV = columns["error"].reshape(-1, self.views)
         errors = {place: str(max(texts)) for place, texts in enumerate(errors_NV) if any(texts)}
-        seconds = {"decode_s": columns["decode_s"].sum(), "predict_s": time.monotonic() - began}
-        whole = {name: np.full(len(errors_NV), value / len(errors_NV), np.float32) for name, value in seconds.items()}
-        text = np.frombuffer(json.dumps(errors).encode(), np.uint8)
-        run.write(f"{folder}/{part_name(number)}", safetensors.numpy.save({**found, **whole, "errors": text}))
+        seconds = {"decode": float(columns["decode_s"].sum()), "predict": time.monotonic() - began}
+        notes = {_NOTES: json.dumps({"seconds": seconds, "errors": errors})}
+        run.write(f"{folder}/{part_name(number)}", safetensors.numpy.save(found, notes))
         return len(errors_NV)
 
     @torch.inference_mode()

@@ -64,7 +64,8 @@ class Network:
     folder: Path  # of their temporary files
     rate: str  # of each link, as tc takes it
     number: int = field(default_factory=lambda: os.getpid() % 200 + 20)
-    hosts: list[Host] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)  # the first is the head
+    added: int = 0
 
     @property
     def bridge(self) -> str:
@@ -81,16 +82,22 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.clear()
+        _do(f"ip link del {self.bridge}")
+
+    def clear(self) -> None:
+        """All hosts die."""
         for host in self.hosts:
             if host.holder.poll() is None:
                 host.die()
             with suppress(subprocess.CalledProcessError):
                 _do(f"ip netns del {host.name}")
-        _do(f"ip link del {self.bridge}")
+        self.hosts.clear()
 
     def add(self) -> Host:
         """One more host, without a process."""
-        number = len(self.hosts) + 1
+        self.added += 1
+        number = self.added
         name, link, address = f"{self.bridge}h{number}", f"{self.bridge}v{number}", f"10.77.{self.number}.{number}"
         own = self.folder / name
         own.mkdir()

@@ -1,4 +1,5 @@
 """A whole run over several hosts, as a job that is submitted to them: trainings on two, scoring on another; two die.
+And one pass of the pool over two, of which every byte is accounted for.
 
 The hosts are network namespaces of this machine, so the network is real, and their clock, disk and processors are one.
 """
@@ -30,6 +31,7 @@ WORK = ("--scale.train-workers", "2", "--optimiser.blocks-per-step", "2", "--met
 RANDOM = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")
 MORE = ("data.rehearsal:rehearsal", "--data.rehearsal.train-per-class", "40")  # clips than one part of a pass
 MANAGEMENT = 8e6  # bytes that Ray's processes may send to a host beside the data, in some minutes
+BACK = 6e6  # bytes that Ray's processes may send to the head in a pass
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")]
 
@@ -56,13 +58,13 @@ def until(true, limit_s, what, every_s=0.2):
 
 
 @pytest.fixture
-def run(s3, monkeypatch):
+def run(s3, monkeypatch, request):
     import s3fs
 
     for key, value in s3.items():
         monkeypatch.setenv(key, value)
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("hosts")
-    return Store("s3://hosts/run")
+    s3fs.S3FileSystem(skip_instance_cache=True).makedirs("hosts", exist_ok=True)
+    return Store(f"s3://hosts/{request.node.name}")
 
 
 @pytest.fixture
@@ -81,7 +83,8 @@ def start(network, s3):
         return network.start(BIN / "ray", options, env)
 
     start.env = env
-    return start
+    yield start
+    network.clear()
 
 
 def command(run, *options):
@@ -143,3 +146,22 @@ def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(start, run
     pixels = (20 + 150) * (frames.align + frames.video) * frames.height * frames.width * 3
     assert pixels < came[pool.name] < 1.5 * pixels + MANAGEMENT, (pixels, came)
     assert came[head.name] < MANAGEMENT, (pixels, came)
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_a_gallery_goes_to_a_host_once_for_all_its_scorers_and_results_go_to_the_store(start, run):
+    head, two, one = start(0), start(2, score=2), start(1, score=1)
+    start(3, decode=3)  # as many as three streams may have
+    before = {host.name: host.received() for host in (head, two, one)}
+    driver = head.command(sys.executable, str(ROOT / "tests/cluster/labelling_pass.py"), run.root)
+    env = {**start.env, "RAY_ADDRESS": f"{head.address}:6379", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(driver, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    moved = json.loads(done.stdout)
+    came = {host.name: host.received() - before[host.name] for host in (head, two, one)}
+
+    for host, scorers in ((two, 2), (one, 1)):
+        beside = moved["pixels"] + scorers * moved["weights"] + MANAGEMENT
+        assert moved["gallery"] < came[host.name] < 1.5 * moved["gallery"] + beside, (scorers, moved, came)
+    assert moved["parts"] > 200 * moved["videos"] + 2 * BACK, "parts that came back would be seen"
+    assert came[head.name] < 200 * moved["videos"] + BACK, (moved, came)

@@ -373,3 +373,14 @@ a line of something else
 2026-01-01 10:03:30,500 INFO done
 """
     assert scale._after_split(log) == 150.5
+
+
+def test_the_page_on_scaling_says_what_the_model_says(monkeypatch):
+    """Of its tables those rows that are quick to make."""
+    monkeypatch.setattr(scale, "VIDEOS", (240_000,))
+    monkeypatch.setattr(scale, "MACHINES", (1, 64))
+    page = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+    there = {" ".join(line.split()) for line in page.splitlines()}
+    rows = [" ".join(line.split()) for line in next(scale.large(scale.known_units())).splitlines()]
+    assert len(rows) == 4
+    assert set(rows) <= there

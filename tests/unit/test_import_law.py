@@ -23,6 +23,7 @@ ONLY_IN = {
     "transformers": ("models/hub.py",),
     "tensorboardX": ("tracking/event_files.py",),
     "mlflow": ("tracking/mlflow_runs.py",),
+    "wandb": ("tracking/wandb_runs.py",),
 }
 # room -> libraries that it may import; rooms that are not here may import any
 LIBRARIES = {
@@ -200,6 +201,7 @@ def at_the_top(source):
         ("data/decode.py", "import av"),
         ("tracking/figures.py", "from tensorboardX import SummaryWriter"),
         ("tracking/watch.py", "import mlflow"),
+        ("tracking/watch.py", "import wandb"),
         ("tracking/watch.py", "import ray"),
         ("metrics.py", "from finepseudo.run import Run"),
         # the maths

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from finepseudo.recipe import Label, Models
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import plain
 from finepseudo.storage.store import Store, located
+from finepseudo.train import predict
 from finepseudo.train.initial import ensure_initial, preprocessing_of, random_encoder
 from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar, similarity
 from finepseudo.train.stage import build_objective
@@ -131,10 +134,11 @@ def test_scores_are_in_the_order_of_the_plan_whatever_order_the_parts_are_writte
     part(trained, clips, run, 1, [2, 3])
     part(trained, clips, run, 0, [0, 1], bad=[VIEWS + 1])
     assert run.list("scores/x") == [part_name(0), part_name(1)]
-    columns, errors = read_part(run, "scores/x", 0)
+    assert read_part(run, "scores/x", 0)[1] == {1: "cut short"}
+    seconds, errors = predict.read_notes(run, "scores/x", 0)
     assert errors == {1: "cut short"}
-    assert columns["decode_s"].sum() == pytest.approx(0.5 * 2 * VIEWS)
-    assert columns["predict_s"].sum() > 0
+    assert seconds["decode"] == pytest.approx(0.5 * 2 * VIEWS)
+    assert seconds["predict"] > 0
     scores = Scores(run, "scores/x", 2, 2, np.array([7, 1, 5, 3]), {}, {1: "cut short"})
     whole, found = predictor(trained)(*clips), scores.columns()
     assert found["clip"].tolist() == [7, 5, 3]
@@ -158,21 +162,55 @@ def numbered(tmp_path_factory):
     """Nine videos in parts of three, of which the fifth did not decode; logits are numbers of their clips."""
     run, clip_N = Store(str(tmp_path_factory.mktemp("numbered"))), np.arange(100, 109)
     for number, part_N in enumerate(clip_N.reshape(3, 3)):
-        errors = np.frombuffer(b'{"1": "cut short"}' if number == 1 else b"{}", np.uint8)
-        body = {"logits/f_E": np.float32(part_N)[:, None], "sbar/f_A": -np.float32(part_N)[:, None], "errors": errors}
-        run.write(f"scores/x/{part_name(number)}", safetensors.numpy.save(body))
+        body = {"logits/f_E": np.float32(part_N)[:, None], "sbar/f_A": -np.float32(part_N)[:, None]}
+        notes = json.dumps({"seconds": {}, "errors": {"1": "cut short"} if number == 1 else {}})
+        run.write(f"scores/x/{part_name(number)}", safetensors.numpy.save(body, {"notes": notes}))
     return Scores(run, "scores/x", 3, 3, clip_N, {}, {104: "cut short"})
 
 
-@pytest.mark.parametrize(("asked", "expected"), [([108, 101, 104, 7], [101, 108]), ([105], [105]), ([], [])])
+@pytest.mark.parametrize(
+    ("asked", "expected", "parts"),
+    [([108, 101, 104, 7], [101, 108], [0, 1, 2]), ([107, 101], [101, 107], [0, 2]), ([105], [105], [1]), ([], [], [0])],
+)
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_scores_of_some_clips_are_in_the_order_of_the_plan(numbered, asked, expected, size, monkeypatch):
+def test_scores_of_some_clips_are_in_the_order_of_the_plan(numbered, asked, expected, parts, size, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        predict, "read_part", lambda run, folder, part: read.append(part) or read_part(run, folder, part)
+    )
     monkeypatch.setattr(Scores, "batches", functools.partialmethod(Scores.batches, size))
     found = numbered.of(np.array(asked))
+    assert sorted(read) == parts, "only their parts"
     assert found["clip"].tolist() == expected
     np.testing.assert_array_equal(logits(found, "f_E")[:, 0], found["clip"])
     np.testing.assert_array_equal(sbar(found, "f_A")[:, 0], -found["clip"])
     assert numbered.columns()["clip"].tolist() == [100, 101, 102, 103, 105, 106, 107, 108]
+
+
+def test_parts_are_read_side_by_side_a_bounded_number_ahead_and_come_in_order():
+    begun, together = [], threading.Barrier(2, timeout=20)
+
+    def slow(number):
+        begun.append(number)
+        if number < 2:
+            together.wait()  # neither ends without the other
+        time.sleep(0.02 * (number % 2 == 0))
+        return -number
+
+    found = predict.read_ahead(slow, range(100))
+    assert next(found) == (0, 0)
+    assert len(begun) <= predict.READ_AHEAD
+    assert list(found) == [(number, -number) for number in range(1, 100)]
+
+
+@pytest.mark.parametrize(("enough", "requests"), [(4096, 1), (60, 2)])
+def test_notes_are_read_without_the_columns(numbered, monkeypatch, enough, requests):
+    monkeypatch.setattr(predict, "NOTES_BYTES", enough)
+    read, asked = Store.read_start, []
+    monkeypatch.setattr(Store, "read", lambda *_: pytest.fail("read whole"))
+    monkeypatch.setattr(Store, "read_start", lambda *what: asked.append(what) or read(*what))
+    assert predict.read_notes(numbered.run, numbered.folder, 1) == ({}, {1: "cut short"})
+    assert len(asked) == requests
 
 
 def test_score_head_of_a_snapshot(trained):

@@ -80,6 +80,18 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_no_visible_name(store):
     assert len(every_file(store.root)) == 2, "the torn file is there, hidden"
 
 
+def test_the_start_of_a_file(store):
+    store.write("x/file", b"0123456789")
+    assert [store.read_start("x/file", count) for count in (0, 4, 10, 99)] == [
+        b"",
+        b"0123",
+        b"0123456789",
+        b"0123456789",
+    ]
+    with pytest.raises(FileNotFoundError, match="run/x/none: no such file"):
+        store.read_start("x/none", 4)
+
+
 def test_create_lets_one_of_many_win(store):
     assert store.create("a/b", b"1")
     assert not store.create("a/b", b"2")

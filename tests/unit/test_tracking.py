@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import struct
 import sys
 import time
 from collections import Counter
@@ -11,8 +13,10 @@ from dataclasses import replace
 import mlflow
 import pyarrow as pa
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_helpers import DyingStore, case, launch, train
+from wandb.proto.wandb_internal_pb2 import Record
 
 from finepseudo import metrics
 from finepseudo import run as places
@@ -21,7 +25,7 @@ from finepseudo.progress import tell
 from finepseudo.run import Run
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
-from finepseudo.tracking import mlflow_runs, watch
+from finepseudo.tracking import mlflow_runs, wandb_runs, watch
 from finepseudo.tracking.event_files import write_events
 from finepseudo.tracking.figures import Figures
 from finepseudo.tracking.parts import Part, Parts
@@ -353,6 +357,161 @@ def test_mlflow_that_does_not_answer_is_one_warning(finished, monkeypatch, caplo
     (record,) = [record for record in caplog.records if record.name == "finepseudo"]
     assert record.getMessage().startswith("MLflow cannot be kept up to date, the run goes on: ")
     check_curves(finished, curves(finished.store, NAME))
+
+
+# Weights & Biases
+
+KEY = "0123456789abcdef" * 2 + "deadbeef"
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Where W&B writes offline."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    kept = {"DIR": "", "CONFIG_DIR": "config", "CACHE_DIR": "cache", "DATA_DIR": "data"}
+    for name, value in kept.items():
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / value))
+    for name, value in {"MODE": "offline", "PROJECT": "dives", "API_KEY": KEY, "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()  # what an earlier test's environment said is forgotten
+    yield tmp_path
+    wandb.teardown()
+
+
+def records(path):
+    """Of W&B's file of a run: those of a LevelDB log, each in one piece or several, in blocks of 32 KiB."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := (1 << 15) - at % (1 << 15)) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # the only piece, or the last one
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def written(folder):
+    """Of each of W&B's runs, in turn: what it says of itself, and every step and value by curve."""
+    wandb.teardown()  # what is under way is written
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime):
+        found, about = {}, None
+        for record in records(path):
+            about = record.run if record.HasField("run") else about
+            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            own = {key: value for key, value in items.items() if not key.startswith("_")}
+            for key, value in own.items():
+                step = next(step for name, step in own.items() if name.endswith("/step"))
+                found.setdefault(key, []).append((step, value))
+        yield about, found
+
+
+def begun_tracker(run, recipe):
+    tracker = wandb_runs.from_environment(run, recipe)
+    assert tracker is not None
+    return tracker
+
+
+def test_wandb_has_the_committed_curves_once_in_one_run_whoever_starts_again(finished, folder):
+    parts = Parts(Run.at(finished.store)).found()
+    for seen in (parts[:1] * 2, [*parts, *parts]):
+        tracker = begun_tracker(finished.store, finished.recipe)
+        for part in seen:
+            tracker.take(part)
+        tracker.close()
+    elsewhere = begun_tracker(Store(finished.store.uri("other")), finished.recipe)
+    elsewhere.take(parts[0])
+    elsewhere.close()
+    (killed, half), (again, whole), (other, _) = written(folder)
+    assert killed.run_id == again.run_id != other.run_id
+    assert (again.project, again.display_name) == ("dives", "tiny")
+    assert finished.store.uri() in [json.loads(item.value_json) for item in again.config.update]
+    assert [step for step, _ in half[f"{NAME}/loss"]] == [1, 2, 3]
+    own = {key.removeprefix(f"{NAME}/"): curve for key, curve in whole.items() if key.startswith(NAME)}
+    assert own.pop("step") == [(step, step) for step in range(1, 7)]
+    check_curves(finished, own)
+    assert whole["labels/finepseudo/coverage"] == [(1, 0.75), (2, 0.75)]
+
+
+def test_a_watched_run_is_in_wandb_which_is_waited_for(finished, folder, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    closed, close = [], wandb_runs.Tracker.close
+    monkeypatch.setattr(wandb_runs.Tracker, "close", lambda self: closed.append(self.id) or close(self))
+    with watched(Run.at(finished.store), finished.recipe, lambda figures: None):
+        pass
+    ((about, found),) = written(folder)
+    assert closed == [about.run_id]
+    assert [step for step, _ in found[f"{NAME}/loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_wandb_is_not_sent_what_it_has(finished, folder, monkeypatch):
+    begin = wandb.init
+
+    def resumed(**options):
+        assert options["resume"] == "allow"
+        run = begin(**options)
+        run.summary[f"{NAME}/step"] = 3
+        return run
+
+    monkeypatch.setattr(wandb, "init", resumed)
+    tracker = begun_tracker(finished.store, finished.recipe)
+    for part in Parts(Run.at(finished.store)).found():
+        tracker.take(part)
+    tracker.close()
+    ((_, found),) = written(folder)
+    assert [step for step, _ in found[f"{NAME}/loss"]] == [4, 5, 6]
+    assert [step for step, _ in found["labels/finepseudo/coverage"]] == [1, 2]
+
+
+@pytest.mark.parametrize("environment", [{}, {"API_KEY": KEY}, {"PROJECT": "dives", "MODE": "disabled"}])
+def test_wandb_only_where_it_is_asked_for(one, folder, monkeypatch, caplog, environment):
+    caplog.set_level(logging.WARNING, "finepseudo")
+    for name in ("MODE", "PROJECT", "API_KEY"):
+        monkeypatch.delenv(f"WANDB_{name}")
+    for name, value in environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert wandb_runs.from_environment(one.store, one.recipe) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("asked", ["WANDB_PROJECT", "WANDB_MODE"])
+def test_wandb_that_is_not_installed_is_one_warning(one, folder, monkeypatch, caplog, asked):
+    caplog.set_level(logging.WARNING, "finepseudo")
+    monkeypatch.delenv("WANDB_MODE" if asked == "WANDB_PROJECT" else "WANDB_PROJECT")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert wandb_runs.from_environment(one.store, one.recipe) is None
+    (record,) = caplog.records
+    assert record.getMessage() == f"{asked} is set, but wandb is not installed: pip install wandb"
+
+
+def test_wandb_without_a_key_is_one_warning_and_no_question(one, folder, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "finepseudo")
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.delenv("WANDB_MODE")
+    assert wandb_runs.from_environment(one.store, one.recipe) is None
+    (record,) = caplog.records
+    assert "W&B has no key: set WANDB_API_KEY" in record.getMessage()
+
+
+def test_wandb_that_does_not_answer_is_one_warning_without_the_key(finished, folder, monkeypatch, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(wandb_runs, "ANSWER_S", 3.0)
+    with watched(Run.at(finished.store), finished.recipe, lambda figures: None):
+        pass
+    warned = [one for one in caplog.records if one.name == "finepseudo" and one.levelno >= logging.WARNING]
+    (record,) = warned
+    assert record.getMessage().startswith("Weights & Biases cannot be kept up to date, the run goes on: ")
+    check_curves(finished, curves(finished.store, NAME))
+    assert KEY not in caplog.text + "".join(capfd.readouterr())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
 def test_parts_are_read_where_a_run_shares_its_pre_training(finished, tmp_path):
