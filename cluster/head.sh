@@ -14,4 +14,5 @@ umask 077
 mkdir -p "$(dirname "$token_file")"
 python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$token_file"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token_file" RAY_USAGE_STATS_ENABLED=0
+export RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-30}"  # trainings commit their step within 25 s
 ray start --head --dashboard-host=127.0.0.1 --disable-usage-stats "$@"
