@@ -7,18 +7,21 @@
 # base by its digest: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG EXTRA=cpu
+# Where pip finds torch without CUDA: PyTorch's own index, or a mirror of it.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # All that needs a compiler is built here: the alignment kernel, which chooses its instructions when it runs, and
 # DeepSpeed's collective for CPUs, which would else be compiled at first use, into a folder that pods cannot write.
 FROM ${BASE_IMAGE} AS build
 ARG EXTRA
+ARG TORCH_INDEX
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements.txt tests/requirements.lock ./
-RUN if [ "${EXTRA}" = cpu ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; fi \
+RUN if [ "${EXTRA}" = cpu ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
     && pip install --no-cache-dir setuptools -r requirements.txt -c requirements.lock \
     && DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 pip install --no-cache-dir --force-reinstall --no-deps \
        --no-build-isolation --no-binary deepspeed "$(grep '^deepspeed==' requirements.txt)"
