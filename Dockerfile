@@ -1,6 +1,6 @@
 # One image for head, workers, autoscaler and submitter; jobs included.
 #
-#   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cpu .
+#   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cpu --build-arg EXTRA=cpu .
 #   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cuda --build-arg EXTRA=cuda .
 #
 # PyPI's torch brings CUDA with it, so both start from the same base; a node needs the driver alone. A release names the

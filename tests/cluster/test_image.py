@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,16 @@ class Image:
 
     def run(self, *command, timeout=600):
         """A command in it, as the image's user, in its folder, with its environment."""
-        run = [*self.buildah, "run", "--isolation", "chroot", self.container, "--", *command]
-        return subprocess.run(run, capture_output=True, text=True, timeout=timeout)
+        run = [*self.buildah, "run", "--isolation", "chroot"]
+        with tempfile.TemporaryDirectory() as folder:
+            # Debian 12's buildah loses, now and then, what a command says last; so it is written to files.
+            Path(folder).chmod(0o777)
+            into = ("sh", "-c", 'exec "$@" >/said/out 2>/said/err', "sh")
+            run += [f"--volume={folder}:/said", self.container, "--", *into, *command]
+            ended = subprocess.run(run, capture_output=True, text=True, timeout=timeout)
+            out, err = (Path(folder) / name for name in ("out", "err"))
+            assert out.exists(), f"{command} was not started: {ended.stderr}"
+            return subprocess.CompletedProcess(command, ended.returncode, out.read_text(), err.read_text())
 
     def says(self, *command, timeout=600):
         ended = self.run(*command, timeout=timeout)
@@ -82,7 +91,8 @@ def image(tmp_path_factory):
         done(*buildah, "commit", "--rm", started, "localhost/base")
         shutil.rmtree(base)
         settings = pip_here()
-        options = ["--build-arg=BASE_IMAGE=localhost/base", *pip_mounts(settings, folder)]
+        # Debian 12's buildah finds the stage `runtime-${EXTRA}` if EXTRA is given, and not by its default.
+        options = ["--build-arg=BASE_IMAGE=localhost/base", "--build-arg=EXTRA=cpu", *pip_mounts(settings, folder)]
         if own := settings.get("extra-index-url"):  # a machine with indexes of its own need not reach PyTorch's
             options.append(f"--build-arg=TORCH_INDEX={own}")
         build = [*buildah, "bud", "--isolation", "chroot", "--pull-never", *options, "--tag", "localhost/finepseudo"]
