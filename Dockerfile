@@ -53,6 +53,7 @@ COPY jobs jobs
 # The one folder that is written to is /tmp, so the root may be read-only.
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 # Ends the build where the compiled parts are not there already.
-RUN python -c 'import torch, finepseudo.align.kernels._cpu' && python -m finepseudo.train.engine && ray --version \
+RUN python -c 'from finepseudo.align.kernels import cpu; raise SystemExit(cpu.missing() or None)' \
+    && python -m finepseudo.train.engine && ray --version \
     && rm -rf /tmp/* /tmp/.[!.]*
 USER 1000:0
