@@ -1,24 +1,27 @@
 # One image for head, workers, autoscaler and submitter; jobs included.
 #
-#   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cpu .
+#   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cpu --build-arg EXTRA=cpu .
 #   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cuda --build-arg EXTRA=cuda .
 #
 # PyPI's torch brings CUDA with it, so both start from the same base; a node needs the driver alone. A release names the
 # base by its digest: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG EXTRA=cpu
+# Where pip finds torch without CUDA: PyTorch's own index, or a mirror of it.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # All that needs a compiler is built here: the alignment kernel, which chooses its instructions when it runs, and
 # DeepSpeed's collective for CPUs, which would else be compiled at first use, into a folder that pods cannot write.
 FROM ${BASE_IMAGE} AS build
 ARG EXTRA
+ARG TORCH_INDEX
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements.txt tests/requirements.lock ./
-RUN if [ "${EXTRA}" = cpu ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; fi \
+RUN if [ "${EXTRA}" = cpu ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
     && pip install --no-cache-dir setuptools -r requirements.txt -c requirements.lock \
     && DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 pip install --no-cache-dir --force-reinstall --no-deps \
        --no-build-isolation --no-binary deepspeed "$(grep '^deepspeed==' requirements.txt)"
@@ -50,6 +53,7 @@ COPY jobs jobs
 # The one folder that is written to is /tmp, so the root may be read-only.
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 # Ends the build where the compiled parts are not there already.
-RUN python -c 'import torch, finepseudo.align.kernels._cpu' && python -m finepseudo.train.engine && ray --version \
+RUN python -c 'from finepseudo.align.kernels import cpu; raise SystemExit(cpu.missing() or None)' \
+    && python -m finepseudo.train.engine && ray --version \
     && rm -rf /tmp/* /tmp/.[!.]*
 USER 1000:0

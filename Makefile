@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
-PYTEST ?= -m "not long"
+PYTEST ?= -m "not long and not slow"
 TESTERS ?= 2
 
-.PHONY: demo test lint manifests setup setup-dev clean
+.PHONY: demo test test-slow lint manifests setup setup-dev clean
 
 demo: setup  ## the main job, whole, on generated video files
 	$(BIN)/python jobs/run.py rehearsal --run $(RUN)
@@ -14,6 +14,11 @@ demo: setup  ## the main job, whole, on generated video files
 test: setup-dev  ## the tests; PYTEST= runs the long ones too, TESTERS=0 all in one process
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(PYTEST)
+
+test-slow: setup-dev  ## builds the image and a Kubernetes API server, and asks both; as root on Debian
+	bash .ci/system $(PYTHON) buildah debootstrap openssl
+	bash .ci/apiserver
+	$(BIN)/python -m pytest -m slow
 
 lint: setup-dev  ## style and types
 	$(BIN)/ruff check .
