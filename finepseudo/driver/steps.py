@@ -39,7 +39,7 @@ from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
-from finepseudo.train.predict import Pass, Scores, embeddings, logits, sbar, score_head
+from finepseudo.train.predict import PARTS_FORM, Pass, Scores, embeddings, logits, sbar, score_head
 from finepseudo.train.pseudo_labels import Compared, guard, known_from, label_table
 from finepseudo.train.stage import Stage, stage_of
 
@@ -159,7 +159,7 @@ class Steps:
         with self.turns.passes:
             lengths = {"align_frames": self.recipe.frames.align, "video_frames": self.recipe.frames.video}
             plan = plan_score(self.manifest, row_N, **lengths, clips=what.clips, block_videos=BLOCK_VIDEOS)
-            folder = places.scores(name, fingerprint([plan.fingerprint, what.lineage()]))
+            folder = places.scores(name, fingerprint([plan.fingerprint, what.lineage(), PARTS_FORM]))
             return run_pass(
                 name, what, plan, row_N, folder,
                 recipe=self.recipe, manifest=self.manifest, run=self.run, data=self.data, executor=self.executor,

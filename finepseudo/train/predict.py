@@ -42,6 +42,7 @@ _EMBEDDINGS, _SBAR, _LOGITS, _POOLED, _SIMILARITY = "embeddings/", "sbar/", "log
 _NOTES = "notes"  # of a part, beside its columns: seconds, and reasons of what could not be decoded
 _STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
 
+PARTS_FORM = 2  # raised when parts are written in another form: those of an older version are not taken for ours
 READ_AHEAD = 16  # parts of a pass
 NOTES_BYTES = 4096  # enough for the notes of most parts
 FRAMES = 256  # that a frozen backbone sees at a time
