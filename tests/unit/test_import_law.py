@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "finepseudo"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-LEAVES = {"errors", "fields", "progress", "metrics", "recipe", "storage", "measures", "recipes", "sizes"}
+LEAVES = {"errors", "fields", "progress", "metrics", "recipe", "storage", "measures", "recipes", "sizes", "stop"}
 # library -> where alone it may be imported
 ONLY_IN = {
     "ray": ("runtime/",),
@@ -32,6 +32,7 @@ LIBRARIES = {
     "models/table": {"annotated_types"},
     "fields": {"annotated_types"},
     "progress": set(),
+    "stop": set(),
     "metrics": set(),
     "recipe": {"annotated_types"},
     "errors": set(),
@@ -59,6 +60,7 @@ MAY = {
     "preview": {"preview", "costs", "data", TABLE} | LEAVES,
     "fields": {"errors"},
     "progress": set(),
+    "stop": set(),
     "metrics": set(),
     "recipe": {"errors", "fields", "storage", TABLE},
     "errors": set(),
@@ -68,7 +70,7 @@ MAY = {
     "results": {"align", "measures", "errors"},
     "recipes": {"recipe", "recipes", "errors", "fields"},
     "rehearsal": {"rehearsal", "recipe", "errors"},
-    "cli": {"errors", "recipe", "recipes", "storage", "costs", "preview"},
+    "cli": {"errors", "stop", "recipe", "recipes", "storage", "costs", "preview"},
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,
     "tracking": {"tracking", "run", "train", "data"} | LEAVES,
     "report": {"report", "results", "run", "train", "data", "align"} | LEAVES,
