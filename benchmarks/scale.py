@@ -372,9 +372,8 @@ def large(known: Known) -> Iterator[str]:
         ]
         aligned = f"{found.alignment / found.work['score']:.0%}"
         rows.append([f"{found.gallery:,}", f"{share:.1%}", *took, aligned, found.seconds / 3600])
-    titles = ["of the videos", "hours of a pass", "bound by", "decode h", "score h", "alignment in score", "run hours"]
-    yield f"Gallery, {videos:,} videos on {8 * machines} GPUs\n" + table(["gallery", *titles], rows)
-    titles = ["hours", "slowest", *(f"{group} idle" for group in GROUPS), "driver s", "money"]
+    columns = ["gallery", "of the videos", "hours of a pass", "bound by", "decode h", "score h", "alignment in score"]
+    yield f"Gallery, {videos:,} videos on {8 * machines} GPUs\n" + table([*columns, "run hours"], rows)
     rows = [[f"{3 * cores / 8:g}", *row(model(grown(videos, machines, cores=cores), videos))] for cores in CORES]
     yield f"Cores that decode, {videos:,} videos on {8 * machines} GPUs\n" + table(["cores a GPU", *titles], rows)
     recipe = grown(VIDEOS[0], 4)

@@ -131,14 +131,15 @@ class Steps:
         )
         for other in (self.base, *self.kin):
             theirs = artefacts.committed(other, folder) if other != self.run else None
-            half = artefacts.committed(other, places.halfway(name)) if halfway else None
-            if theirs is not None and not differences(stage.lineage(), theirs["lineage"]):
-                if halfway:
-                    if half is None:
-                        continue  # that run labelled after its trainings
-                    halfway(Trained(other.uri(places.halfway(name)), artefacts.marker_digest(half)))
-                log.info("%s: used from %s", name, other.uri())
-                return Trained(other.uri(folder), artefacts.marker_digest(theirs))
+            if theirs is None or differences(stage.lineage(), theirs["lineage"]):
+                continue
+            if halfway:
+                half = artefacts.committed(other, places.halfway(name))
+                if half is None:
+                    continue  # that run labelled after its trainings
+                halfway(Trained(other.uri(places.halfway(name)), artefacts.marker_digest(half)))
+            log.info("%s: used from %s", name, other.uri())
+            return Trained(other.uri(folder), artefacts.marker_digest(theirs))
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
         with self.turns.trainings:

@@ -80,7 +80,7 @@ def run_stage(stage: Stage, scale: Scale, store: Store, session: Session, stream
         with recorder.clock("compute"):
             updated = _train_block(engine, session, batch, stage.seed, recorder)
         due = engine.steps % scale.checkpoint_every == 0 or engine.steps == stop
-        if updated and (due or recorder.asked):
+        if updated and (due or recorder.asked > recorder.answered):
             recorder.commit(engine, store, stage.folder, lineage)
         if engine.steps < stop:
             with recorder.clock("wait"):
@@ -103,10 +103,8 @@ def _train_block(engine: Engine, session: Session, batch: ClipBatch, seed: int, 
             f"{recorder.since}"
         )
     # All ranks stop, or commit, together: one that did so alone would leave the others waiting for it.
-    faults, rejected, asked = session.totals(
-        fault is not None, len(batch.errors), session.rank == 0 and session.asked() > recorder.answered
-    )
-    recorder.asked = recorder.asked or bool(asked)
+    faults, rejected, asked = session.totals(fault is not None, len(batch.errors), session.asked())
+    recorder.asked = int(asked)
     recorder.rejected += int(rejected)
     if faults or recorder.too_many_rejected():
         texts = session.gather(fault or recorder.describe(batch))
@@ -126,7 +124,7 @@ class _Recorder:
         self.rejected = 0
         """Rows of this stage that no rank could decode, from its first step on."""
         self.pace, self.reported = Pace(stage.steps), 0.0
-        self.answered = session.asked() if session.rank == 0 else 0
+        self.asked = self.answered = 0  # how often a commit was asked for, and of that how often before the last one
         self._reset()
 
     @contextmanager
@@ -190,7 +188,7 @@ class _Recorder:
 
     def commit(self, engine: Engine, store: Store, folder: str, lineage: Mapping[str, Any]) -> None:
         """Write down what was gathered, and start anew. The seconds of a commit are written with the next one."""
-        began, asked = time.monotonic(), self.session.asked() if self.session.rank == 0 else 0
+        began = time.monotonic()
         for kind in ("setup", "wait", "transfer", "compute", "commit"):
             self.timing.setdefault(kind, 0.0)
         checkpoint.save(
@@ -199,7 +197,7 @@ class _Recorder:
             timing=self.timing,
         )  # fmt: skip
         self.since, self.first = engine.steps, self.block
-        self.answered = max(self.answered, asked)
+        self.answered = self.asked
         self._reset()
         self.timing["commit"] = time.monotonic() - began
 
@@ -208,4 +206,3 @@ class _Recorder:
         self.curve: list[dict[str, float]] = []
         self.timing: dict[str, float] = {}
         self.blocks_here = 0
-        self.asked = False

@@ -31,7 +31,7 @@ class Session:
     report: Callable[[Mapping[str, Any]], None]
     """Called by rank 0 now and then; what it is told are arguments of `progress.tell`, for the user's log."""
     asked: Callable[[], int] = lambda: 0
-    """How often the launcher has asked for a commit before its time, as rank 0 knows; of no use on other ranks."""
+    """How often the launcher has asked for a commit before its time, as rank 0 knows; 0 on other ranks."""
 
     @property
     def rank(self) -> int:
