@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from finepseudo.progress import tell
 
@@ -43,7 +45,10 @@ class _Board:
 
 
 class Asked:
-    """In the first rank of a training: how often the driver has asked for a commit, as far as is known; never waits."""
+    """In the first rank of a training: how often the driver has asked for a commit, as far as is known.
+
+    Never waits, and a board that is lost is no fault of the training.
+    """
 
     def __init__(self, board: Any, training: str) -> None:
         self._ask = lambda: board.times_asked.remote(training)
@@ -52,21 +57,27 @@ class Asked:
 
     def __call__(self) -> int:
         if time.monotonic() > self._next and ray.wait([self._answer], timeout=0)[0]:
-            self._times = ray.get(self._answer)
+            with suppress(RayError):
+                self._times = ray.get(self._answer)
             self._answer, self._next = self._ask(), time.monotonic() + ASK_EVERY_S
         return self._times
 
 
 @contextmanager
 def listening() -> Iterator[Any]:
-    """An actor handle for workers to tell their progress to; what arrives is logged within the block."""
-    remote_board: Any = ray.remote(num_cpus=0)(_Board)
+    """An actor handle for workers to tell their progress to; what arrives is logged within the block.
+
+    It lives on the driver's node: the loss of another one is none of its business.
+    """
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote_board: Any = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board)
     board, done = remote_board.remote(), threading.Event()
 
     def listen() -> None:
         while not done.wait(POLL_S):
-            for message in ray.get(board.take.remote(), timeout=60):
-                tell(**message)
+            with suppress(RayError):  # it is started again, without what it was told last
+                for message in ray.get(board.take.remote(), timeout=60):
+                    tell(**message)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()

@@ -119,6 +119,19 @@ def test_killed_worker_resumes_at_the_commit_with_the_same_end(base, ground, und
 
 
 @pytest.mark.long
+def test_who_hears_of_progress_may_die_without_a_training_noticing(base, ground, undisturbed):
+    run = ground[0]
+    killed = kill_once("ray::_Board", lambda: committed_step(run, "train/unheard") >= 4, 1)
+    digest, _, losses = train("unheard", base, ground)
+    assert killed.is_set()
+    assert len(run.list("train/unheard/timing")) == 1, "the workers were started again"
+    assert (digest, losses) == (undisturbed[0], undisturbed[2])
+    import ray  # not before the cluster is there: it reads at import how it proves who it is
+
+    assert ray.get(ground[2].take.remote(), timeout=60) is not None, "it is there again"
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_two_workers_take_the_same_steps_as_one(base, ground, undisturbed, zero_stage):
     recipe = replace(base, scale=replace(base.scale, train_workers=2, zero_stage=zero_stage))
