@@ -55,7 +55,7 @@ from finepseudo.sizes import BLOCK_VIDEOS, JUDGED
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.store import Store
-from finepseudo.train.predict import Pass, Predictor
+from finepseudo.train.predict import NEAREST, Pass, Predictor
 from finepseudo.train.pseudo_labels import pseudo_samples
 
 pc: Any = pyarrow.compute  # its functions are made at import
@@ -221,7 +221,9 @@ class Scorer(Predictor):
         sbar_NK, logits_NK = self.rng.standard_normal((2, N, K), np.float32)
         for both_NK in (sbar_NK, logits_NK):
             both_NK[np.arange(N), clip_0 % K] += SIGNAL * 2
-        return {"sbar/f_A": sbar_NK, "logits/f_E": logits_NK}
+        near_NM = clip_0[:, None].astype(np.int32) % K + np.zeros(NEAREST, np.int32)
+        near = {"members/f_A": near_NM, "alignability/f_A": np.full(near_NM.shape, 0.9, np.float32)}
+        return {"sbar/f_A": sbar_NK, "logits/f_E": logits_NK, **near}
 
     def commit(self, run: Store, out: str, number: int, count: int) -> int:
         """A part of so many videos, of which some could not be decoded; the classes take turns."""

@@ -76,6 +76,7 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.engine import Engine
 from finepseudo.train.initial import random_encoder
+from finepseudo.train.predict import NEAREST
 from finepseudo.train.pseudo_labels import label_table
 from finepseudo.train.session import Session, join_alone
 from finepseudo.train.stage import build_objective, stage_of
@@ -217,8 +218,9 @@ class Bench:
             p_A_NK, p_E_NK, p_NK = fusion.p_A(sbar_NK), fusion.p_E(logits_NK), fusion.p(sbar_NK, logits_NK)
             near_N = collaborate.knownness(sbar_NK)
             made = collaborate.decide(p_NK, p_A_NK, p_E_NK, many, threshold=0.5, knownness_N=near_N)
-            label_table(made, np.arange(N), p_A_NK, p_E_NK)
+            label_table(made, np.arange(N), p_A_NK, p_E_NK, near_NM, near_S_NM)
 
+        near_NM, near_S_NM = np.zeros((N, NEAREST), np.int32), np.zeros((N, NEAREST), np.float32)
         return typical(fused) / (len(some) * self.classes), typical(decide) / (N * self.classes)
 
 

@@ -1,6 +1,6 @@
 """Distances and class scores of many videos against a gallery, of whose costs no more than a tile is ever held.
 
-Axes: N videos, G gallery, T U frames of the two sequences, D embedding, K classes.
+Axes: N videos, G gallery, M nearest members, T U frames of the two sequences, D embedding, K classes.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class ClassScorer:
         order = torch.argsort(gallery.label_G, stable=True).tolist()  # by class: what a GPU kernel walks along
         slices = gallery.take(order).slices(-(-len(gallery) // _slice_rows(gallery.emb_GTD, self.device)))
         self._shape = tuple(gallery.emb_GTD.shape)
+        self._row_G = torch.tensor(order, device=self.device)
         self._count_K = torch.tensor(gallery.counts(), device=self.device)
         self._resident = [self._lay_out(slices[0])] if len(slices) == 1 else []
         self._slices = () if self._resident else slices
@@ -107,6 +108,27 @@ class ClassScorer:
             total_NK += rows.class_sums(emb_NTD.float(), self.gamma, label_G, K, self.head, mean=self.mean)
         sbar_NK = total_NK / self._count_K.clamp_min(1)
         return torch.where(self._count_K > 0, sbar_NK, -torch.inf).float()
+
+    @torch.no_grad()
+    def nearest(self, emb_NTD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The members that align best with each video: member_NM, their rows in the gallery, and S(U, a), best first.
+
+        Args:
+            emb_NTD: as of a call.
+            count: M, or all of a smaller gallery.
+        Raises as a call.
+        """
+        _check_emb(emb_NTD, self._shape)
+        dist_NM, member_NM = emb_NTD.new_empty(len(emb_NTD), 0).float(), self._row_G.new_empty(len(emb_NTD), 0)
+        first = 0
+        for rows, label_G in self._resident or map(self._lay_out, self._slices):
+            here_G = self._row_G[first : first + len(label_G)]
+            first += len(label_G)
+            dist_NM = torch.cat([dist_NM, rows.distances(emb_NTD.float(), self.gamma)], 1)
+            member_NM = torch.cat([member_NM, here_G.expand(len(emb_NTD), -1)], 1)
+            dist_NM, place_NM = dist_NM.topk(min(count, dist_NM.shape[1]), largest=False)
+            member_NM = member_NM.gather(1, place_NM)
+        return member_NM, self.head(dist_NM).sigmoid()
 
 
 def class_scores(

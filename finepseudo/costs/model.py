@@ -210,7 +210,8 @@ class Model:
         """Passes over the unlabelled videos through both encoders and the gallery; the first serves all methods."""
         N, clips = self.sets["other"], self.recipe.label.clips
         names = [f"labels/{method}/round-{number}" for method in self.pseudo[: 1 if number == 1 else None]]
-        found = [self.scoring(name, {"other": N}, frames=1, galleries=1, videos=1, clips=clips) for name in names]
+        both = {"frames": 1, "galleries": 1, "nearest": 1, "videos": 1}
+        found = [self.scoring(name, {"other": N}, **both, clips=clips) for name in names]
         costs = self.costs
         deciding = self.sizes.classes * (min(N, JUDGED) * costs.fusion_class_s + N * costs.label_class_s)
         return [replace(stage, driver=stage.driver + deciding) for stage in found]
@@ -304,16 +305,24 @@ class Model:
         return StageCost(name, rows, start, work=work, workers=workers)
 
     def scoring(
-        self, name: str, sets: Mapping[str, int], *, frames: int, galleries: int = 0, videos: int = 0, clips: int = 1
+        self,
+        name: str,
+        sets: Mapping[str, int],
+        *,
+        frames: int,
+        galleries: int = 0,
+        nearest: int = 0,
+        videos: int = 0,
+        clips: int = 1,
     ) -> StageCost:
-        """One pass of the pool through so many f_A, galleries and f_E."""
+        """One pass of the pool through so many f_A, galleries and f_E; first views meet `nearest` galleries again."""
         scale, costs, T = self.recipe.scale, self.costs, self.recipe.frames
         count = sum(sets.values())
         lengths = {"align_frames": T.align, "video_frames": T.video}
         plan = plan_score(self.manifest, np.arange(count), **lengths, clips=clips, block_videos=BLOCK_VIDEOS)
         rows, blocks = len(plan), plan.blocks
         row_s = frames * T.align * costs.embed_frame_s["frame"] + videos * T.video * costs.embed_frame_s["video"]
-        row_s += (align_s := galleries * self.gallery * self.pair_s)
+        row_s += (align_s := (galleries + nearest / clips) * self.gallery * self.pair_s)
         self.alignment += rows * align_s
         decode_s = self.decoding(plan, sets)
         workers = {"decode": min(scale.decode_workers, blocks), "score": min(scale.score_workers, blocks)}

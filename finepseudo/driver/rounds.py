@@ -32,7 +32,7 @@ from finepseudo.run import LABELS, SECONDS, claim, data_store, labels, pair_vide
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial
-from finepseudo.train.predict import Pass, Scores
+from finepseudo.train.predict import NEAREST, Pass, Scores
 from finepseudo.train.pseudo_labels import compare_labelled, pseudo_samples
 from finepseudo.train.teachers import teacher_targets, teachers
 
@@ -309,7 +309,9 @@ def _teach(steps: Steps, invariant: Trained, distinctive: Trained) -> pa.Table:
 
 def _score_unlabelled(steps: Steps, name: str, frame: Trained, video: Trained, gallery: Gallery) -> Scores:
     clips = steps.recipe.label.clips
-    what = Pass(frame={"f_A": frame.uri}, video={"f_E": video.uri}, galleries={"f_A": gallery}, clips=clips)
+    what = Pass(
+        frame={"f_A": frame.uri}, video={"f_E": video.uri}, galleries={"f_A": gallery}, clips=clips, nearest=NEAREST
+    )
     return steps.score(f"label/{name}", steps.split.unlabelled, what)
 
 

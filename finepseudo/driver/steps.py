@@ -39,7 +39,7 @@ from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
 from finepseudo.train.initial import carried
 from finepseudo.train.objectives import Loss
-from finepseudo.train.predict import PARTS_FORM, Pass, Scores, embeddings, logits, sbar, score_head
+from finepseudo.train.predict import PARTS_FORM, Pass, Scores, embeddings, logits, nearest, sbar, score_head
 from finepseudo.train.pseudo_labels import Compared, guard, known_from, label_table
 from finepseudo.train.stage import Stage, stage_of
 
@@ -230,7 +230,7 @@ class Steps:
             if recipe.label.known and METHODS[method].uses_p_A:
                 known = known_from(gallery, score_head(frame.uri), recipe, self.seed(f"known/{name}"))
             return {
-                LABELS: artefacts.tables_bytes(self._labelled(found, method, fusion, known)),
+                LABELS: artefacts.tables_bytes(self._labelled(found, method, fusion, known, gallery)),
                 FUSION: json.dumps(vars(fusion)).encode(),
                 SECONDS: json.dumps(dict(found.seconds)).encode(),
             }
@@ -250,9 +250,11 @@ class Steps:
         guard(table, recipe, name, self.manifest.class_names)
         return table
 
-    def _labelled(self, found: Scores, method: Method, fusion: Fusion, known: float) -> Iterator[pa.Table]:
+    def _labelled(
+        self, found: Scores, method: Method, fusion: Fusion, known: float, gallery: Gallery
+    ) -> Iterator[pa.Table]:
         """What a method makes of scores, some thousand videos at a time."""
-        traits = METHODS[method]
+        traits, clip_G = METHODS[method], self.manifest.rows_of(gallery.video_ids)
         for batch in found.batches():
             sbar_NK, logits_NK = sbar(batch, "f_A"), logits(batch, "f_E")
             p_A_NK, p_E_NK = fusion.p_A(sbar_NK), fusion.p_E(logits_NK)
@@ -265,7 +267,8 @@ class Steps:
                 knownness_N=collaborate.knownness(sbar_NK),
                 known=known,
             )
-            yield label_table(made, batch["clip"], p_A_NK, p_E_NK)
+            member_NM, near_S_NM = nearest(batch, "f_A")
+            yield label_table(made, batch["clip"], p_A_NK, p_E_NK, clip_G[member_NM], near_S_NM)
 
 
 def ensure_trained(

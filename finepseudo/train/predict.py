@@ -1,6 +1,6 @@
 """Inference with committed snapshots: the one path for gallery, labels, evaluation and prediction.
 
-Axes: B rows, V views of a video, N videos, T frames, D embedding, K classes.
+Axes: B rows, V views of a video, N videos, M nearest gallery members, T frames, D embedding, K classes.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ T = TypeVar("T")
 
 # Columns of a pass: a prefix, and the encoder's name.
 _EMBEDDINGS, _SBAR, _LOGITS, _POOLED, _SIMILARITY = "embeddings/", "sbar/", "logits/", "pooled/", "similarity/"
+_MEMBERS, _ALIGNABILITY = "members/", "alignability/"
 _NOTES = "notes"  # of a part, beside its columns: seconds, and reasons of what could not be decoded
 _STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
 
+NEAREST = 5  # gallery members that a label names
 PARTS_FORM = 2  # raised when parts are written in another form: those of an older version are not taken for ours
 READ_AHEAD = 16  # parts of a pass
 NOTES_BYTES = 4096  # enough for the notes of most parts
@@ -62,6 +64,7 @@ class Pass:
     frozen: str = ""  # snapshot whose backbone makes features of frames, which are stored beside the parts
     galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
     clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
+    nearest: int = 0  # M, members of its gallery with which a video's first view aligns best, of every f_A that has one
 
     def lineage(self) -> dict[str, Any]:
         """What decides the results: digests of weights and galleries."""
@@ -71,6 +74,7 @@ class Pass:
         return {
             **weights,
             **frozen,
+            **({"nearest": self.nearest} if self.nearest else {}),
             "galleries": {name: g.digest for name, g in self.galleries.items()},
             "clips": self.clips,
         }
@@ -132,6 +136,11 @@ def stored_sha256(columns: Columns) -> str:
 def sbar(columns: Columns, name: str) -> Tensor:
     """Class means (N,K) by one f_A and its gallery."""
     return torch.from_numpy(columns[_SBAR + name])
+
+
+def nearest(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the gallery members that align best with the videos, by one f_A, and their alignability; both (N,M)."""
+    return columns[_MEMBERS + name], columns[_ALIGNABILITY + name]
 
 
 def logits(columns: Columns, name: str) -> Tensor:
@@ -202,7 +211,7 @@ def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tup
 
 class Predictor:
     def __init__(self, recipe: Recipe, num_classes: int, what: Pass, device: torch.device) -> None:
-        self.recipe, self.views, self.device = recipe, what.clips, device
+        self.recipe, self.views, self.nearest, self.device = recipe, what.clips, what.nearest, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
         self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
         self.pooled: dict[str, Any] = {
@@ -236,8 +245,9 @@ class Predictor:
 
         Args:
             clip_0, clip_1: uint8 clips BTHWC of f_A, or of the frozen backbone, and of f_E; or stored features BTC.
-        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view; class means (N,K), logits
-        (N,K) and mean features (N,F) averaged over the views; temporal similarities (N,) over the moments of all views.
+        Returns float32 columns by name of an encoder: embeddings (N,T,D) of the first view, its nearest gallery members
+        (N,M), int32, and their alignability; class means (N,K), logits (N,K) and mean features (N,F) averaged over the
+        views; temporal similarities (N,) over the moments of all views.
         """
         found: dict[str, Tensor] = {}
         if self.frame:
@@ -248,6 +258,9 @@ class Predictor:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
                 found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
+                if self.nearest:
+                    near = self.scorers[name].nearest(emb_BTD[:: self.views], self.nearest)
+                    found[_MEMBERS + name], found[_ALIGNABILITY + name] = near[0].int(), near[1]
         if self.frozen is not None:
             found[_STORED] = self._frame_features(self.frozen, clip_0)
         clips = functools.cache(functools.partial(self._clips, clip_1))

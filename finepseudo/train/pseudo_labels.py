@@ -1,6 +1,6 @@
 """From decided labels to what may be trained on: known-ness, guard, table, samples.
 
-Axes: N videos, G gallery, K classes.
+Axes: N videos, G gallery, M nearest members of it, K classes.
 """
 
 from __future__ import annotations
@@ -118,8 +118,20 @@ def guard(table: pa.Table, recipe: Recipe, name: str, class_names: Sequence[str]
         )
 
 
-def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tensor, p_E_NK: Tensor) -> pa.Table:
-    """About 200 bytes a video; `clip_N` are their rows of the manifest."""
+def label_table(
+    made: collaborate.PseudoLabels,
+    clip_N: np.ndarray,
+    p_A_NK: Tensor,
+    p_E_NK: Tensor,
+    near_NM: np.ndarray,
+    near_S_NM: np.ndarray,
+) -> pa.Table:
+    """About 250 bytes a video; clips are known by their rows of the manifest.
+
+    Args:
+        near_NM: the gallery clips that align best with each video.
+        near_S_NM: S(U, a) of these.
+    """
     top, top_p = most_likely(made.p_NK)
     columns: dict[str, Any] = {
         "video_id": pa.array(made.video_ids, pa.string()),
@@ -135,6 +147,8 @@ def label_table(made: collaborate.PseudoLabels, clip_N: np.ndarray, p_A_NK: Tens
         "agree": made.label_A == made.label_E,
         "top": pa.array(list(top), pa.list_(pa.int32())),
         "top_p": pa.array(list(top_p), pa.list_(pa.float32())),
+        "near": pa.array(list(near_NM), pa.list_(pa.int32())),
+        "near_S": pa.array(list(near_S_NM), pa.list_(pa.float32())),
     }
     return pa.table(columns)
 

@@ -129,10 +129,10 @@ def test_labelled_videos_are_those_of_a_real_split(videos, classes, share):
 def test_label_pass_grows_with_videos_gallery_and_both_lengths():
     free = replace(COSTS, embed_frame_s={"frame": 0.0, "video": 0.0})
     base = label(costs=free).work["score"]
-    assert base == pytest.approx(1092 * 28 * 24 * 24 * 1e-8)
+    assert base == pytest.approx(1092 * 28 * 24 * 24 * 1e-8 * 2), "class means, and nearest members"
     for sizes, expected in (
-        (Sizes(videos=2240, labelled=28), 2212 * 28 * 576e-8),
-        (Sizes(labelled=56), 1064 * 56 * 576e-8),
+        (Sizes(videos=2240, labelled=28), 2212 * 28 * 2 * 576e-8),
+        (Sizes(labelled=56), 1064 * 56 * 2 * 576e-8),
         (Sizes(frames=48), 4 * base),
     ):
         assert label(sizes=sizes, costs=free).work["score"] == pytest.approx(expected)

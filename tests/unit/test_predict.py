@@ -27,7 +27,18 @@ from finepseudo.storage.lineage import plain
 from finepseudo.storage.store import Store, located
 from finepseudo.train import predict
 from finepseudo.train.initial import ensure_initial, preprocessing_of, random_encoder
-from finepseudo.train.predict import Pass, Predictor, Scores, embeddings, logits, part_name, read_part, sbar, similarity
+from finepseudo.train.predict import (
+    Pass,
+    Predictor,
+    Scores,
+    embeddings,
+    logits,
+    nearest,
+    part_name,
+    read_part,
+    sbar,
+    similarity,
+)
 from finepseudo.train.stage import build_objective
 
 VIEWS = 3
@@ -109,6 +120,17 @@ def test_class_means_are_those_of_the_gallery(trained, clips, mean):
     expected_NK = sbar_BK.view(-1, VIEWS, K).mean(1)
     np.testing.assert_allclose(found["sbar/f_A"], expected_NK.numpy(), atol=1e-5)
     assert np.isneginf(found["sbar/f_A"][:, [2, 4]]).all()
+
+
+def test_nearest_members_are_those_of_the_first_view(trained, clips):
+    emb_BTD, _ = seen(trained, clips)
+    gallery = Gallery(emb_BTD[::VIEWS].clone(), torch.tensor([3, 1, 0, 1]), ("a", "b", "c", "d"), K)
+    what = Pass(frame={"f_A": trained[1]["align"]}, galleries={"f_A": gallery}, clips=VIEWS, nearest=2)
+    found = Predictor(recipe(), K, what, CPU)(clips[0], None)
+    member_NM, near_S_NM = nearest(found, "f_A")
+    assert member_NM[:, 0].tolist() == [0, 1, 2, 3], "each is nearest to itself"
+    assert member_NM.dtype == np.int32
+    assert member_NM.shape == near_S_NM.shape == (4, 2)
 
 
 def test_views_of_one_video_do_not_reach_another(trained, clips):

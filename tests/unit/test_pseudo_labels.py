@@ -124,7 +124,8 @@ def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
     p_E_NK = torch.tensor([[0.1, 0.1, 0.05, 0.4, 0.15, 0.2], [0.1, 0.1, 0.1, 0.1, 0.1, 0.5]])
     p_NK, near_N = collaborate.fuse(p_A_NK, p_E_NK), torch.tensor([1.5, -2.0])
     made = collaborate.decide(p_NK, p_A_NK, p_E_NK, ["a", "b"], threshold=0.35, knownness_N=near_N)
-    table = label_table(made, np.array([7, 4]), p_A_NK, p_E_NK)
+    near = np.array([[9, 8], [1, 2]], np.int32), np.array([[0.75, 0.5], [0.25, 0.125]], np.float32)
+    table = label_table(made, np.array([7, 4]), p_A_NK, p_E_NK, *near)
     first, second = table.to_pylist()
     assert (first["video_id"], first["clip"], first["label"], first["top"]) == ("a", 7, 3, [3, 5, 1, 4, 0])
     assert first["confidence"] == first["top_p"][0] == pytest.approx(float(made.p_NK[0, 3]))
@@ -135,9 +136,11 @@ def test_a_table_of_labels_keeps_the_surest_classes_and_what_each_net_said():
     assert (first["agree"], second["agree"]) == (True, False)
     assert (second["label_A"], second["label_E"]) == (0, 5)
     assert (first["confidence_A"], first["confidence_E"]) == (pytest.approx(0.3), pytest.approx(0.4))
+    assert (first["near"], first["near_S"], second["near"]) == ([9, 8], [0.75, 0.5], [1, 2])
     none = p_NK[:0]
     nothing = collaborate.decide(none, none, none, [], threshold=0.35, knownness_N=near_N[:0])
-    assert label_table(nothing, np.zeros(0, int), p_A_NK[:0], p_E_NK[:0]).schema == table.schema, "one file takes both"
+    nobody = label_table(nothing, np.zeros(0, int), p_A_NK[:0], p_E_NK[:0], *(of_NM[:0] for of_NM in near))
+    assert nobody.schema == table.schema, "one file takes both"
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 10_000))

@@ -169,3 +169,17 @@ def test_misfits_are_named():
         class_scores(frames(2, 5, 8), members, ScoreHead(), gamma=0.1)
     with pytest.raises(ValueError, match=r"got \(2, 5, 7\) and \(2, 5, 8\)"):
         class_scores(frames(2, 5, 7), members, ready_head(), gamma=0.1)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 100])
+def test_nearest_members_are_those_of_the_smallest_distances(kernel, rows, monkeypatch):
+    """Whatever the order of the classes in the gallery, and however many slices it is scored in."""
+    monkeypatch.setattr("finepseudo.align.score._slice_rows", lambda *_: rows)
+    members, head, emb_NTD = gallery([2, 0, 1, 0, 2, 1, 0], 3), ready_head(), frames(5, 5, 8)
+    dist_NG = distances(emb_NTD, members.emb_GTD, 0.1)
+    member_NM, near_S_NM = ClassScorer(members, head, gamma=0.1).nearest(emb_NTD, 3)
+    assert member_NM.tolist() == dist_NG.argsort(1)[:, :3].tolist()
+    torch.testing.assert_close(near_S_NM, head(dist_NG.sort(1).values[:, :3]).sigmoid())
+    assert (near_S_NM[:, :-1] >= near_S_NM[:, 1:]).all()
+    every_NG, _ = ClassScorer(members, head, gamma=0.1).nearest(emb_NTD, 30)
+    assert every_NG.shape == (5, 7), "a gallery may be smaller"
