@@ -15,6 +15,7 @@ results/<digest>/  results.json every figure; report.html, logs/, tensorboard/: 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 
 from finepseudo.align.fusion import Fusion
-from finepseudo.align.gallery import Embeddings
+from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
-from finepseudo.data.plan import drawn
+from finepseudo.data.plan import derive, drawn
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
@@ -102,6 +103,12 @@ def pair_videos(recipe: Recipe, manifest: Manifest, test: np.ndarray) -> np.ndar
     """Those of the test clips that the pair test compares, the same for every f_A, by their rows of the manifest."""
     known_N = test[manifest.truth(test) != UNKNOWN]
     return drawn(manifest, known_N, recipe.evaluate.pair_videos, "pairs", recipe.seed)
+
+
+def gallery_of(recipe: Recipe, embedded: Embeddings, labels: Mapping[str, int], num_classes: int) -> Gallery:
+    """The labelled videos among those that were embedded, with their labels, balanced as the recipe says."""
+    labelled, most = embedded.gallery(labels, num_classes), recipe.label.per_class_max
+    return labelled.balanced(most, derive(recipe.seed, recipe.split.seed, "gallery")) if most else labelled
 
 
 def launch_seconds(store: Store, folder: str) -> float:
@@ -184,6 +191,11 @@ class Run:
         (name,) = artefacts.required(self.store, SPLIT)["parts"]
         return json.loads(artefacts.read_part(self.store, SPLIT, name))["labelled"]
 
+    def labelled(self) -> dict[str, int]:
+        """Labels of D_l, by the ids of its clips."""
+        ids, manifest = self.labelled_ids(), self.manifest()
+        return dict(zip(ids, manifest.truth(manifest.rows_of(ids)).tolist(), strict=True))
+
     def labels(self, name: str) -> pa.Table:
         """Pseudo-labels of a round, one row a video."""
         return tables.mapped(self.store, labels(name), LABELS)
@@ -200,6 +212,17 @@ class Run:
     def embeddings(self, name: str) -> Embeddings:
         """What one f_A made of videos."""
         return Embeddings.from_bytes(artefacts.read_part(self.store, embeddings(name), EMBEDDINGS))
+
+    def gallery(self, digest: str) -> Gallery:
+        """That of the f_A whose weights have this digest.
+
+        Raises ArtefactError: nobody has embedded D_l by it.
+        """
+        for name in (folder.removeprefix(embeddings("")) for folder in _below(self.store, "embeddings", EMBEDDINGS)):
+            marker = artefacts.committed(self.store, embeddings(name))
+            if marker is not None and marker["lineage"]["f_A"] == digest:
+                return gallery_of(self.recipe(), self.embeddings(name), self.labelled(), self.manifest().num_classes)
+        raise ArtefactError(f"{self.store.uri('embeddings')}: none by f_A {digest}; jobs/evaluate.py makes them")
 
     def curve(self, name: str) -> list[dict[str, float]]:
         """Loss and what was logged beside it, by step, of a training."""

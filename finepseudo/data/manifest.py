@@ -156,12 +156,17 @@ class Annotated:
 
 
 def manifest_parts(
-    annotated: Annotated, class_names: Sequence[str], found: Callable[[np.ndarray], pa.Table], *, min_frames: int
+    annotated: Annotated,
+    class_names: Sequence[str],
+    found: Callable[[np.ndarray], pa.Table],
+    *,
+    min_frames: int,
+    to_train: bool = True,
 ) -> dict[str, bytes]:
     """Join clips and what probing found of their files (FOUND), by the numbers of these.
 
     Returns what `Manifest.load` reads; neither it nor what was found is ever in memory as a whole. Raises ManifestError
-    where no usable clip is left in the training split, or in the test split if there is one.
+    where it is to train by, and no usable clip is left in the training split, or in the test split if there is one.
     """
     sink, usable, refused = io.BytesIO(), Counter[str](), dict[str, list[str]]({"train": []})
     labels: list[pa.Table] = []
@@ -175,7 +180,7 @@ def manifest_parts(
             for row in clips.filter(pc.invert(good)).slice(0, SHOWN).to_pylist():
                 refused.setdefault(row["split"], []).append(f"{row['video_id']}: {row['reason']}")
     for split in sorted(refused):
-        if not usable[split]:
+        if to_train and not usable[split]:
             bad = "; ".join(refused[split][:SHOWN]) or "none annotated"
             raise ManifestError(f"no usable video in split {split!r}; rejected: {bad}")
     return {

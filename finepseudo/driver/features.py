@@ -24,16 +24,19 @@ log = logging.getLogger("finepseudo")
 FRAMES = 512  # of a part, about: what a decoding actor hands on at a time
 
 
-def ensure_features(recipe: Recipe, run: Store, videos: Manifest, data: Store, executor: Executor) -> Manifest:
+def ensure_features(
+    recipe: Recipe, run: Store, videos: Manifest, data: Store, executor: Executor, frozen: tuple[str, str] | None = None
+) -> Manifest:
     """The manifest of the stored features of all usable clips; what is missing of them is made, in committed parts.
 
     Args:
         run: where they are kept; the manifest of the videos is there.
         data: where the videos lie.
+        frozen: URI and digest of the backbone's snapshot; without them it is made of the weights that the recipe names.
     Raises DecodeError: more than `data.max_rejected` of the clips could not be decoded.
     """
-    uri, digest = ensure_initial(recipe, "frozen", videos.num_classes, run)
-    if not recipe.models.frozen_weights:
+    uri, digest = frozen or ensure_initial(recipe, "frozen", videos.num_classes, run)
+    if not frozen and not recipe.models.frozen_weights:
         log.warning("models.frozen_weights names no weights: %s has random ones", recipe.models.frozen)
     frames, what = recipe.frames.frozen, Pass(frozen=uri)
     row_N = np.flatnonzero(videos.usable.to_numpy())

@@ -51,10 +51,8 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
 
     def make() -> dict[str, bytes]:
         ordered = Annotated(annotated)
-        size = max(GROUP, min(LARGEST_GROUP, len(annotated) // GROUPS))
-        task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
-        folders = executor.spread(task, ordered.groups(size), f"probing videos, groups of {size}")
-        return manifest_parts(ordered, names, Found(run, folders, size), min_frames=recipe.data.min_frames)
+        found = probed(recipe, run, data, ordered, len(annotated), executor)
+        return manifest_parts(ordered, names, found, min_frames=recipe.data.min_frames)
 
     new = artefacts.committed(run, FOLDER) is None
     artefacts.ensure(run, FOLDER, lineage, make)
@@ -66,6 +64,13 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     rejected = f"{counts['rejected']} rejected {counts['reasons'] or ''}".strip()
     log.info("manifest %s: %s usable, %s", manifest.fingerprint, counts["usable"], rejected)
     return manifest
+
+
+def probed(recipe: Recipe, run: Store, data: Store, ordered: Annotated, clips: int, executor: Executor) -> Found:
+    """What probing finds of the files of so many clips, in committed groups below PROBES."""
+    size = max(GROUP, min(LARGEST_GROUP, clips // GROUPS))
+    task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
+    return Found(run, executor.spread(task, ordered.groups(size), f"probing videos, groups of {size}"), size)
 
 
 def ensure_split(recipe: Recipe, run: Store, data: Store, manifest: Manifest) -> Split:

@@ -184,9 +184,7 @@ class Steps:
     def gallery(self, embedded: Embeddings) -> Gallery:
         """The labelled videos of what `embed` gave, with their labels, balanced as the recipe says."""
         labels = dict(zip(self.split.labelled_ids, self.label_N.tolist(), strict=True))
-        labelled = embedded.gallery(labels, self.manifest.num_classes)
-        most = self.recipe.label.per_class_max
-        labelled = labelled.balanced(most, self.seed("gallery")) if most else labelled
+        labelled = places.gallery_of(self.recipe, embedded, labels, self.manifest.num_classes)
         without = [self.manifest.class_names[k] for k, count in enumerate(labelled.counts()) if not count]
         if without:
             log.warning("no gallery member, so p_A = 0, for class %s", ", ".join(without))

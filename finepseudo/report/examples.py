@@ -57,8 +57,7 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
     manifest, names = run.manifest(), run.manifest().class_names
     table = run.labels(rounds[-1].name)
     truth_N = manifest.truth(table["clip"].to_numpy())
-    ids = run.labelled_ids()
-    labels = dict(zip(ids, manifest.truth(manifest.rows_of(ids)).tolist(), strict=True))
+    labels = run.labelled()
     look = _Look(run, manifest, run.embeddings("aligned").gallery(labels, manifest.num_classes))
     examples: list[Example] = []
     for kind, places in _chosen(table, truth_N).items():

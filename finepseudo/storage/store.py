@@ -57,7 +57,7 @@ class Store:
         return _filesystem("file" if self._local else self.root.partition("://")[0], os.getpid())
 
     def uri(self, path: str = "") -> str:
-        return f"{self.root}/{path}" if path else self.root
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def on_disk(self, path: str) -> str:
         """Path of a file on a disk of this machine; empty where the store is another."""

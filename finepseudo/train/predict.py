@@ -23,6 +23,7 @@ from finepseudo.align.contrast import temporal_similarity
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
+from finepseudo.align.softdtw import cosine_cost, dtw_path
 from finepseudo.data import features
 from finepseudo.data.transforms import centre
 from finepseudo.errors import WeightsError
@@ -39,7 +40,7 @@ T = TypeVar("T")
 
 # Columns of a pass: a prefix, and the encoder's name.
 _EMBEDDINGS, _SBAR, _LOGITS, _POOLED, _SIMILARITY = "embeddings/", "sbar/", "logits/", "pooled/", "similarity/"
-_MEMBERS, _ALIGNABILITY = "members/", "alignability/"
+_MEMBERS, _ALIGNABILITY, _PATH = "members/", "alignability/", "path/"
 _NOTES = "notes"  # of a part, beside its columns: seconds, and reasons of what could not be decoded
 _STORED, _SHA256 = "stored", "sha256"  # features of frames, which become a table of their own; its digest
 
@@ -65,6 +66,7 @@ class Pass:
     galleries: Mapping[str, Gallery] = field(default_factory=dict[str, Gallery])  # by name of an f_A
     clips: int = 1  # V, clips of a video, one after the other; class means and logits are averaged over them
     nearest: int = 0  # M, members of its gallery with which a video's first view aligns best, of every f_A that has one
+    paths: bool = False  # also which frames of the nearest one are aligned with those of the view
 
     def lineage(self) -> dict[str, Any]:
         """What decides the results: digests of weights and galleries."""
@@ -74,7 +76,7 @@ class Pass:
         return {
             **weights,
             **frozen,
-            **({"nearest": self.nearest} if self.nearest else {}),
+            **({"nearest": self.nearest, "paths": self.paths} if self.nearest else {}),
             "galleries": {name: g.digest for name, g in self.galleries.items()},
             "clips": self.clips,
         }
@@ -141,6 +143,11 @@ def sbar(columns: Columns, name: str) -> Tensor:
 def nearest(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the gallery members that align best with the videos, by one f_A, and their alignability; both (N,M)."""
     return columns[_MEMBERS + name], columns[_ALIGNABILITY + name]
+
+
+def paths(columns: Columns, name: str) -> np.ndarray:
+    """Of each frame of the first view, the frame of the nearest gallery member that is aligned with it, (N,T)."""
+    return columns[_PATH + name]
 
 
 def logits(columns: Columns, name: str) -> Tensor:
@@ -211,7 +218,7 @@ def read_ahead(read: Callable[[int], T], numbers: Iterable[int]) -> Iterator[tup
 
 class Predictor:
     def __init__(self, recipe: Recipe, num_classes: int, what: Pass, device: torch.device) -> None:
-        self.recipe, self.views, self.nearest, self.device = recipe, what.clips, what.nearest, device
+        self.recipe, self.what, self.views, self.device = recipe, what, what.clips, device
         self.frame = {name: self._load(uri, "frame", num_classes) for name, uri in what.frame.items()}
         self.video = {name: self._load(uri, "video", num_classes)[0] for name, uri in what.video.items()}
         self.pooled: dict[str, Any] = {
@@ -258,9 +265,8 @@ class Predictor:
                     found[_EMBEDDINGS + name] = emb_BTD[:: self.views]
                     continue
                 found[_SBAR + name] = self.scorers[name](emb_BTD).unflatten(0, (-1, self.views)).mean(1)
-                if self.nearest:
-                    near = self.scorers[name].nearest(emb_BTD[:: self.views], self.nearest)
-                    found[_MEMBERS + name], found[_ALIGNABILITY + name] = near[0].int(), near[1]
+                if self.what.nearest:
+                    found |= self._near(name, emb_BTD[:: self.views])
         if self.frozen is not None:
             found[_STORED] = self._frame_features(self.frozen, clip_0)
         clips = functools.cache(functools.partial(self._clips, clip_1))
@@ -294,6 +300,15 @@ class Predictor:
             raise WeightsError(f"models.frozen: features of up to {highest:g}, expected at most {HIGHEST:g} (fp16)")
         return feat_BTC.half()
 
+    def _near(self, name: str, emb_NTD: Tensor) -> dict[str, Tensor]:
+        member_NM, near_S_NM = self.scorers[name].nearest(emb_NTD, self.what.nearest)
+        found = {_MEMBERS + name: member_NM.int(), _ALIGNABILITY + name: near_S_NM}
+        if self.what.paths:
+            nearest_NUD = self.what.galleries[name].emb_GTD[member_NM[:, 0].cpu()].float()
+            cost_NTU = cosine_cost(emb_NTD.cpu(), nearest_NUD)
+            found[_PATH + name] = torch.tensor([_first(cost_TU) for cost_TU in cost_NTU], dtype=torch.int32)
+        return found
+
     def _load(self, uri: str, part: Role, num_classes: int) -> tuple[Any, ScoreHead | None]:
         chosen = self.recipe.models.encoder(part)
         encoder = build(chosen, num_classes=num_classes, size=self.recipe.size_of(part), seed=0)
@@ -313,6 +328,11 @@ class Predictor:
         assert clip_BTHWC is not None, "the plan of this pass has no clip of f_E"
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
         return centre(raw, self.recipe.augment, self.recipe.frames.crop, preprocessing)
+
+
+def _first(cost_TU: Tensor) -> list[int]:
+    """Of each frame t the first frame u that is aligned with it on the hard path."""
+    return [u for _, u in sorted(dict(reversed(dtw_path(cost_TU))).items())]
 
 
 def score_head(snapshot: str) -> ScoreHead:
