@@ -1,4 +1,4 @@
-"""A classifier as one folder that stands alone: weights, gallery, names, and programs that need nothing of this library.
+"""A classifier as one folder that stands alone: weights, gallery, names, and programs that do without this library.
 
 classifier.json          recipe, class names, fusion, bounds, lengths, figures and lineage of the run
 members.parquet, gallery.safetensors   the gallery's clips, and what f_A makes of them

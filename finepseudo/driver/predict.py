@@ -129,9 +129,9 @@ def _is_empty(store: Store) -> bool:
 def _below_one(videos: Sequence[str]) -> tuple[Store, list[str]]:
     """The folder that all lie below, and their paths in it."""
     schemes = {video.partition("://")[0] if "://" in video else "" for video in videos}
-    folders = [video.partition("://")[2] or video for video in videos]
-    common = posixpath.commonpath([posixpath.dirname(folder) for folder in folders])
-    if len(schemes) > 1 or not common:
+    folders = [posixpath.dirname(video.partition("://")[2] or video) for video in videos]
+    common = posixpath.commonpath(folders) if len(schemes) == 1 else ""
+    if not common:
         raise ManifestError(
             f"videos of several stores, such as {videos[0]} and {videos[-1]}; ask for those of each by themselves"
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import training_helpers as helpers
 from clips import manifest
@@ -13,6 +14,7 @@ from test_driver import SMOKE, Watched
 from training_helpers import CPU, Outcome, case, largest_difference, launch, losses, recipe, snapshot
 
 from finepseudo import rehearsal
+from finepseudo.classifier import Classifier
 from finepseudo.data import features, sampling
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
@@ -22,6 +24,8 @@ from finepseudo.data.plan import Plan, plan_score
 from finepseudo.data.stream import BlockReader
 from finepseudo.driver.evaluate import ensure_results, frame_truth
 from finepseudo.driver.executor import InProcess
+from finepseudo.driver.export import export_classifier
+from finepseudo.driver.predict import predict_videos
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.errors import ArtefactError
 from finepseudo.recipe import Models
@@ -233,6 +237,18 @@ def test_no_video_is_opened_again(whole):
     assert results.measured["frozen_probe"].fused is None
     assert "f_E, over frozen_probe" in results.gains
     assert "fused, over frozen_probe" not in results.gains
+
+
+def test_other_videos_go_through_the_frozen_backbone_too(whole, tmp_path):
+    folder, results, _ = whole
+    table = pq.read_table(folder / results.predictions).to_pydict()
+    export_classifier(Classifier.at(Store(str(folder))), Store(str(tmp_path / "out")), programs=False)
+    classifier = Classifier.at(Store(str(tmp_path / "out")))
+    videos = [str(folder / f"elsewhere/{video_id}.mp4") for video_id in table["video_id"]]
+    rows = predict_videos(classifier, videos, Store(str(tmp_path / "work")), InProcess(classifier.recipe))
+    found = {Path(row["video"]).stem: row["top"][0]["label"] for row in rows}
+    expected = [results.classes[label] for label in table[results.prediction]]
+    assert found == dict(zip(table["video_id"], expected, strict=True))
 
 
 def test_the_page_shows_frames_beside_what_was_found_from_features(whole):

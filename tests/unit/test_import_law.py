@@ -54,7 +54,8 @@ MAY = {
     "data": {"data", TABLE} | LEAVES,
     "train": {"train", "data", "align", "models", TABLE} | LEAVES,
     "classifier": {"results", "run", "train", "data", "align", TABLE} | LEAVES,
-    "driver": {"driver", "classifier", "results", "run", "train", "data", "align", "models", TABLE, "rehearsal"} | LEAVES,
+    "driver": {"driver", "classifier", "results", "run", "train", "data", "align", "models", TABLE, "rehearsal"}
+    | LEAVES,
     "runtime": {"runtime", "doctor", "run", "train", "data", "costs"} | LEAVES,
     "doctor": {"doctor", "align", "data", "rehearsal"} | LEAVES,
     "costs": {"costs", "data", TABLE} | LEAVES,
