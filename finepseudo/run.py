@@ -253,10 +253,8 @@ class Run:
         theirs = [folder for folder in _below(self.base, root, artefacts.MARKER) if folder not in own]
         used = [(self.store, folder) for folder in own]
         used += [(self.base, folder) for folder in theirs if folder.startswith(training_plan("pretrain/"))]
-        names = sorted(
-            ((folder.removeprefix(f"{root}/"), store) for store, folder in used), key=lambda of: _told(of[0])
-        )
-        return [(name, Plan.load(store, training_plan(name))) for name, store in names]
+        names = {folder.removeprefix(f"{root}/"): store for store, folder in used}
+        return [(name, Plan.load(names[name], training_plan(name))) for name in sorted(names, key=_told)]
 
     def fusion(self, name: str) -> Fusion:
         """What the labels of a round were decided with."""

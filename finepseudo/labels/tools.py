@@ -46,16 +46,18 @@ def write_label_studio(outcome: Outcome, folder: Path) -> None:
         tasks = (_task(outcome, row) for row in chain([first], islice(rows, TASKS - 1)))
         _write_array(folder / f"tasks-{number:05d}.json", tasks)
         number += 1
-    root = outcome.run.data()
+    root = outcome.data
     if root.on_disk(""):
         log.info(
-            "Label Studio: start it with LOCAL_FILES_SERVING_ENABLED=true and LOCAL_FILES_DOCUMENT_ROOT=%s, and add %s "
-            "as local storage of the project", *_served(root.uri()),
-        )  # fmt: skip
+            "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=%s, and add %s to the project as storage of local files",
+            PurePosixPath(root.uri()).parent,
+            root.uri(),
+        )
 
 
 def _task(outcome: Outcome, row: dict[str, Any]) -> dict[str, Any]:
-    root, file = outcome.run.data(), row["file"]
+    root, file = outcome.data, row["file"]
     result = {"from_name": "label", "to_name": "video", "type": "choices", "value": {"choices": [row["label"]]}}
     kept = ("video_id", "file", "start_s", "end_s", "confidence", "accepted", "known", "knownness")
     nets = ("label_E", "confidence_E", "label_A", "confidence_A")
@@ -67,11 +69,6 @@ def _task(outcome: Outcome, row: dict[str, Any]) -> dict[str, Any]:
         "data": {**data, **{name: row[name] for name in (*kept, *nets)}, "near": near},
         "predictions": [{"model_version": outcome.last, "score": row["confidence"], "result": [result]}],
     }
-
-
-def _served(root: str) -> tuple[str, str]:
-    """The folder that Label Studio calls its document root, and the one below it that a project may show."""
-    return str(PurePosixPath(root).parent), root
 
 
 def _part(row: dict[str, Any]) -> str:
@@ -88,7 +85,7 @@ def write_fiftyone(outcome: Outcome, folder: Path) -> None:
 
     The label is a detection over the clip's frames, from 1 on and inclusive; what else is known, its attributes.
     """
-    root = outcome.run.data()
+    root = outcome.data
     if not root.on_disk(""):
         log.warning(
             "FiftyOne opens files of a disk: mount or copy %s to the folder in which data.json lies", root.uri()
