@@ -41,10 +41,11 @@ OUTCOME = pa.schema(
 """A row of what is taken home.
 
 file: below data.root. start_s, end_s, first_frame: of a part of a file, null for a whole one; seconds by the file's
-mean rate, null where it has none. num_frames: of the clip. label, confidence: argmax and maximum of p; label_E, label_A: of
-p_E and p_A. known: whether the known-ness is at least the bound that was used; null where all classes are known.
-top: the likeliest classes. near: the gallery clips that align best, best first. rounds: every committed round of the
-method that has a label of the clip. reason: why there is no label; null where there is one.
+mean rate, null where it has none. num_frames: of the clip.
+label, confidence: argmax and maximum of p; label_E and label_A: of p_E and p_A. top: the likeliest classes by p.
+known: whether the known-ness is at least the bound that was used; null where all classes are known.
+near: the gallery clips that align best, best first. rounds: every committed round of the method that labelled the clip.
+reason: why there is no label; null where there is one.
 """
 
 
