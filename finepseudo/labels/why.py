@@ -152,18 +152,18 @@ class _Page:
         return lines
 
     def _votes(self) -> list[str]:
-        lines = [("round", "nearest labelled clips: alignability, class, id")]
+        lines = [("round", "alignability", "class", "labelled clip")]
         for name in self.rounds:
             made = self._made(name)
             if made is None:
                 continue
             if "near" not in made:
-                lines.append((name, "not known: an older version made these labels"))
+                lines.append((name, "-", "-", "not known: an older version made these labels"))
                 continue
             label_M, ids = self.manifest.truth(np.array(made["near"])), self.manifest.ids(np.array(made["near"]))
             for place, (label, video_id, score) in enumerate(zip(label_M, ids, made["near_S"], strict=True)):
-                lines.append(("" if place else name, f"{_p(score)}  {self._name(label)}  {video_id}"))
-        return ["Who voted", *_aligned(lines)] if len(lines) > 1 else []
+                lines.append(("" if place else name, _p(score), self._name(label), video_id))
+        return ["Who voted: the gallery clips that align with it best", *_aligned(lines)] if len(lines) > 1 else []
 
     def _plans(self) -> list[str]:
         lines = [("training", "this clip in its plan")]
