@@ -1,8 +1,8 @@
 """Why a clip has its label: the page of every kind of clip, on a whole short run and on labels made for the purpose."""
 
+import importlib.util
 import json
 import re
-import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +57,16 @@ def section(page, head):
 
 
 def call(name, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
-    job = runpy.run_path(str(ROOT / f"jobs/{name}.py"))["job"]
-    job(sys.argv[1:])
+    """A job in this process."""
+    spec = importlib.util.spec_from_file_location(f"jobs_{name}", ROOT / f"jobs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    module.job([str(word) for word in words])
+
+
+def said(p):
+    return f"{p:.3f}".removeprefix("0")
 
 
 def test_the_page_of_an_unlabelled_clip(run):
@@ -76,11 +83,11 @@ def test_the_page_of_an_unlabelled_clip(run):
         for number, (line, made) in enumerate(zip(lines, (first, second), strict=False), 1):
             cells = dict(zip(head.split(), re.split(r" {2,}", line.strip()), strict=False))
             assert cells["round"] == f"finepseudo/round-{number}"
-            assert line.split()[1:3] == [names[made["label"]], f"{made['confidence']:.3f}"[1:]]
+            assert line.split()[1:3] == [names[made["label"]], said(made["confidence"])]
             kinds.add(line.split("  ")[-1].split(",")[0].split()[0])
             if not made["accepted"]:
                 bound = run.known_from(cells["round"])
-                assert (f"< label.threshold 0.2" in line) == (made["confidence"] < 0.2)
+                assert ("< label.threshold 0.2" in line) == (made["confidence"] < 0.2)
                 assert ("as of an unknown class" in line) == (made["knownness"] < np.float32(bound))
         flip = f"  it changed in finepseudo/round-2: {names[first['label']]} -> {names[second['label']]}"
         assert (flip in page) == (first["label"] != second["label"])
@@ -113,9 +120,8 @@ def test_the_page_of_a_labelled_clip_says_whose_labels_it_stands_behind(run):
         name, *cells = line.split()
         assert name == f"finepseudo/round-{number}"
         assert cells[:2] == [str(len(near)), str(len(same))]
-        assert cells[3::2] == [
-            f"{of['confidence']:.3f}"[1:].rstrip(",") + "," * (of is not same[:5][-1]) for of in same[:5]
-        ]
+        named = ", ".join(f"{of['video_id']} {said(of['confidence'])}" for of in same[:5])
+        assert " ".join(cells[2:]) == named
 
 
 def test_the_page_of_a_test_clip_has_the_predictions(run):
