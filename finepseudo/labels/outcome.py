@@ -23,19 +23,17 @@ log = logging.getLogger("finepseudo")
 WINDOW = 4096  # rows that are held at a time
 UNDECODED = "could not be decoded when this round was labelled"
 
+_TOP: dict[str, pa.DataType] = {"label": pa.string(), "p": pa.float32()}
+_NEAR: dict[str, pa.DataType] = {"video_id": pa.string(), "label": pa.string(), "alignability": pa.float32()}
+_ROUND: dict[str, pa.DataType] = {"round": pa.int32(), "label": pa.string(), "confidence": pa.float32()}
+_ROUND |= {"accepted": pa.bool_()}
 OUTCOME = pa.schema(
     {"video_id": pa.string(), "file": pa.string()}
     | {"start_s": pa.float64(), "end_s": pa.float64(), "first_frame": pa.int32(), "num_frames": pa.int32()}
     | {"label": pa.string(), "confidence": pa.float32(), "accepted": pa.bool_()}
     | {"label_E": pa.string(), "confidence_E": pa.float32(), "label_A": pa.string(), "confidence_A": pa.float32()}
     | {"known": pa.bool_(), "knownness": pa.float32()}
-    | {"top": pa.list_(pa.struct({"label": pa.string(), "p": pa.float32()}))}
-    | {"near": pa.list_(pa.struct({"video_id": pa.string(), "label": pa.string(), "alignability": pa.float32()}))}
-    | {
-        "rounds": pa.list_(
-            pa.struct({"round": pa.int32(), "label": pa.string(), "confidence": pa.float32(), "accepted": pa.bool_()})
-        )
-    }
+    | {name: pa.list_(pa.struct([*of.items()])) for name, of in (("top", _TOP), ("near", _NEAR), ("rounds", _ROUND))}
     | {"reason": pa.string()}
 )
 """A row of what is taken home.
@@ -64,7 +62,7 @@ class Outcome:
         self.last = self.rounds[-1]
         self.manifest = run.manifest()
         self.classes = self.manifest.class_names
-        self._names = pa.array(self.classes, pa.string())
+        self._names: Any = pa.array(self.classes, pa.string())
         self._bound = run.known_from(self.last)
         self._tables = [run.labels(name) for name in self.rounds]
         if "near" not in self._tables[-1].column_names:
@@ -128,8 +126,8 @@ class Outcome:
         """Ids and classes of gallery clips."""
         member_M, place = np.unique(near.flatten().to_numpy(), return_inverse=True)
         label_M = self.manifest.truth(member_M)
-        ids = pa.array(self.manifest.ids(member_M), pa.string())
-        return {"video_id": ids.take(pa.array(place)), "label": self._names.take(pa.array(label_M[place]))}
+        ids: Any = pa.array(self.manifest.ids(member_M), pa.string())
+        return {"video_id": ids.take(place), "label": self._names.take(label_M[place])}
 
     def _history(self, clip_N: np.ndarray) -> Any:
         shape = len(clip_N), len(self.rounds)
@@ -174,7 +172,7 @@ def _chosen(run: Run, method: str | None) -> tuple[str, list[str]]:
         raise RecipeError(f"no labels of method {method!r} in {where}, only of {', '.join(found)}; choose by --method")
     finished = run.store.exists(RESULTS)
     stands_by = run.results().prediction.partition("/")[0] if finished else ""
-    last = max(found, key=list(METHODS).index)
+    last = max(found, key=[*map(str, METHODS)].index)
     chosen = method or (stands_by if stands_by in found else last)
     if not finished:
         done, of = len(found[chosen]), run.recipe().rounds.count
@@ -184,8 +182,8 @@ def _chosen(run: Run, method: str | None) -> tuple[str, list[str]]:
 
 def _spread(column: pa.ChunkedArray, there: np.ndarray) -> Any:
     """Values of the rows that are there, in their places; null in the others."""
-    place_N = np.where(there, np.cumsum(there) - 1, 0)
-    return column.combine_chunks().take(pa.array(place_N, mask=~there))
+    index: Any = pa.array(np.where(there, np.cumsum(there) - 1, 0), mask=~there)
+    return column.combine_chunks().take(index)
 
 
 def _lists(like: Any, fields: dict[str, Any]) -> Any:

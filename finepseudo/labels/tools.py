@@ -18,6 +18,7 @@ import numpy as np
 
 from finepseudo.labels.forms import plain, said
 from finepseudo.labels.outcome import Outcome
+from finepseudo.storage import tables
 
 log = logging.getLogger("finepseudo")
 
@@ -120,7 +121,7 @@ def write_cleanlab(outcome: Outcome, file: Path) -> None:
 
     Of p the likeliest classes are kept; the rest of its mass is even over the others, as in soft targets.
     """
-    names = {name: place for place, name in enumerate(outcome.classes)}
+    names: dict[Any, int] = {name: place for place, name in enumerate(outcome.classes)}
     N, K = outcome.labelled, len(names)
 
     def places(column: str) -> Iterator[np.ndarray]:
@@ -129,7 +130,7 @@ def write_cleanlab(outcome: Outcome, file: Path) -> None:
 
     def probabilities() -> Iterator[np.ndarray]:
         for batch in outcome.labels():
-            top = batch["top"].combine_chunks()
+            top: Any = batch["top"].combine_chunks()
             kept, length = top.flatten(), top.value_lengths().to_numpy()
             row_M = np.repeat(np.arange(len(top)), length)
             p_M = kept.field("p").to_numpy()
@@ -142,7 +143,8 @@ def write_cleanlab(outcome: Outcome, file: Path) -> None:
         for batch in outcome.labels():
             yield np.array(batch["video_id"].to_pylist(), f"<U{width}")
 
-    width = max(1, *(len(name) for batch in outcome.labels() for name in batch["video_id"].to_pylist()))
+    longest = (tables.pc.max(tables.pc.utf8_length(batch["video_id"])).as_py() for batch in outcome.labels())
+    width = max(longest, default=1)
     arrays: dict[str, tuple[Iterable[np.ndarray], tuple[int, ...], str]] = {
         "ids": (ids(width), (N,), f"<U{width}"),
         **{f"labels{of}": (places(f"label{of}"), (N,), "<i8") for of in ("", "_E", "_A")},

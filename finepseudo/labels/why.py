@@ -119,7 +119,7 @@ class _Page:
 
     def _labels(self) -> list[str]:
         head = ("round", "label", "p", "by f_E", "p_E", "by f_A", "p_A", "known-ness", "accepted")
-        lines = [head]
+        lines: list[Sequence[str]] = [head]
         for name in self.rounds:
             if (made := self._made(name)) is None:
                 lines.append((name, "-", *[""] * 6, UNDECODED))
@@ -224,7 +224,8 @@ def _standing_on(table: pa.Table, row: int, truth: int) -> tuple[int, int, list[
     near, same, surest = 0, 0, list[dict[str, Any]]()
     for batch in table.select(["video_id", "label", "confidence", "accepted", "near"]).to_batches():
         parents = pc.list_parent_indices(batch["near"]).to_numpy()
-        hit_N = parents[batch["near"].flatten().to_numpy() == row]
+        members: Any = batch["near"]
+        hit_N = parents[members.flatten().to_numpy() == row]
         some = batch.take(pa.array(hit_N))
         some = some.filter(some["accepted"])
         of_class = some.filter(pc.equal(some["label"], truth))
