@@ -18,7 +18,7 @@ from finepseudo.storage import tables
 from finepseudo.storage.tables import pc
 
 SUREST = 5  # labels that a gallery clip stands behind, which are named
-SEARCHED = 100_000  # names among which the nearest ones are looked for
+SEARCHED = 10_000  # names among which the nearest ones are looked for
 
 
 def why(run: Run, name: str) -> str:
@@ -51,10 +51,10 @@ def find(run: Run, manifest: Manifest, name: str) -> int:
 
 
 def _like(column: Any, name: str) -> list[str]:
-    """Names to compare with: those with the same beginning, where there are too many for all."""
-    if len(column) > SEARCHED:
-        column = column.filter(pc.starts_with(column, name[:2]))
-    return column.slice(0, SEARCHED).to_pylist()
+    """Names to compare with: of too many for all, those with the longest beginning that any shares."""
+    lengths = range(len(name) if len(column) > SEARCHED else 0, -1, -1)
+    shared = (column.filter(pc.starts_with(column, name[:length])) for length in lengths)
+    return next((found for found in shared if len(found)), column).slice(0, SEARCHED).to_pylist()
 
 
 class _Page:
@@ -180,6 +180,8 @@ class _Page:
             kind = f"labelled{label}" if labelled else f"pseudo-labelled{label}, weight {sample['weight']:.3f}"
             kind = kind if label else "without a label"
             lines.append((name, f"{kind}, read {times:.3g} times"))
+        if len(lines) == 1:
+            return ["Where it was used: no training is planned yet"]
         return ["Where it was used (on average over the plan's clips of its kind)", *_aligned(lines)]
 
     def _predicted(self) -> list[str]:
