@@ -52,6 +52,11 @@ U = TypeVar("U")
 Positional = tyro.conf.Positional  # of a value that has its place on the command line instead of a name
 
 
+def named(name: str) -> Any:
+    """For `Annotated`: an option whose name Python keeps for itself."""
+    return tyro.conf.arg(name=name)
+
+
 def parse_plain(kind: type[U], argv: Sequence[str], *, program: str, description: str) -> U:
     """Options of a job that has no recipe. Raises SystemExit: help was asked for, or an option is wrong."""
     return tyro.cli(kind, args=list(argv), prog=program, description=description)

@@ -25,10 +25,10 @@ import pyarrow as pa
 from finepseudo.align.fusion import Fusion
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
-from finepseudo.data.plan import derive, drawn
+from finepseudo.data.plan import Plan, derive, drawn
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
-from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
+from finepseudo.recipe import METHODS, OUTSIDE, PLACES, Recipe, described, digest, recipe_from
 from finepseudo.results import Results
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences
@@ -37,6 +37,7 @@ from finepseudo.train import checkpoint
 
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, FUSION, SECONDS = "labels.parquet", "fusion.json", "seconds.json"
+KNOWN = "known.json"  # part of a round's labels: θ_known, where the recipe asks for one
 EMBEDDINGS = "embeddings.safetensors"
 SPLIT = "split"  # folder
 FEATURES = "features"  # folder of what frozen backbones made of every clip's frames
@@ -89,9 +90,22 @@ def round_name(method: str, number: int) -> str:
     return f"{method}/round-{number}"
 
 
+def round_number(name: str) -> int:
+    """The number in the name of a round's labels or training."""
+    return int(name.partition("/round-")[2].partition("/")[0] or 0)
+
+
 def labels(name: str) -> str:
     """Folder of the pseudo-labels of a round."""
     return f"labels/{name}"
+
+
+def made_before(store: Store, name: str, what: str) -> ArtefactError:
+    """The error of labels that an older version committed, without something that is asked for now."""
+    return ArtefactError(
+        f"{store.uri(labels(name))} has no {what}: an older version made these labels; jobs/run.py with another --run "
+        f"and --base {store.uri()} makes them again, and shares what is trained"
+    )
 
 
 def data_store(recipe: Recipe, base: Store) -> Store:
@@ -151,6 +165,10 @@ def _owner(store: Store) -> dict[str, Any]:
     try:
         body = json.loads(store.read(RECIPE))
         return {"digest": body["digest"], "recipe": dict(body["recipe"])}
+    except FileNotFoundError:
+        raise ArtefactError(
+            f"{store.uri()} is no run directory: no {RECIPE} in it; expected one of jobs/run.py"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{store.uri(RECIPE)} is damaged ({error}); use another --run") from None
 
@@ -204,6 +222,51 @@ class Run:
         """Names of the rounds whose labels are committed."""
         found = [folder.removeprefix(labels("")) for folder in _below(self.store, labels("").rstrip("/"), FUSION)]
         return [name for name in found if artefacts.committed(self.store, labels(name)) is not None]
+
+    def rounds_by_method(self) -> dict[str, list[str]]:
+        """The committed rounds of each method that has any, in their order."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(self.rounds(), key=round_number):
+            found.setdefault(name.partition("/")[0], []).append(name)
+        return found
+
+    def asked(self) -> np.ndarray:
+        """The clips of D_u, by their rows of the manifest, ascending: what the first round was asked to label.
+
+        Raises ArtefactError: no round has been labelled yet.
+        """
+        folder = pass_plan("label", "")[:-1]
+        named = [name for name in self.store.list(folder) if name.startswith("round-1-")]
+        if not named:
+            raise ArtefactError(f"{self.store.uri(folder)}: no plan of labelling yet; jobs/run.py makes it")
+        return np.sort(Plan.load(self.store, f"{folder}/{named[0]}").samples["clip"].to_numpy())
+
+    def known_from(self, name: str) -> float | None:
+        """θ_known of a round: a video of a smaller known-ness got no label; None where all classes are known.
+
+        Raises ArtefactError: an older version made the labels, and did not keep it.
+        """
+        marker = artefacts.required(self.store, labels(name))
+        if KNOWN in marker["parts"]:
+            return json.loads(artefacts.read_part(self.store, labels(name), KNOWN))
+        if marker["lineage"].get("known") and METHODS[marker["lineage"]["method"]].uses_p_A:
+            raise made_before(self.store, name, KNOWN)
+        return None
+
+    def predictions(self) -> pa.Table:
+        """Of a finished run: a row a test video, `video_id`, `truth`, and a class by `<method>/<part>`."""
+        folder, _, part = self.results().predictions.rpartition("/")
+        return tables.mapped(self.store, folder, part)
+
+    def plans(self) -> list[tuple[str, Plan]]:
+        """Plans of the trainings that the run uses, by their names; pre-training first."""
+        root = training_plan("")[:-1]
+        own = _below(self.store, root, artefacts.MARKER)
+        theirs = [folder for folder in _below(self.base, root, artefacts.MARKER) if folder not in own]
+        used = [(self.store, folder) for folder in own]
+        used += [(self.base, folder) for folder in theirs if folder.startswith(training_plan("pretrain/"))]
+        names = {folder.removeprefix(f"{root}/"): store for store, folder in used}
+        return [(name, Plan.load(names[name], training_plan(name))) for name in sorted(names, key=_told)]
 
     def fusion(self, name: str) -> Fusion:
         """What the labels of a round were decided with."""
@@ -276,6 +339,13 @@ class Run:
     def _uses(self, name: str) -> bool:
         """Whether a training of the base is one of this run's: pre-training is, others left their plan here."""
         return name.startswith("pretrain/") or artefacts.committed(self.store, training_plan(name)) is not None
+
+
+def _told(name: str) -> tuple[int, str, int, str]:
+    """Trainings in the order of the story: without labels, on D_l, round by round."""
+    first = ("pretrain", "align", "supervise")
+    method = name.partition("/")[0]
+    return first.index(method) if method in first else len(first), method, round_number(name), name
 
 
 def _below(store: Store, folder: str, mark: str, skip: str = "") -> list[str]:

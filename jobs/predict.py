@@ -65,13 +65,13 @@ def job(argv: Sequence[str]) -> None:
 def _write(rows: Iterator[dict[str, Any]], to: str) -> tuple[int, int]:
     """Rows, and those that have a reason; the file is there whole or not at all."""
     count = bad = 0
-    with tempfile.TemporaryFile() as sink:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as sink:
         for row in rows:
             count, bad = count + 1, bad + bool(row["error"])
-            sink.write(json.dumps(row).encode() + b"\n")
-        sink.seek(0)
+            sink.write(json.dumps(row) + "\n")
+        sink.flush()
         store, name = located(to)
-        store.write(name, sink.read())
+        store.put(name, sink.name)
     return count, bad
 
 

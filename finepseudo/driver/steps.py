@@ -31,7 +31,7 @@ from finepseudo.driver.referees import Judged, judged
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import METHODS, Method, Recipe
-from finepseudo.run import EMBEDDINGS, FUSION, LABELS, SECONDS
+from finepseudo.run import EMBEDDINGS, FUSION, KNOWN, LABELS, SECONDS
 from finepseudo.sizes import BLOCK_VIDEOS, COMPARED, JUDGED
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences, fingerprint
@@ -231,6 +231,7 @@ class Steps:
                 LABELS: artefacts.tables_bytes(self._labelled(found, method, fusion, known, gallery)),
                 FUSION: json.dumps(vars(fusion)).encode(),
                 SECONDS: json.dumps(dict(found.seconds)).encode(),
+                **({KNOWN: json.dumps(known).encode()} if known > -math.inf else {}),
             }
 
         lineage = {

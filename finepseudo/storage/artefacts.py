@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ MARKER = "committed.json"
 
 def part_record(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def file_record(path: str) -> dict[str, Any]:
+    """The same of a file of this machine, which is not in memory as a whole."""
+    with open(path, "rb") as file:
+        return {"bytes": os.path.getsize(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def commit(store: Store, folder: str, parts: Mapping[str, bytes], lineage: Mapping[str, Any]) -> dict[str, Any]:

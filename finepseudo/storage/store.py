@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
@@ -102,12 +104,16 @@ class Store:
             if not self._local:
                 self._fs.pipe_file(target, data)
                 return
-            temporary = _write_temporary(target, data)
-            try:
-                os.replace(temporary, target)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            _replace(target, io.BytesIO(data))
+
+    def put(self, path: str, source: str) -> None:
+        """Put a whole file of this machine, as `write` does; it is never in memory as a whole."""
+        target = self.uri(path)
+        with _disk_errors(target), open(source, "rb") as file:
+            if self._local:
+                _replace(target, file)
+            else:
+                self._fs.put_file(source, target)
 
     def create(self, path: str, data: bytes) -> bool:
         """Put a file only if none is there, else False. Without conditional puts in the store, a race overwrites."""
@@ -117,7 +123,7 @@ class Store:
         """As `create`, by the store's conditional put alone: one that has none overwrites, and this is True."""
         target = self.uri(path)
         with _disk_errors(target):
-            temporary = _write_temporary(target, data) if self._local else ""
+            temporary = _write_temporary(target, io.BytesIO(data)) if self._local else ""
             try:
                 if self._local:
                     os.link(temporary, target)
@@ -212,13 +218,22 @@ def default_cache_dir() -> str:
     return os.path.join(tempfile.gettempdir(), f"finepseudo-cache-{os.getuid()}")
 
 
-def _write_temporary(target: str, data: bytes) -> str:
+def _replace(target: str, source: IO[bytes]) -> None:
+    temporary = _write_temporary(target, source)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _write_temporary(target: str, source: IO[bytes]) -> str:
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            shutil.copyfileobj(source, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

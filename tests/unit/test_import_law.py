@@ -43,6 +43,7 @@ LIBRARIES = {
     "storage": {"fsspec", "s3fs", "pyarrow", "numpy"},
     "doctor": {"numpy", "torch"},
     "cli": {"tyro"},
+    "labels": {"numpy", "pyarrow"},
 }
 # Reads the table of encoders; it and what it imports are light.
 TABLE = "models/table"
@@ -75,6 +76,7 @@ MAY = {
     "cli": {"errors", "stop", "recipe", "recipes", "storage", "costs", "preview"},
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,
     "tracking": {"tracking", "run", "train", "data"} | LEAVES,
+    "labels": {"labels", "run", "data"} | LEAVES,
     "report": {"report", "results", "run", "train", "data", "align"} | LEAVES,
     "__init__": {"classifier", "driver", "storage"},
 }
@@ -208,6 +210,9 @@ def at_the_top(source):
         ("tracking/watch.py", "import wandb"),
         ("tracking/watch.py", "import ray"),
         ("metrics.py", "from finepseudo.run import Run"),
+        ("labels/tools.py", "import fiftyone"),
+        ("labels/tools.py", "import cleanlab"),
+        ("labels/why.py", "from finepseudo.driver import rounds"),
         # the maths
         ("align/score.py", "from finepseudo.data import plan"),
         ("align/score.py", "from finepseudo.models import vtn"),

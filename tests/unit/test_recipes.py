@@ -319,6 +319,8 @@ def test_help_lists_the_recipes_fields(name):
         "runpy.run_path('jobs/run.py', run_name='__main__')",
         "sys.argv = ['compare.py', 'rehearsal', '--run', '/nowhere/x', '--dry-run'];"
         "runpy.run_path('jobs/compare.py', run_name='__main__')",
+        "sys.argv = ['labels.py', '--help']; runpy.run_path('jobs/labels.py', run_name='__main__')",
+        "sys.argv = ['why.py', '--help']; runpy.run_path('jobs/why.py', run_name='__main__')",
         "sys.argv = ['recipes.py']; runpy.run_path('jobs/recipes.py', run_name='__main__')",
         "sys.argv = ['run.py', 'rehearsal', '--run', '/nowhere/x', '--oops'];"
         "runpy.run_path('jobs/run.py', run_name='__main__')",
