@@ -416,6 +416,11 @@ class Scale:
     resources_deadline_s: NotNegative = 60.0  # longest wait for resources that the cluster does not have yet
     object_store_mib: Annotated[int, Ge(80)] = 1024  # object store of a cluster that is started here
 
+    @property
+    def least_train_workers(self) -> int:
+        """As train_workers_min has it; all of them where it is 0."""
+        return self.train_workers_min or self.train_workers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -514,7 +519,7 @@ def _check_across(recipe: Recipe) -> None:
             f"scale.train_workers = {workers} must divide optimiser.blocks_per_step = {k}, since the workers share "
             f"the blocks of a step; use {k} blocks with a divisor of {k} workers, or another number of blocks"
         )
-    least = recipe.scale.train_workers_min or workers
+    least = recipe.scale.least_train_workers
     if least > workers:
         raise RecipeError(
             f"scale.train_workers_min = {least} is more than scale.train_workers = {workers}; lower it, or set it to 0 "

@@ -48,7 +48,7 @@ def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, st
         done = checkpoint.committed_step(run, stage.folder)
         return Layout.of(done, stop, workers, stage.optimiser.blocks_per_step, scale.steps_per_block)
 
-    elastic = 0 < scale.train_workers_min < scale.train_workers
+    least, most = scale.least_train_workers, scale.train_workers
 
     run.delete(f"{stage.folder}/{FAULT}")
     trainer = TorchTrainer(
@@ -62,7 +62,7 @@ def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, st
             "launched": time.time(),
         },
         scaling_config=ScalingConfig(
-            num_workers=(scale.train_workers_min, scale.train_workers) if elastic else scale.train_workers,
+            num_workers=(least, most) if least < most else most,
             use_gpu=scale.train_gpus > 0,
             resources_per_worker={key: value for key, value in resources.items() if value},
         ),
