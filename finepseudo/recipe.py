@@ -11,7 +11,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import lcm
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from annotated_types import Ge, Interval
@@ -528,8 +527,8 @@ def _check_across(recipe: Recipe) -> None:
     if uneven := [number for number in range(least, workers) if k % number]:
         raise RecipeError(
             f"scale.train_workers_min = {least} lets a training have {uneven[0]} workers, which must divide "
-            f"optimiser.blocks_per_step = {k} as every number up to scale.train_workers = {workers} must; raise it, "
-            f"or use {lcm(*range(least, workers + 1))} blocks"
+            f"optimiser.blocks_per_step = {k} as every number up to scale.train_workers = {workers} must; set it to "
+            f"{uneven[-1] + 1}, or use another number of blocks"
         )
     if recipe.frames.crop > min(recipe.frames.height, recipe.frames.width):
         raise RecipeError(
