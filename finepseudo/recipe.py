@@ -389,6 +389,9 @@ class Scale:
     """Transformers, `frame` (f_A) or `video` (f_E) or both, whose layers keep their input alone for the backward pass,
     which computes the rest again: less memory, about a third more time."""
     train_workers: Count = 1  # workers of each training; must divide optimiser.blocks_per_step
+    train_workers_min: CountOrZero = 0
+    """With how few of them a training may start, and go on after a lost node; 0: all of them. Every number from here to
+    train_workers must divide optimiser.blocks_per_step."""
     train_cpus: NotNegative = 1
     train_gpus: NotNegative = 0
     train_resource: str = ""  # custom Ray resource that a training worker asks for, such as `train`
@@ -411,6 +414,11 @@ class Scale:
     collective_timeout_s: Annotated[float, Ge(1)] = 180.0  # longest wait of one training worker for another
     resources_deadline_s: NotNegative = 60.0  # longest wait for resources that the cluster does not have yet
     object_store_mib: Annotated[int, Ge(80)] = 1024  # object store of a cluster that is started here
+
+    @property
+    def least_train_workers(self) -> int:
+        """As train_workers_min has it; all of them where it is 0."""
+        return self.train_workers_min or self.train_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -509,6 +517,18 @@ def _check_across(recipe: Recipe) -> None:
         raise RecipeError(
             f"scale.train_workers = {workers} must divide optimiser.blocks_per_step = {k}, since the workers share "
             f"the blocks of a step; use {k} blocks with a divisor of {k} workers, or another number of blocks"
+        )
+    least = recipe.scale.least_train_workers
+    if least > workers:
+        raise RecipeError(
+            f"scale.train_workers_min = {least} is more than scale.train_workers = {workers}; lower it, or set it to 0 "
+            "for a training that always has all of them"
+        )
+    if uneven := [number for number in range(least, workers) if k % number]:
+        raise RecipeError(
+            f"scale.train_workers_min = {least} lets a training have {uneven[0]} workers, which must divide "
+            f"optimiser.blocks_per_step = {k} as every number up to scale.train_workers = {workers} must; set it to "
+            f"{uneven[-1] + 1}, or use another number of blocks"
         )
     if recipe.frames.crop > min(recipe.frames.height, recipe.frames.width):
         raise RecipeError(

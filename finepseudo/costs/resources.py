@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finepseudo.recipe import Recipe
 
@@ -31,6 +31,11 @@ def workers(recipe: Recipe) -> list[Workers]:
         kind("decoding", 3 * scale.decode_workers, 1, 0, scale.decode_resource),
         kind("scoring", scale.score_workers, scale.score_cpus, scale.score_gpus, scale.score_resource),
     ]
+
+
+def at_least(recipe: Recipe) -> Recipe:
+    """The recipe of what a run can start with: its trainings have as few workers as they may."""
+    return replace(recipe, scale=replace(recipe.scale, train_workers=recipe.scale.least_train_workers))
 
 
 def needed(recipe: Recipe) -> Need:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from finepseudo.costs.resources import Need, Workers, needed, workers
+from finepseudo.costs.resources import Need, Workers, at_least, needed, workers
 from finepseudo.errors import ClusterError, NotReadyError
 from finepseudo.recipe import Recipe
 
@@ -130,11 +130,13 @@ def _start_local(recipe: Recipe) -> None:
 def preflight(recipe: Recipe) -> None:
     """Wait until every worker of the run has a place on one of the nodes, at most `scale.resources_deadline_s`.
 
-    A placement group asks for all of them at once: of what is free, node by node, and of an autoscaler where there is
-    one. It is given back before the run starts, which finds the places free.
+    Of a training that may do with fewer workers, as few of them. A placement group asks for all at once: of what is
+    free, node by node, and of an autoscaler where there is one. It is given back before the run starts, which finds the
+    places free.
 
     Raises ClusterError: what has no place, what is there, and which options lower the need.
     """
+    recipe = at_least(recipe)
     asked = [some for some in workers(recipe) if some.need]
     group = placement_group([some.need for some in asked for _ in range(some.count)])
     ends, waited = time.monotonic() + recipe.scale.resources_deadline_s, False

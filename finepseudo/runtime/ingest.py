@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.train import DataConfig
 
 from finepseudo.data.layout import Layout
 from finepseudo.data.plan import Plan
@@ -37,23 +38,33 @@ class DecodeBlocks:
         return self.reader.read(block for number in numbers["id"] for block in self.blocks_of(int(number)))
 
 
-def training_stream(
-    run: Store, data: Store, plan: str, recipe: Recipe, layout: Callable[[], Layout]
-) -> Callable[[], Dataset]:
-    """The data-set function of a training; Ray Train calls it anew whenever the workers restart.
+class Deal(DataConfig):
+    """Makes the stream of a training anew whenever its workers (re)start, for as many of them as there are.
 
-    `layout` reads the committed position, so a restart streams the plan from there on.
+    `layout` reads the committed position for a number of workers, so a restart streams the plan from there on. What
+    Train calls for a data set before this knows no number of workers, so it gets a stand-in.
     """
 
-    def make() -> Dataset:
-        # This runs in Train's controller, which does not have the driver's context: a block must stay one block.
+    def __init__(self, run: Store, data: Store, plan: str, recipe: Recipe, layout: Callable[[int], Layout]) -> None:
+        super().__init__(execution_options=ExecutionOptions(preserve_order=True))
+        self.of, self.layout = (run, data, plan, recipe), layout
+
+    @staticmethod
+    def stand_in() -> Dataset:
+        """What Train is told to be the data set."""
+        return ray.data.range(1)
+
+    def configure(
+        self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, DataIterator]]:
+        """An iterator of the stream for each worker; called in an actor of Train once for each group of workers."""
+        # Here is not the driver's context, whatever Train makes of it: a block must stay one block.
         context = DataContext.get_current()
         context.target_max_block_size = None
         prepare_context(context)
-        here = layout()
-        return _decode_blocks(run, data, plan, recipe, len(here), here.blocks)
-
-    return make
+        here = self.layout(world_size)
+        stream = _decode_blocks(*self.of, len(here), here.blocks)
+        return super().configure(dict.fromkeys(datasets, stream), world_size, *args, **kwargs)
 
 
 def scoring_stream(run: Store, data: Store, plan: str, blocks: Sequence[int], recipe: Recipe) -> Dataset:

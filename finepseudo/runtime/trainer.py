@@ -11,8 +11,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.data import ExecutionOptions
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from finepseudo.data.layout import Layout
@@ -22,7 +21,7 @@ from finepseudo.recipe import Recipe
 from finepseudo.run import LAUNCHES
 from finepseudo.runtime import faults
 from finepseudo.runtime.board import Asked
-from finepseudo.runtime.ingest import training_stream
+from finepseudo.runtime.ingest import Deal
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
@@ -45,10 +44,11 @@ def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, st
     if scale.train_resource:
         resources[scale.train_resource] = 1.0
 
-    def layout() -> Layout:
+    def layout(workers: int) -> Layout:
         done = checkpoint.committed_step(run, stage.folder)
-        k = stage.optimiser.blocks_per_step
-        return Layout.of(done, stop, scale.train_workers, k, scale.steps_per_block)
+        return Layout.of(done, stop, workers, stage.optimiser.blocks_per_step, scale.steps_per_block)
+
+    least, most = scale.least_train_workers, scale.train_workers
 
     run.delete(f"{stage.folder}/{FAULT}")
     trainer = TorchTrainer(
@@ -62,15 +62,15 @@ def fit(stage: Stage, recipe: Recipe, run: Store, data: Store, board: Any, *, st
             "launched": time.time(),
         },
         scaling_config=ScalingConfig(
-            num_workers=scale.train_workers,
+            num_workers=(least, most) if least < most else most,
             use_gpu=scale.train_gpus > 0,
             resources_per_worker={key: value for key, value in resources.items() if value},
         ),
         torch_config=TorchConfig(
             backend="nccl" if scale.train_gpus else "gloo", timeout_s=int(scale.collective_timeout_s)
         ),
-        datasets={"train": training_stream(run, data, stage.plan, recipe, layout)},
-        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        datasets={"train": Deal.stand_in},
+        dataset_config=Deal(run, data, stage.plan, recipe, layout),
         run_config=RunConfig(
             name=f"{name.replace('/', '-')}-{os.getpid()}-{time.monotonic_ns()}",
             storage_path=os.path.join(tempfile.gettempdir(), f"finepseudo-train-{os.getuid()}"),

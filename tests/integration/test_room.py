@@ -16,7 +16,8 @@ SMOKE = find("rehearsal_smoke")
 
 def asking(deadline_s=3.0, **scale):
     """2 trainings, 3 decoding workers and 1 scoring one, of a CPU each."""
-    return replace(SMOKE, scale=replace(SMOKE.scale, resources_deadline_s=deadline_s, **scale))
+    optimiser = replace(SMOKE.optimiser, blocks_per_step=6)  # which up to three workers can share
+    return replace(SMOKE, optimiser=optimiser, scale=replace(SMOKE.scale, resources_deadline_s=deadline_s, **scale))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,9 @@ def test_room_is_counted_node_by_node(nodes):
         preflight(asking(train_cpus=2))
     with pytest.raises(ClusterError, match="CPU: 10 needed, 8 free of 8. Lower .* with scale.resources-deadline-s"):
         preflight(asking(decode_workers=2, score_workers=2))
+    with pytest.raises(ClusterError, match="CPU: 10 needed, 8 free of 8"):
+        preflight(asking(train_workers=3))
+    preflight(asking(train_workers=3, train_workers_min=2))
     with pytest.raises(ClusterError, match="no node has 1 CPU, 1 score for a scoring worker, of which there are 1"):
         preflight(asking(score_resource="score"))
 

@@ -13,7 +13,7 @@ from clips import classed, manifest
 from finepseudo.costs.model import CORE_PRICE, GPU_PRICE, Cluster, Model, Sizes, changed, growth, make_plan, stand_in
 from finepseudo.costs.predict import comparison_hours
 from finepseudo.costs.predict import predict as predict_all
-from finepseudo.costs.resources import needed
+from finepseudo.costs.resources import at_least, needed
 from finepseudo.costs.units import SHIPPED, UnitCosts, fits, read_units, units_for
 from finepseudo.data.cache import ROOM
 from finepseudo.data.split import make_split
@@ -240,6 +240,15 @@ def test_money_is_of_all_workers_for_the_whole_time():
     asked = needed(recipe(scale={"decode_workers": 2, "score_workers": 3, **tags}))
     assert found.held == {"decode": 6, "train": 2, "score": 3} == {group: asked[group] for group in found.held}
     assert sum(found.money.values()) == pytest.approx((6 * 1 + 2 * 10 + 300) * found.seconds / 3600)
+
+
+def test_a_start_needs_room_for_the_fewest_workers_that_a_training_may_have():
+    def least(scale):
+        how = recipe(scale={"train_workers": 3, "train_resource": "train", **scale}, optimiser={"blocks_per_step": 6})
+        return needed(at_least(how))["train"]
+
+    assert least({}) == 2 * 3
+    assert least({"train_workers_min": 2}) == 2 * 2
 
 
 def test_trainings_go_two_at_a_time():

@@ -143,10 +143,26 @@ def test_differences_name_the_field_and_both_values():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 2, "b": 1})
 
 
+def test_a_training_may_have_fewer_workers_where_each_number_of_them_divides_the_blocks_of_a_step():
+    def scale(least, most, blocks):
+        values = {"scale.train_workers_min": least, "scale.train_workers": most, "optimiser.blocks_per_step": blocks}
+        return with_all(find("rehearsal"), values).scale
+
+    assert scale(0, 4, 8).least_train_workers == 4
+    assert scale(1, 2, 8).least_train_workers == 1
+    assert scale(3, 4, 12).least_train_workers == 3
+    assert scale(4, 4, 8).least_train_workers == 4
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"scale.train_workers": 3}, r"scale\.train_workers = 3 must divide optimiser\.blocks_per_step = 1"),
+        ({"scale.train_workers_min": 2}, r"scale\.train_workers_min = 2 is more than scale\.train_workers = 1"),
+        (
+            {"scale.train_workers_min": 2, "scale.train_workers": 4, "optimiser.blocks_per_step": 8},
+            r"scale\.train_workers_min = 2 lets a training have 3 .* optimiser\.blocks_per_step = 8 .* set it to 4",
+        ),
         ({"frames.crop": 64}, r"frames\.crop = 64 is larger .* frames\.height x frames\.width = 48 x 48"),
         ({"frames.width": 32}, r"frames\.crop = 40 is larger .* frames\.height x frames\.width = 48 x 32"),
         ({"models.video_weights": "s3://b/w"}, r"models\.video_weights = 's3://b/w' and models\.video_sha256 = ''"),
