@@ -1,11 +1,15 @@
 """The main job as a user starts it: what a run leaves behind, what a second start does, what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
-from conftest import call
+from conftest import ROOT, RUN_LIMIT_S, call
 
+from finepseudo import predict
 from finepseudo.data.plan import Plan
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
@@ -52,6 +56,18 @@ def test_ray_and_one_plain_process_find_the_same(smoke, tmp_path):
     recipe = find("rehearsal_smoke")
     plain = ensure_results(run_rounds(recipe, Store(str(tmp_path)), InProcess(recipe)))
     assert replace(plain, timing={}) == replace(smoke.results, timing={})
+
+
+def test_other_videos_by_the_pool_and_in_this_process_are_named_the_same(smoke, tmp_path):
+    videos = sorted((smoke.folder / "data/videos").iterdir())[:5]
+    command = [sys.executable, ROOT / "jobs/predict.py", *videos, "--run", smoke.folder]
+    command += ["--to", tmp_path / "rows.jsonl", "--pool", "--scale.object-store-mib", "256"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows == predict([str(video) for video in videos], str(smoke.folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"], "no parts are left"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,18 +1,24 @@
 """The whole small rehearsal, data and run directory, on s3:// against a real server process."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 import urllib.request
 import uuid
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SHORT, call
+from conftest import ROOT, SHORT, call
 from PIL import Image
 from servers import s3_server
 
-from finepseudo import rehearsal
+from finepseudo import predict, rehearsal
+from finepseudo.classifier import Classifier
 from finepseudo.data.child import Child
+from finepseudo.driver.export import export_classifier
 from finepseudo.errors import DecodeError, StorageError
 from finepseudo.results import Results
 from finepseudo.storage.check import check_store
@@ -59,6 +65,23 @@ def test_whole_run_on_s3_equals_the_local_one(short, s3, bucket):
     assert (
         "secret-of-the-test" not in done.stdout + done.stderr + bucket.read(f"logs/{bucket.list('logs')[0]}").decode()
     )
+
+
+def test_other_videos_and_their_classes_on_s3(short, s3, bucket_store):
+    """Found, read, and written there, by a classifier that was exported to it."""
+    export_classifier(Classifier.at(Store(str(short.folder))), bucket_store.child("model"), programs=False)
+    names = Store(str(short.folder)).list("data/videos")[:2]
+    for name in names:
+        bucket_store.put(f"new/{name}", str(short.folder / "data/videos" / name))
+    command = [sys.executable, str(ROOT / "jobs/predict.py"), bucket_store.uri("new")]
+    command += ["--run", bucket_store.uri("model"), "--to", bucket_store.uri("classes.jsonl")]
+    done = subprocess.run(command, env={**os.environ, **s3}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = [json.loads(line) for line in bucket_store.read("classes.jsonl").splitlines()]
+    assert [row["video"] for row in rows] == [bucket_store.uri(f"new/{name}") for name in names]
+    here = predict([str(short.folder / "data/videos" / name) for name in names], str(short.folder))
+    assert [row["top"] for row in rows] == [row["top"] for row in here]
+    assert bucket_store.list() == ["classes.jsonl", "model", "new"], "no parts are left"
 
 
 def test_store_verbs_on_s3(bucket_store):

@@ -99,6 +99,10 @@ def test_what_a_clip_is_near_to_is_a_labelled_clip_and_the_moments_that_meet(run
     for mine, theirs in row["path"]:
         assert mine == pytest.approx(theirs, abs=1e-3), "frame by frame"
         assert 0 < mine < seconds
+    (row,) = predicted(run, [run / f"data/videos/{labelled}.mp4"], tmp_path / "two", clips=2)
+    frames = RECIPE.frames.align
+    assert row["path"][0][0] == pytest.approx(0.25 / frames * seconds, abs=1e-3), "the first of two views is earlier"
+    assert row["path"][-1][1] == pytest.approx((frames - 0.5) / frames * seconds, abs=1e-3)
 
 
 def test_an_exported_folder_says_the_same_without_its_run(run, exported, tmp_path):
