@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import finepseudo
 from finepseudo import measures, rehearsal
-from finepseudo.classifier import Classifier
+from finepseudo.classifier import Classifier, _known
 from finepseudo.data.transforms import centre
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
@@ -24,6 +24,7 @@ from finepseudo.driver.predict import find_videos, predict_videos
 from finepseudo.driver.rounds import run_rounds
 from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.models.table import Preprocessing
+from finepseudo.recipe import changed
 from finepseudo.recipes import find
 from finepseudo.run import Run
 from finepseudo.storage.store import Store
@@ -177,6 +178,17 @@ def test_a_long_file_is_cut_into_windows_that_overlap_and_reach_its_end(run, tmp
     assert [(row["start_s"], row["end_s"]) for row in asked] == [(0, 8), (4, 12), (8, 16), (12, 20)]
     (whole,) = predicted(run, [video], tmp_path / "whole", window_s=0)
     assert (whole["start_s"], whole["end_s"]) == (None, None)
+
+
+def test_the_least_alignable_clip_of_the_collection_is_just_known(run, tmp_path):
+    reader = Run.at(Store(str(run)))
+    manifest, labelled = reader.manifest(), set(reader.labelled_ids())
+    unlabelled = [video_id for video_id in manifest.ids(manifest.rows("train")) if video_id not in labelled]
+    rows = predicted(run, [run / f"data/videos/{video_id}.mp4" for video_id in unlabelled], tmp_path / "work")
+    classifier = Classifier.at(Store(str(run)))
+    assert min(row["knownness"] for row in rows) == pytest.approx(classifier.known, abs=1e-5)
+    strict = changed(RECIPE, {"label.known": 0.5})
+    assert _known(strict, classifier.fusion, classifier.gallery, classifier.snapshots["frame"]) > classifier.known
 
 
 def test_what_aligns_with_nothing_is_unknown(run, tmp_path):
