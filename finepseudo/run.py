@@ -179,10 +179,20 @@ class Run:
         where = self.data() if folder == FOLDER else self.base.child(folder.rpartition("/")[0])
         return Manifest.load(self.store, folder), where
 
-    def labelled_ids(self) -> list[str]:
-        """Of D_l."""
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the manifest, and those that answers brought."""
+        return self.manifest().class_names + tuple(self._split().get("new_classes", ()))
+
+    def labelled(self) -> dict[str, int]:
+        """Classes of D_l by id: what was answered, or else annotated."""
+        body, manifest, names = self._split(), self.manifest(), self.class_names()
+        label_N = manifest.truth(manifest.rows_of(body["labelled"])).tolist()
+        answered = {video_id: names.index(name) for video_id, name in body.get("answered", {}).items()}
+        return dict(zip(body["labelled"], label_N, strict=True)) | answered
+
+    def _split(self) -> dict[str, Any]:
         (name,) = artefacts.required(self.store, SPLIT)["parts"]
-        return json.loads(artefacts.read_part(self.store, SPLIT, name))["labelled"]
+        return json.loads(artefacts.read_part(self.store, SPLIT, name))
 
     def labels(self, name: str) -> pa.Table:
         """Pseudo-labels of a round, one row a video."""

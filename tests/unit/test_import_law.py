@@ -73,6 +73,7 @@ MAY = {
     "cli": {"errors", "stop", "recipe", "recipes", "storage", "costs", "preview"},
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,
     "tracking": {"tracking", "run", "train", "data"} | LEAVES,
+    "review": {"review", "report", "run", "data"} | LEAVES,
     "report": {"report", "results", "run", "train", "data", "align"} | LEAVES,
     "__init__": set(),
 }
