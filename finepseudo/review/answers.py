@@ -170,7 +170,8 @@ def _checked(
 ) -> tuple[dict[str, str], set[str], set[str]]:
     """Labels by clip, clips whose label is rejected, new classes."""
     manifest, first = run.manifest(), dict[str, Answer]()
-    known = dict(zip(manifest.clips["video_id"].to_pylist(), range(len(manifest.clips)), strict=True))
+    ids: list[str] = manifest.clips["video_id"].to_pylist()
+    known = dict(zip(ids, range(len(ids)), strict=True))
     train = {*manifest.rows("train").tolist()}
     for one in given:
         if one.clip not in known:

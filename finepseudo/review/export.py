@@ -15,7 +15,8 @@ from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
 
 QUEUE, TASKS, CONFIG, TABLE, PAGE = "queue.json", "tasks.json", "label_config.xml", "queue.csv", "review.html"
-COLUMNS = ("rank", "clip", "file", "label", "confidence", "label_A", "label_E", "knownness", "score", "answer")
+KEPT = ("rank", "clip", "file", "label", "confidence", "knownness", "score")
+COLUMNS = (*KEPT, "label_A", "label_E", "answer")
 
 
 def export_queue(run: Run, queue: Queue, to: str) -> dict[str, str]:
@@ -77,9 +78,8 @@ def label_studio_config(class_names: tuple[str, ...]) -> str:
 def _csv(queue: Queue) -> str:
     """For people; `answer` is for theirs, and another table, of clip and label, goes back."""
     sink = io.StringIO()
-    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for clip in queue.clips:
-        row = {name: clip.get(name, "") for name in COLUMNS}
-        writer.writerow({**row, "label_A": clip["p_A"]["label"], "label_E": clip["p_E"]["label"], "answer": ""})
+        writer.writerow([*(clip[name] for name in KEPT), clip["p_A"]["label"], clip["p_E"]["label"], ""])
     return sink.getvalue()

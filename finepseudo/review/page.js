@@ -78,7 +78,7 @@ function told(answer) {
 function mark(answer) {
   if (!answer) return ["", ""];
   if (answer.answer === "skip") return ["skipped", ""];
-  return answer.answer === "reject" ? ["✗ rejected", "no"] : [answer.answer === "accept" ? "✓ accepted" : "✓ renamed", "yes"];
+  return answer.answer === "reject" ? ["✗ rejected", "no"] : [answer.answer === "accept" ? "✓" : `→ ${answer.label}`, "yes"];
 }
 
 function showList() {

@@ -20,6 +20,7 @@ from finepseudo.recipe import METHODS, digest
 from finepseudo.run import Run
 from finepseudo.storage import tables
 from finepseudo.storage.lineage import fingerprint
+from finepseudo.storage.tables import pc
 
 By = Literal["influence", "uncertainty", "random"]
 Floats = NDArray[np.float64]
@@ -61,9 +62,9 @@ def influence(table: pa.Table, count: int) -> list[Pick]:
         R_i = sum_j w_ij r_j h_j                    reach: the doubt of all that would align with i in the gallery
         score_i = h_i R_i / sqrt(1 + q_i)           q_i: chosen so far of those that p calls as it calls i
 
-    The largest score is chosen; what aligns with it is then explained, r_j <- (1 - w_ij) r_j from r = 1 on, and the
-    next one is looked for. So doubtful clips that align with each other alone, and not well with any known one, a class
-    that nobody has labelled, are found by one of them, and it takes their weight away. R is computed through the
+    The largest score is chosen; of what aligns with it half is then explained, r_j <- (1 - w_ij / 2) r_j from r = 1 on,
+    and the next one is looked for. So a crowd of doubtful clips with the same neighbours, such as those of a class that
+    nobody has labelled, is found by one of them, which takes half of their weight away. R is computed through the
     gallery, R_i = <s_i / |s_i|, sum_j r_j h_j s_j / |s_j|>: N M numbers, not N x N. Of equal scores the smaller row.
 
     Args:
@@ -91,7 +92,7 @@ def influence(table: pa.Table, count: int) -> list[Pick]:
         taken_K[label_N[row]] += 1
         mine_G = np.zeros(len(field_G))
         mine_G[near_NM[row]] = unit_NM[row]
-        left_N *= 1 - np.clip((unit_NM * mine_G[near_NM]).sum(1), 0, 1)
+        left_N *= 1 - (unit_NM * mine_G[near_NM]).sum(1) / 2
     return picks
 
 
@@ -179,9 +180,9 @@ def _entry(
 
 def _profiles(table: pa.Table) -> tuple[np.ndarray, Floats]:
     """Places in the gallery of the M nearest clips of each video, and S there, of unit length over M."""
-    near_N, near_S_N = table["near"].combine_chunks(), table["near_S"].combine_chunks()
-    _, place_X = np.unique(near_N.flatten().to_numpy(), return_inverse=True)
-    S_NM = near_S_N.flatten().to_numpy().astype(np.float64).reshape(len(table), -1)
+    near_X, near_S_X = (pc.list_flatten(table[name]).to_numpy() for name in ("near", "near_S"))
+    _, place_X = np.unique(near_X, return_inverse=True)
+    S_NM = near_S_X.astype(np.float64).reshape(len(table), -1)
     return place_X.reshape(S_NM.shape), S_NM / np.maximum(np.linalg.norm(S_NM, axis=1, keepdims=True), 1e-12)
 
 
