@@ -9,6 +9,7 @@ features/<digest>/              what a frozen backbone made of every clip's fram
 scores/<pass>/                  what encoders made of clips, a part a block, while labels and results are made of it
 embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
 labels/<method>/round-<r>/      pseudo-labels and what they were decided with
+answers/<digest>/               what an expert answered of this run's queue; a next run's `split.answers`
 results/<digest>/  results.json every figure; report.html, logs/, tensorboard/: for people
 """
 
