@@ -1,4 +1,4 @@
-"""Which clips come first: those that many doubtful ones would align with, with their classes in turn; and every time."""
+"""Which clips come first: those that many doubtful ones would align with; classes in turn, the same ones every time."""
 
 import csv
 import io
