@@ -28,7 +28,7 @@ from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
 from finepseudo.data.plan import drawn
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
-from finepseudo.recipe import OUTSIDE, PLACES, Recipe, described, digest, recipe_from
+from finepseudo.recipe import METHODS, OUTSIDE, PLACES, Recipe, described, digest, recipe_from
 from finepseudo.results import Results
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences
@@ -203,6 +203,15 @@ class Run:
         """Names of the rounds whose labels are committed."""
         found = [folder.removeprefix(labels("")) for folder in _below(self.store, labels("").rstrip("/"), FUSION)]
         return [name for name in found if artefacts.committed(self.store, labels(name)) is not None]
+
+    def last_round(self) -> str:
+        """The name of the last labels of the last method that makes any. Raises ArtefactError: there are none."""
+        there = self.rounds()
+        for method in reversed(METHODS):
+            numbers = [int(name.rpartition("-")[2]) for name in there if name.startswith(f"{method}/round-")]
+            if METHODS[method].labels and numbers:
+                return round_name(method, max(numbers))
+        raise ArtefactError(f"{self.store.uri('labels')}: expected labels of a round, got none; jobs/run.py makes them")
 
     def fusion(self, name: str) -> Fusion:
         """What the labels of a round were decided with."""

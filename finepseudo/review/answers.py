@@ -16,7 +16,6 @@ from finepseudo.data.answers import FOLDER, PART, Answers
 from finepseudo.errors import ManifestError
 from finepseudo.fields import nearest
 from finepseudo.recipe import digest
-from finepseudo.review.queue import last_round
 from finepseudo.run import Run
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
@@ -170,7 +169,7 @@ def _checked(
 ) -> tuple[dict[str, str], set[str], set[str]]:
     """Labels by clip, clips whose label is rejected, new classes."""
     manifest, first = run.manifest(), dict[str, Answer]()
-    ids: list[str] = manifest.clips["video_id"].to_pylist()
+    ids: list[Any] = manifest.clips["video_id"].to_pylist()
     known = dict(zip(ids, range(len(ids)), strict=True))
     train = {*manifest.rows("train").tolist()}
     for one in given:
@@ -210,7 +209,7 @@ def _called_new(label: str, given: list[Answer]) -> bool:
 
 def _labels_now(run: Run, clips: list[str]) -> dict[str, str]:
     """The label that the last round gave each of these that it labelled."""
-    table, names = run.labels(last_round(run)).select(["video_id", "label"]), run.class_names()
+    table, names = run.labels(run.last_round()).select(["video_id", "label"]), run.class_names()
     asked = table.filter(pc.is_in(table["video_id"], pa.array(clips, pa.string())))
     return {row["video_id"]: names[row["label"]] for row in asked.to_pylist()}
 

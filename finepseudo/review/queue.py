@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import derive
 from finepseudo.errors import ArtefactError
-from finepseudo.recipe import METHODS, digest
+from finepseudo.recipe import digest
 from finepseudo.run import Run
 from finepseudo.storage import tables
 from finepseudo.storage.lineage import fingerprint
@@ -114,7 +114,7 @@ def make_queue(run: Run, count: int, by: By = "influence", seed: int = 0) -> Que
 
     Raises ArtefactError: no round is labelled, or its labels do not name their nearest gallery clips.
     """
-    name = last_round(run)
+    name = run.last_round()
     table, manifest = run.labels(name), run.manifest()
     if not {"near", "near_S"} <= {*table.column_names}:
         raise ArtefactError(
@@ -135,16 +135,6 @@ def make_queue(run: Run, count: int, by: By = "influence", seed: int = 0) -> Que
         for rank, (pick, row) in enumerate(zip(picks, rows, strict=True), start=1)
     )
     return Queue(run.recipe().name, fingerprint([lineage, clips, names]), lineage, by, names, clips)
-
-
-def last_round(run: Run) -> str:
-    """The name of the last labels of the last method that makes any."""
-    there = run.rounds()
-    for method in reversed(METHODS):
-        numbers = [int(name.rpartition("-")[2]) for name in there if name.startswith(f"{method}/round-")]
-        if METHODS[method].labels and numbers:
-            return f"{method}/round-{max(numbers)}"
-    raise ArtefactError(f"{run.store.uri('labels')}: expected labels of a round, got none; jobs/run.py makes them")
 
 
 def _entry(

@@ -15,6 +15,7 @@ from finepseudo.driver.rounds import run_rounds
 from finepseudo.errors import ManifestError
 from finepseudo.recipe import changed
 from finepseudo.recipes import find
+from finepseudo.report.answers import bought
 from finepseudo.report.page import write_report
 from finepseudo.review.answers import import_answers, read_answers, sentence
 from finepseudo.review.export import export_queue, label_studio_tasks
@@ -118,6 +119,28 @@ def test_answered_clips_have_the_answered_label_wherever_labels_are_read(second,
     assert gallery <= {*manifest.rows_of(list(labelled)).tolist()}
     assert results.split.labelled == len(labelled)
     assert "no examples" not in run.store.read(write_report(run).removeprefix(run.store.uri() + "/")).decode()
+
+
+def test_the_page_says_what_each_answer_bought(second, first):
+    run, done, given, _, _, _ = second
+    found = {row["clip"]: row for row in bought(run)}
+    assert {name: row["answer"] for name, row in found.items()} == given
+    assert {name: row["label before"] for name, row in found.items() if row["label before"] != "-"} == {
+        name: label for name, label in done.answers.before.items() if name in given
+    }
+    names, was = first.class_names(), first.labels("finepseudo/round-1")
+    old = dict(zip(was["video_id"].to_pylist(), was["label"].to_pylist(), strict=True))
+    now = run.labels("finepseudo/round-1").select(["video_id", "label", "near"]).to_pylist()
+    for name, row in zip(given, run.manifest().rows_of([*given]).tolist(), strict=True):
+        beside = [one for one in now if one["near"][0] == row]
+        changed_ones = [one for one in beside if names[one["label"]] != names[old[one["video_id"]]]]
+        assert found[name]["nearest to it"] == len(beside)
+        assert found[name]["of these with another label now"] == len(changed_ones)
+    write_report(run)
+    page = run.store.read("report.html").decode()
+    assert "What each answer bought" in page
+    assert all(name in page for name in given)
+    assert bought(first) == []
 
 
 def test_answers_are_part_of_the_split(second, first):
