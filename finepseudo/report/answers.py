@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from finepseudo.data.answers import Answers, run_of
+from finepseudo.data.manifest import UNKNOWN
 from finepseudo.run import Run
 from finepseudo.storage.tables import pc
 
@@ -26,10 +27,9 @@ def bought(run: Run) -> list[dict[str, Any]]:
     clips = sorted(answers.label)
     row_Q, first_N = manifest.rows_of(clips), pc.list_element(table["near"], 0).to_numpy()
     beside = table.filter(np.isin(first_N, row_Q)).select(["video_id", "label"])
-    place_N = pc.index_in(beside["video_id"], old["video_id"])
-    was_N: list[int | None] = pc.take(old["label"], place_N).to_pylist()
-    pairs = zip(was_N, beside["label"].to_pylist(), strict=True)
-    changed_N = np.array([was is None or old_names[was] != names[now] for was, now in pairs], bool)
+    was_N = pc.take(old["label"], pc.index_in(beside["video_id"], old["video_id"])).fill_null(UNKNOWN).to_numpy()
+    pairs = zip(was_N.tolist(), beside["label"].to_numpy().tolist(), strict=True)
+    changed_N = np.array([was == UNKNOWN or old_names[was] != names[now] for was, now in pairs], bool)
     nearest_N = first_N[np.isin(first_N, row_Q)]
     return [
         {
