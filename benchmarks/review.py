@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import logging
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -47,7 +48,7 @@ def main() -> None:
     top1: dict[str, list[list[float]]] = {}
     news: dict[str, list[int]] = {}
     for seed in asked.seeds:
-        recipe = changed(find(asked.recipe), {"split.seed": seed})
+        recipe = replace(changed(find(asked.recipe), {"split.seed": seed}), methods=("finepseudo",))
         before = Run.at(to.child(f"seed-{seed}/none"), base)
         top1.setdefault("none", []).append(accuracies(finished(recipe, before, in_process=asked.in_process)))
         for by in get_args(By):

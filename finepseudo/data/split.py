@@ -127,15 +127,16 @@ def _answered(
     """
     names = manifest.class_names + answers.classes(manifest.class_names, place)
     told = {video_id: names.index(name) for video_id, name in answers.label.items()}
-    row_N = manifest.rows_of(list(told)) if told else np.zeros(0, np.int64)
-    for video_id, row in zip(told, row_N, strict=True):
-        if row is None or np.isnan(row) or int(row) not in train:
+    ids = pa.array(list(told), pa.string())
+    row_N = pc.index_in(ids, manifest.clips["video_id"]).fill_null(UNKNOWN).to_numpy().astype(np.int64)
+    for video_id, there in zip(told, np.isin(row_N, train), strict=True):
+        if not there:
             raise ManifestError(
                 f"{place}, clip {video_id}: expected a usable training clip that is not held out, got another; "
                 "these answers are for other data, or another split.held_out"
             )
     label_N = dict(zip(labelled.tolist(), manifest.truth(labelled).tolist(), strict=True))
-    label_N |= dict(zip(row_N.astype(int).tolist(), told.values(), strict=True))
+    label_N |= dict(zip(row_N.tolist(), told.values(), strict=True))
     rows, labels = (np.array(list(part), np.int64) for part in (label_N.keys(), label_N.values()))
     order = np.lexsort((rows, labels))
     return rows[order], labels[order], names

@@ -58,16 +58,18 @@ def test_the_formula_of_the_first_pick_by_all_pairs():
     w_NN = unit_NG @ unit_NG.T
     more_N = (known[None] > known[:, None]).sum(1) / (N - 1)
     doubt_N = ((1 - confidence) + 0.8 * (label != label_E) + np.maximum(0, 2 * more_N - 1)) / 3
-    left_N, taken_K, wanted = np.ones(N), np.zeros(4), []
+    left_N, taken_K, wanted, scores = np.ones(N), np.zeros(4), [], []
     for _ in range(8):
         score_N = doubt_N * (w_NN @ (left_N * doubt_N)) / np.sqrt(1 + taken_K[label])
         score_N[wanted] = -1
         best = int(score_N.argmax())
         wanted.append(best)
+        scores.append(score_N[best])
         taken_K[label[best]] += 1
         left_N = left_N * (1 - w_NN[best] / 2)
     picks = influence(table, 8)
     assert rows(picks) == wanted
+    assert [pick.score for pick in picks] == pytest.approx(scores, rel=1e-4)
     first = picks[0]
     assert first.parts["doubt"] == pytest.approx(doubt_N[wanted[0]], abs=1e-5)
     assert first.score == pytest.approx(first.parts["doubt"] * first.parts["reach"] * first.parts["balance"], rel=1e-4)
