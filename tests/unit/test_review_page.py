@@ -2,9 +2,12 @@
 
 import base64
 import hashlib
+import html
 import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -117,3 +120,17 @@ def test_json_inside_a_script_is_the_same_json():
     assert json.loads(text) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
         inside_script(float("nan"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="wants chromium")
+def test_a_browser_runs_the_script_and_shows_evil_names_as_texts(tmp_path):
+    (tmp_path / "review.html").write_text(shown(EVIL, (EVIL, "b"))[0])
+    options = ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000")
+    command = ["chromium", *options, "--dump-dom", f"file://{tmp_path}/review.html"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = Elements(done.stdout).found
+    assert "0 of 1 looked at" in done.stdout
+    assert {"data-frame": "0"}.items() <= next(attrs for _, attrs in found if attrs.get("id") == "theirs").items()
+    assert html.escape(EVIL, quote=False) in done.stdout
+    assert "img" not in [tag for tag, _ in found]
