@@ -121,10 +121,10 @@ def _of_run(run: Run) -> Classifier:
         snapshots["frozen"] = run.base.uri("train/initial/frozen/snapshot")
     gallery = run.gallery(chosen.digest_f_A)
     evaluated = artefacts.required(run.store, results.predictions.rpartition("/")[0])["lineage"]["evaluate"]
-    typical, longest = _lengths(manifest, manifest.rows_of(run.labelled_ids()))
+    typical, longest = _lengths(manifest, manifest.rows_of(list(run.labelled())))
     return Classifier(
         recipe=recipe,
-        class_names=manifest.class_names,
+        class_names=run.class_names(),
         method=method,
         says=cast(Says, says),
         snapshots=snapshots,

@@ -131,6 +131,9 @@ class Split:
     """List of the clips that keep their label, below data.root or a URI: ids, paths, or the split file of another run.
     Empty: label_fraction of those that have one."""
     unlabelled: str = ""  # list of the clips to be labelled; empty: all other training clips
+    answers: str = ""
+    """Committed answers of an expert, `<run>/answers/<digest>` as jobs/review.py imports them: these clips are labelled
+    too, as was answered, whatever the annotations say."""
     novel: tuple[str, ...] = ()
     """Classes no clip of which keeps its label: an open-world experiment, where D_u has classes that D_l lacks."""
     drop_novel: bool = False  # their clips are not in D_u either: the closed world that an open one is compared with

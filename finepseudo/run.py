@@ -9,6 +9,7 @@ features/<digest>/              what a frozen backbone made of every clip's fram
 scores/<pass>/                  what encoders made of clips, a part a block, while labels and results are made of it
 embeddings/<name>/              what one f_A made of D_l, and of the held-out videos of the pair test
 labels/<method>/round-<r>/      pseudo-labels and what they were decided with
+answers/<digest>/               what an expert answered of this run's queue; a next run's `split.answers`
 results/<digest>/  results.json every figure; report.html, logs/, tensorboard/: for people
 """
 
@@ -204,15 +205,20 @@ class Run:
         where = self.data() if folder == FOLDER else self.base.child(folder.rpartition("/")[0])
         return Manifest.load(self.store, folder), where
 
-    def labelled_ids(self) -> list[str]:
-        """Of D_l."""
-        (name,) = artefacts.required(self.store, SPLIT)["parts"]
-        return json.loads(artefacts.read_part(self.store, SPLIT, name))["labelled"]
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the manifest, and those that answers brought."""
+        return self.manifest().class_names + tuple(self._split().get("new_classes", ()))
 
     def labelled(self) -> dict[str, int]:
-        """Labels of D_l, by the ids of its clips."""
-        ids, manifest = self.labelled_ids(), self.manifest()
-        return dict(zip(ids, manifest.truth(manifest.rows_of(ids)).tolist(), strict=True))
+        """Classes of D_l by id: what was answered, or else annotated."""
+        body, manifest, names = self._split(), self.manifest(), self.class_names()
+        label_N = manifest.truth(manifest.rows_of(body["labelled"])).tolist()
+        answered = {video_id: names.index(name) for video_id, name in body.get("answered", {}).items()}
+        return dict(zip(body["labelled"], label_N, strict=True)) | answered
+
+    def _split(self) -> dict[str, Any]:
+        (name,) = artefacts.required(self.store, SPLIT)["parts"]
+        return json.loads(artefacts.read_part(self.store, SPLIT, name))
 
     def labels(self, name: str) -> pa.Table:
         """Pseudo-labels of a round, one row a video."""
@@ -268,6 +274,14 @@ class Run:
         names = {folder.removeprefix(f"{root}/"): store for store, folder in used}
         return [(name, Plan.load(names[name], training_plan(name))) for name in sorted(names, key=_told)]
 
+    def last_round(self) -> str:
+        """The name of the last labels of the last method that makes any. Raises ArtefactError: there are none."""
+        there = self.rounds_by_method()
+        for method in reversed(METHODS):
+            if METHODS[method].labels and method in there:
+                return there[method][-1]
+        raise ArtefactError(f"{self.store.uri('labels')}: expected labels of a round, got none; jobs/run.py makes them")
+
     def fusion(self, name: str) -> Fusion:
         """What the labels of a round were decided with."""
         return Fusion(**json.loads(artefacts.read_part(self.store, labels(name), FUSION)))
@@ -284,7 +298,7 @@ class Run:
         for name in (folder.removeprefix(embeddings("")) for folder in _below(self.store, "embeddings", EMBEDDINGS)):
             marker = artefacts.committed(self.store, embeddings(name))
             if marker is not None and marker["lineage"]["f_A"] == digest:
-                return gallery_of(self.recipe(), self.embeddings(name), self.labelled(), self.manifest().num_classes)
+                return gallery_of(self.recipe(), self.embeddings(name), self.labelled(), len(self.class_names()))
         raise ArtefactError(f"{self.store.uri('embeddings')}: none by f_A {digest}; jobs/evaluate.py makes them")
 
     def curve(self, name: str) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from finepseudo import recipe
+from finepseudo.data.answers import Answers
 from finepseudo.data.formats import lists, match
 from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import drawn
@@ -36,8 +37,17 @@ class Split:
     unlabelled: np.ndarray  # D_u, ascending
     test: np.ndarray  # the test split, and what was held out of the labelled clips
     labelled_ids: tuple[str, ...]
+    label_N: np.ndarray  # of D_l: what was answered, or else annotated
+    class_names: tuple[str, ...]  # of the manifest, and then `new_classes`
+    new_classes: tuple[str, ...]  # that answers added
+    answered: dict[str, str]  # names of classes, by id
     digests: dict[str, str]
     """Of the ids of each: two people who have the same have the same clips."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
 
     @property
     def fingerprint(self) -> str:
@@ -52,6 +62,7 @@ class Split:
             "fingerprint": self.fingerprint,
             "digests": self.digests,
             "labelled": self.labelled_ids,
+            **({"answered": self.answered, "new_classes": self.new_classes} if self.answered else {}),
         }
         return json.dumps(body, indent=1).encode()
 
@@ -61,6 +72,7 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
 
     Without lists, `label_fraction` of each class's training clips keep theirs, of at least one. The order within a
     class is by a hash of seed and id, so adding a clip moves no other between the halves beyond the changed count.
+    Clips that `split.answers` answers are in D_l too, with the answered label.
     Raises ManifestError where no class would have a labelled clip, or a list is not of its form.
     """
     test, train = manifest.rows("test"), manifest.rows("train")
@@ -75,6 +87,8 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
         labelled = np.concatenate(list(_shares(manifest, train, options.label_fraction, "split", options.seed)))
     novel = novel_classes(manifest, options)
     labelled = labelled[~np.isin(manifest.truth(labelled), novel)]
+    answers = Answers.load(options.answers) if options.answers else Answers({})
+    labelled, label_N, class_names = _answered(manifest, labelled, answers, train, options.answers)
     if not len(labelled):
         known = int((manifest.truth(train) != UNKNOWN).sum())
         how = f"split.labelled = {options.labelled}" if options.labelled else ""
@@ -96,7 +110,36 @@ def make_split(manifest: Manifest, options: recipe.Split, data: Store) -> Split:
     ids, every = tuple(manifest.ids(labelled)), manifest.clips["video_id"]
     digests = {"labelled": lists.digest(ids), "unlabelled": lists.digest(match.take(every, others), in_order=True)}
     digests["test"] = lists.digest(match.take(every, test))
-    return Split(options.seed, options.label_fraction, labelled, others, test, ids, digests)
+    if options.answers:
+        digests["answers"] = fingerprint(answers.label)
+    return Split(
+        options.seed, options.label_fraction, labelled, others, test, ids, label_N, class_names,
+        class_names[manifest.num_classes :], dict(answers.label), digests,
+    )  # fmt: skip
+
+
+def _answered(
+    manifest: Manifest, labelled: np.ndarray, answers: Answers, train: np.ndarray, place: str
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """D_l with the answered clips, class by class; its labels; and the names of all classes.
+
+    Raises ManifestError: an answer is for a clip that is no usable training clip.
+    """
+    names = manifest.class_names + answers.classes(manifest.class_names, place)
+    told = {video_id: names.index(name) for video_id, name in answers.label.items()}
+    ids = pa.array(list(told), pa.string())
+    row_N = pc.index_in(ids, manifest.clips["video_id"]).fill_null(UNKNOWN).to_numpy().astype(np.int64)
+    for video_id, there in zip(told, np.isin(row_N, train), strict=True):
+        if not there:
+            raise ManifestError(
+                f"{place}, clip {video_id}: expected a usable training clip that is not held out, got another; "
+                "these answers are for other data, or another split.held_out"
+            )
+    label_N = dict(zip(labelled.tolist(), manifest.truth(labelled).tolist(), strict=True))
+    label_N |= dict(zip(row_N.tolist(), told.values(), strict=True))
+    rows, labels = (np.array(list(part), np.int64) for part in (label_N.keys(), label_N.values()))
+    order = np.lexsort((rows, labels))
+    return rows[order], labels[order], names
 
 
 def novel_classes(manifest: Manifest, options: recipe.Split) -> list[int]:

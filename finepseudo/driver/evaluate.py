@@ -60,7 +60,7 @@ def ensure_results(story: Story) -> Results:
                 unlabelled=len(steps.split.unlabelled),
             ),
             manifest=results.ManifestCounts(steps.manifest.fingerprint, **steps.manifest.summary()),
-            classes=list(steps.manifest.class_names),
+            classes=list(steps.split.class_names),
             measured=measured,
             rounds={name: [_round(steps, one) for one in finish.rounds] for name, finish in story.finishes.items()},
             pairs=_pairs(steps, story.start),
@@ -100,7 +100,8 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     test = steps.split.test
     test = test[manifest.truth(test) != UNKNOWN]
     # Of an open world's experiment, what could be right: the classes that have labels.
-    test = test[~np.isin(manifest.truth(test), novel_classes(manifest, steps.recipe.split))]
+    novel = np.setdiff1d(novel_classes(manifest, steps.recipe.split), steps.label_N)
+    test = test[~np.isin(manifest.truth(test), novel)]
     if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
         return {}, pa.table(nothing), {}
@@ -149,8 +150,9 @@ def _probes(story: Story) -> dict[Method, Trained | None]:
 def _probed(steps: Steps, what: Pass, feat_NF: np.ndarray) -> np.ndarray:
     """p_NK of test videos by the frozen probe, which is fitted on what the same pass makes of D_l."""
     found = steps.score(PROBE, steps.split.labelled, what).columns()
-    label_G = steps.manifest.truth(found["clip"])
-    return probe(pooled(found, PROBE), label_G, feat_NF, steps.manifest.num_classes, steps.seed(PROBE))
+    place = {clip: place for place, clip in enumerate(steps.split.labelled.tolist())}
+    label_G = steps.label_N[[place[clip] for clip in found["clip"].tolist()]]
+    return probe(pooled(found, PROBE), label_G, feat_NF, steps.split.num_classes, steps.seed(PROBE))
 
 
 def _gains(predictions: pa.Table) -> dict[str, results.Share]:
@@ -167,9 +169,9 @@ def _round(steps: Steps, name: str) -> RoundResult:
     columns = {item.name: table.column(item.name).to_numpy() for item in fields(RoundLabels)}
     truth_N = steps.manifest.truth(table.column("clip").to_numpy())
     known_N = truth_N != UNKNOWN
-    novel = np.setdiff1d(np.arange(steps.manifest.num_classes), steps.label_N).tolist()
+    novel = np.setdiff1d(np.arange(steps.split.num_classes), steps.label_N).tolist()
     quality = results.round_quality(
-        RoundLabels(**columns), np.where(known_N, truth_N, 0), known_N, steps.manifest.num_classes, novel
+        RoundLabels(**columns), np.where(known_N, truth_N, 0), known_N, steps.split.num_classes, novel
     )
     return RoundResult(name, quality, reader.fusion(name))
 

@@ -49,8 +49,9 @@ def ensure_features(
     def make() -> dict[str, bytes]:
         log.info("features: %s", said(len(row_N), frames, recipe.models.stored))
         done = run_pass(
-            "features", what, plan, row_N, folder, recipe=recipe, manifest=videos, run=run, data=data, executor=executor
-        )
+            "features", what, plan, row_N, folder,
+            recipe=recipe, manifest=videos, num_classes=videos.num_classes, run=run, data=data, executor=executor,
+        )  # fmt: skip
         clips = stored_clips(videos, row_N, frames, block, _digests(done), done.rejected)
         labels = {name: artefacts.read_part(run, FOLDER, name) for name in ("labels.parquet", "classes.json")}
         return {"clips.parquet": artefacts.table_bytes(clips), **labels}

@@ -35,6 +35,7 @@ def run_pass(
     *,
     recipe: Recipe,
     manifest: Manifest,
+    num_classes: int,
     run: Store,
     data: Store,
     executor: Executor,
@@ -43,6 +44,7 @@ def run_pass(
 
     Args:
         plan: of one row a view, over the clips `row_N`, which are rows of the manifest.
+        num_classes: K, of which the manifest may name fewer.
         data: where these clips lie.
     Raises DecodeError: more than `data.max_rejected` of the clips could not be decoded.
     """
@@ -55,7 +57,7 @@ def run_pass(
         count = sum(min(block_videos, len(row_N) - number * block_videos) for number in missing)
         log.info("%s: %d videos", name, count)
         progress, start = Progress(name, count), 0.0
-        for videos in executor.score(what, where, missing, manifest.num_classes, run, data, folder):
+        for videos in executor.score(what, where, missing, num_classes, run, data, folder):
             start = start or time.monotonic() - began
             progress.add(videos)
         seconds, rejected, damaged = _gathered(run, folder, plan.blocks, block_videos, row_N)

@@ -216,7 +216,8 @@ def _score(
     folder = scores("predict", fingerprint([plan.fingerprint, what.lineage(), PARTS_FORM]))
     return run_pass(
         "predict", what, plan, row_N, folder,
-        recipe=recipe, manifest=manifest, run=work, data=data, executor=executor,
+        recipe=recipe, manifest=manifest, num_classes=len(classifier.class_names), run=work, data=data,
+        executor=executor,
     )  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
         return aligned, before, steps.embed("aligned", aligned, held_out), pretrained
 
     def video_side() -> tuple[Trained, Trained]:
-        pretrained = pretrain(shared, "video", recipe.gitdl.video_steps)
+        pretrained = pretrain(_of_video(steps, shared), "video", recipe.gitdl.video_steps)
         plan = _classify_plan(steps, "supervise", recipe.supervise.steps)
         count, lr = recipe.supervise.steps, recipe.supervise.lr
         return _train_video(steps, "supervise/video", plan, count, lr, pretrained), pretrained
@@ -141,10 +141,16 @@ def stage_2(steps: Steps, shared: Steps) -> Start:
     return Start(frame, video, untaught, before, after, judged)
 
 
+def _of_video(steps: Steps, shared: Steps) -> Steps:
+    """Who pre-trains f_E: the run itself where answers have brought classes, which the base's classifier lacks."""
+    return steps if steps.split.new_classes else shared
+
+
 def pretrain(steps: Steps, part: Part, count: int, invariant: InstanceLoss | None = None) -> Trained:
     """By all training videos, without labels, from the weights that the recipe names or random ones; or these alone."""
     recipe = steps.recipe
-    named, classes = bool(getattr(recipe.models, f"{part}_weights")), steps.manifest.num_classes
+    named = bool(getattr(recipe.models, f"{part}_weights"))
+    classes = steps.split.num_classes if part == "video" else steps.manifest.num_classes  # f_A has none
     alone = ENCODERS[getattr(recipe.models, part)].frozen  # refused there without weights
     initial = Trained(*ensure_initial(recipe, part, classes, steps.run)) if named or not count or alone else None
     if initial and not count:
@@ -283,7 +289,7 @@ def _timebalance(steps: Steps, shared: Steps, start: Start, members: Gallery) ->
     """
     recipe = steps.recipe
     count, lr, init = recipe.supervise.steps, recipe.supervise.lr, part_of(InstanceLoss, recipe.gitdl)
-    untaught = pretrain(shared, "video", recipe.gitdl.video_steps, init)
+    untaught = pretrain(_of_video(steps, shared), "video", recipe.gitdl.video_steps, init)
     plan = _classify_plan(steps, "timebalance/invariant", count)
     invariant = _train_video(steps, "timebalance/invariant", plan, count, lr, untaught)
     video = _all_rounds(steps, "timebalance", _teach(steps, invariant, start.video), start.video)

@@ -85,7 +85,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         self.data = self.features or places.data_store(self.recipe, self.base)
-        self.label_N = self.manifest.truth(self.split.labelled)
+        self.label_N = self.split.label_N
 
     def seed(self, name: str) -> int:
         """Of one stage's plan."""
@@ -123,7 +123,7 @@ class Steps:
             plan_fingerprint=plan.fingerprint,
             steps=steps,
             lr=lr,
-            num_classes=self.manifest.num_classes,
+            num_classes=self.split.num_classes,
             init=init.uri if init else "",
             init_digest=init.digest if init else "",
             score_mean=compared.mean if compared else 0.0,
@@ -163,7 +163,8 @@ class Steps:
             folder = places.scores(name, fingerprint([plan.fingerprint, what.lineage(), PARTS_FORM]))
             return run_pass(
                 name, what, plan, row_N, folder,
-                recipe=self.recipe, manifest=self.manifest, run=self.run, data=self.data, executor=self.executor,
+                recipe=self.recipe, manifest=self.manifest, num_classes=self.split.num_classes,
+                run=self.run, data=self.data, executor=self.executor,
             )  # fmt: skip
 
     def embed(self, name: str, frame: Trained, extra: np.ndarray | None = None) -> Embeddings:
@@ -184,8 +185,8 @@ class Steps:
     def gallery(self, embedded: Embeddings) -> Gallery:
         """The labelled videos of what `embed` gave, with their labels, balanced as the recipe says."""
         labels = dict(zip(self.split.labelled_ids, self.label_N.tolist(), strict=True))
-        labelled = places.gallery_of(self.recipe, embedded, labels, self.manifest.num_classes)
-        without = [self.manifest.class_names[k] for k, count in enumerate(labelled.counts()) if not count]
+        labelled = places.gallery_of(self.recipe, embedded, labels, self.split.num_classes)
+        without = [self.split.class_names[k] for k, count in enumerate(labelled.counts()) if not count]
         if without:
             log.warning("no gallery member, so p_A = 0, for class %s", ", ".join(without))
         return labelled
@@ -246,7 +247,7 @@ class Steps:
         }
         artefacts.ensure(self.run, folder, lineage, make)
         table = tables.mapped(self.run, folder, LABELS)
-        guard(table, recipe, name, self.manifest.class_names)
+        guard(table, recipe, name, self.split.class_names)
         return table
 
     def _labelled(

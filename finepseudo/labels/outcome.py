@@ -61,7 +61,7 @@ class Outcome:
         self.method, self.rounds = _chosen(run, method)
         self.last = self.rounds[-1]
         self.manifest = run.manifest()
-        self.classes = self.manifest.class_names
+        self.classes, self._labelled = run.class_names(), run.labelled()
         self._names: Any = pa.array(self.classes, pa.string())
         self._bound = run.known_from(self.last)
         self._tables = [run.labels(name) for name in self.rounds]
@@ -125,9 +125,10 @@ class Outcome:
     def _members(self, near: Any) -> dict[str, Any]:
         """Ids and classes of gallery clips."""
         member_M, place = np.unique(near.flatten().to_numpy(), return_inverse=True)
-        label_M = self.manifest.truth(member_M)
-        ids: Any = pa.array(self.manifest.ids(member_M), pa.string())
-        return {"video_id": ids.take(place), "label": self._names.take(label_M[place])}
+        ids = self.manifest.ids(member_M)
+        label_M = np.array([self._labelled[video_id] for video_id in ids], int)
+        column: Any = pa.array(ids, pa.string())
+        return {"video_id": column.take(place), "label": self._names.take(label_M[place])}
 
     def _history(self, clip_N: np.ndarray) -> Any:
         shape = len(clip_N), len(self.rounds)

@@ -64,7 +64,8 @@ class _Page:
         self.run, self.recipe, self.manifest, self.row = run, recipe, manifest, row
         (self.clip,) = tables.rows_at(manifest.clips, np.array([row]))
         (self.seen,) = tables.rows_at(run.seen()[0].clips.select(["status", "reason"]), np.array([row]))
-        self.truth = int(manifest.truth(np.array([row]))[0])
+        self.labelled, self.names = run.labelled(), run.class_names()
+        self.truth = self.labelled.get(self.clip["video_id"], int(manifest.truth(np.array([row]))[0]))
         self.rounds = [name for names in run.rounds_by_method().values() for name in names]
         self.made = {name: run.labels(name) for name in self.rounds}
 
@@ -84,7 +85,7 @@ class _Page:
     def _state(self) -> str:
         if self.seen["status"] != "ok":
             return "rejected"
-        if self.clip["video_id"] in set(self.run.labelled_ids()):
+        if self.clip["video_id"] in self.labelled:
             return "labelled"
         if self.clip["split"] == "test" or self._prediction():
             return "test"
@@ -160,9 +161,9 @@ class _Page:
             if "near" not in made:
                 lines.append((name, "-", "-", "not known: an older version made these labels"))
                 continue
-            label_M, ids = self.manifest.truth(np.array(made["near"])), self.manifest.ids(np.array(made["near"]))
-            for place, (label, video_id, score) in enumerate(zip(label_M, ids, made["near_S"], strict=True)):
-                lines.append(("" if place else name, _p(score), self._name(label), video_id))
+            ids = self.manifest.ids(np.array(made["near"]))
+            for place, (video_id, score) in enumerate(zip(ids, made["near_S"], strict=True)):
+                lines.append(("" if place else name, _p(score), self._name(self.labelled[video_id]), video_id))
         return ["Who voted: the gallery clips that align with it best", *_aligned(lines)] if len(lines) > 1 else []
 
     def _plans(self) -> list[str]:
@@ -218,7 +219,7 @@ class _Page:
         return tables.rows_at(self.made[name], place)[0] if place[0] >= 0 else None
 
     def _name(self, label: int) -> str:
-        return self.manifest.class_names[label]
+        return self.names[label]
 
 
 def _standing_on(table: pa.Table, row: int, truth: int) -> tuple[int, int, list[dict[str, Any]]]:

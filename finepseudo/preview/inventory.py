@@ -15,10 +15,11 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
+from finepseudo.data.answers import Answers
 from finepseudo.data.formats import Collection, lists, read_collection
 from finepseudo.data.formats.match import Template, folder_of
 from finepseudo.data.manifest import FOLDER, Manifest
-from finepseudo.errors import FinePseudoError, StorageError
+from finepseudo.errors import ArtefactError, FinePseudoError, StorageError
 from finepseudo.models.table import ENCODERS, PARTS, Role, unfrozen
 from finepseudo.recipe import Data, Recipe
 from finepseudo.storage import artefacts
@@ -72,6 +73,7 @@ def take_stock(recipe: Recipe, base: Store) -> Inventory:
         _probed(found, Manifest.load(base))
     else:
         _annotated(found, recipe, data)
+    _answers(found, recipe)
     _weights(found, recipe)
     found.missing += [lacks for part in PARTS if (lacks := recipe.models.encoder(part).lacks)]
     return found
@@ -127,6 +129,19 @@ def _listed(recipe: Recipe, data: Store, collection: Collection) -> int:
     named = {half: getattr(recipe.split, half) for half in ("labelled", "unlabelled")}
     rows = {half: lists.read_list(data, file, collection.clips, half=half)[0] for half, file in named.items() if file}
     return len(rows.get("labelled", ()))
+
+
+def _answers(found: Inventory, recipe: Recipe) -> None:
+    """What an expert has answered."""
+    if not recipe.split.answers:
+        return
+    try:
+        answers = Answers.load(recipe.split.answers)
+    except ArtefactError as error:
+        found.missing.append(f"split.answers: {error}")
+        return
+    new = f", {len(answers.new)} new classes" if answers.new else ""
+    found.lines.append(f"{len(answers.label)} clips are labelled by answers{new}")
 
 
 def _look(found: Inventory, data: Data, store: Store, collection: Collection) -> None:

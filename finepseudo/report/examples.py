@@ -1,30 +1,22 @@
 """Pseudo-labels to look at: some accepted and rejected videos, each beside the gallery clip that it aligns with best.
 
-Axes: T frames, H W pixels, C channels, D embedding, G gallery.
+Axes: N videos, T frames, H W pixels, C channels, D embedding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from finepseudo.align.gallery import Gallery
-from finepseudo.align.score import distances
-from finepseudo.align.softdtw import cosine_cost, dtw_path
-from finepseudo.data.cache import ClipCache
-from finepseudo.data.child import Child
-from finepseudo.data.decode import Decoder
-from finepseudo.data.manifest import UNKNOWN, Manifest
-from finepseudo.data.plan import plan_score
+from finepseudo.data.manifest import UNKNOWN
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import METHODS
-from finepseudo.results import STAGE_2, Results
+from finepseudo.report.look import Look
+from finepseudo.results import Results
 from finepseudo.run import Run
 from finepseudo.storage import tables
-from finepseudo.train.predict import Pass, Predictor
 
 SHOWN, EACH = 8, 4
 """Frames shown of a clip; examples of a kind."""
@@ -54,19 +46,21 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
     rounds = next((results.rounds[method] for method in makers if results.rounds.get(method)), [])
     if not rounds:
         return []
-    manifest, names = run.manifest(), run.manifest().class_names
+    manifest, names = run.manifest(), run.class_names()
     table = run.labels(rounds[-1].name)
     truth_N = manifest.truth(table["clip"].to_numpy())
-    labels = run.labelled()
-    look = _Look(run, manifest, run.embeddings("aligned").gallery(labels, manifest.num_classes))
+    labels, look = run.labelled(), Look(run)
     examples: list[Example] = []
     for kind, places in _chosen(table, truth_N).items():
         for place, row in zip(places, tables.rows_at(table, places), strict=True):
             try:
-                neighbour, distance, frames, aligned = look.at(row["clip"])
+                emb_1TD, frames_THWC = look.embed(row["clip"]), look.shown(row["clip"])
+                near, distance = look.nearest(emb_1TD)
+                aligned_THWC = look.shown(near)[look.path(emb_1TD, near)]
             except DecodeError:  # it was counted and logged where it mattered
                 continue
-            truth = truth_N[place]
+            truth, (neighbour,) = truth_N[place], manifest.ids(np.array([near]))
+            shown = np.linspace(0, len(frames_THWC) - 1, SHOWN).round().astype(int)
             examples.append(
                 Example(
                     kind=kind,
@@ -79,8 +73,8 @@ def choose_examples(run: Run, results: Results) -> list[Example]:
                     neighbour_id=neighbour,
                     neighbour=names[labels[neighbour]],
                     distance=distance,
-                    frames_THWC=frames,
-                    aligned_THWC=aligned,
+                    frames_THWC=frames_THWC[shown],
+                    aligned_THWC=aligned_THWC[shown],
                 )
             )
     return examples
@@ -98,36 +92,3 @@ def _chosen(table: pa.Table, truth_N: np.ndarray) -> dict[str, np.ndarray]:
         "rejected": order[::-1][~accepted_N[order[::-1]]],
     }
     return {kind: found[:EACH] for kind, found in kinds.items()}
-
-
-class _Look:
-    """Decodes and embeds a few videos here, without the pool; where features are stored, f_A sees these."""
-
-    def __init__(self, run: Run, manifest: Manifest, gallery: Gallery) -> None:
-        recipe = run.recipe()
-        self.manifest, self.gallery = manifest, gallery
-        self.frames, self.gamma = recipe.frames, recipe.align.gamma
-        height, width, child = recipe.frames.height, recipe.frames.width, Child(recipe.scale.decode_deadline_s)
-        self.decoder = Decoder(run.data(), height, width, ClipCache("", 0), child)
-        self.seen, where = run.seen()
-        self.features = replace(self.decoder, data=where)
-        what = Pass(frame={"f_A": run.snapshot(STAGE_2, "frame")})
-        self.predictor = Predictor(recipe, manifest.num_classes, what, torch.device("cpu"))
-
-    def at(self, clip: int) -> tuple[str, float, np.ndarray, np.ndarray]:
-        """Nearest gallery member, distance, shown frames, and the member's frames aligned with them."""
-        mine_THWC, emb_GTD = self._clip(clip, self.manifest, self.decoder), self.gallery.emb_GTD
-        emb_1TD = self.predictor.embed("f_A", self._clip(clip, self.seen, self.features)[None])
-        dist_G = distances(emb_1TD, emb_GTD, self.gamma)[0]
-        nearest = int(dist_G.argmin())
-        path = dict(reversed(dtw_path(cosine_cost(emb_1TD, emb_GTD[nearest : nearest + 1])[0])))
-        shown = np.linspace(0, len(mine_THWC) - 1, SHOWN).round().astype(int)
-        neighbour = self.gallery.video_ids[nearest]
-        theirs_THWC = self._clip(int(self.manifest.rows_of([neighbour])[0]), self.manifest, self.decoder)
-        aligned = theirs_THWC[[path[int(index)] for index in shown]]
-        return neighbour, float(dist_G[nearest]), mine_THWC[shown], aligned
-
-    def _clip(self, clip: int, manifest: Manifest, decoder: Decoder) -> np.ndarray:
-        lengths = {"align_frames": self.frames.align, "video_frames": 0}
-        (row,) = plan_score(manifest, np.array([clip]), **lengths, clips=1, block_videos=1).rows(0, 1)
-        return decoder.clips(row, [row["frames_0"]])[0]

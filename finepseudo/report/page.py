@@ -21,6 +21,7 @@ from PIL import Image
 from finepseudo import measures
 from finepseudo.errors import FinePseudoError
 from finepseudo.recipe import METHODS, described
+from finepseudo.report.answers import bought
 from finepseudo.report.examples import Example, choose_examples
 from finepseudo.results import STAGE_2, Interval, Results, RoundResult, Share
 from finepseudo.run import REPORT, Run, training
@@ -64,6 +65,10 @@ def write_report(run: Run) -> str:
         examples, no_examples = [_drawn(example) for example in choose_examples(run, results)], ""
     except (FinePseudoError, FileNotFoundError) as error:  # videos may have moved since; the figures are still there
         examples, no_examples = [], str(error)
+    try:
+        answers, no_answers = bought(run), ""
+    except (FinePseudoError, FileNotFoundError) as error:  # the run that asked may have moved since
+        answers, no_answers = [], str(error)
     template = files("finepseudo.report").joinpath("page.html.jinja").read_text()
     strict = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     body = strict.from_string(template).render(
@@ -88,6 +93,8 @@ def write_report(run: Run) -> str:
         longest=max(map(_whole, _trainings(results)), default=0.0),
         examples=examples,
         no_examples=no_examples,
+        answers=answers,
+        no_answers=no_answers,
         recipe=json.dumps(described(run.recipe()), indent=1),
         summary=summary(results),
     )

@@ -88,7 +88,7 @@ def test_a_run_says_of_its_test_videos_what_its_evaluation_said(run, tmp_path):
 
 def test_what_a_clip_is_near_to_is_a_labelled_clip_and_the_moments_that_meet(run, tmp_path):
     reader = Run.at(Store(str(run)))
-    (labelled, *_), names = reader.labelled_ids(), reader.manifest().class_names
+    (labelled, *_), names = reader.labelled(), reader.manifest().class_names
     (row,) = predicted(run, [run / f"data/videos/{labelled}.mp4"], tmp_path / "work", clips=1)
     nearest = row["near"][0]
     assert nearest["video_id"] == labelled, "a gallery clip is nearest to itself"
@@ -182,7 +182,7 @@ def test_a_long_file_is_cut_into_windows_that_overlap_and_reach_its_end(run, tmp
 
 def test_the_least_alignable_clip_of_the_collection_is_just_known(run, tmp_path):
     reader = Run.at(Store(str(run)))
-    manifest, labelled = reader.manifest(), set(reader.labelled_ids())
+    manifest, labelled = reader.manifest(), set(reader.labelled())
     unlabelled = [video_id for video_id in manifest.ids(manifest.rows("train")) if video_id not in labelled]
     rows = predicted(run, [run / f"data/videos/{video_id}.mp4" for video_id in unlabelled], tmp_path / "work")
     classifier = Classifier.at(Store(str(run)))

@@ -308,7 +308,7 @@ def test_frames_have_the_truth_of_the_moment_that_was_embedded(first):
 def test_frames_are_measured_with_the_truth_of_their_own_videos(first, name):
     folder, results, _ = first
     run, spec = Run.at(Store(str(folder))), SMOKE.data.rehearsal
-    embedded, labelled = run.embeddings(name), set(run.labelled_ids())
+    embedded, labelled = run.embeddings(name), set(run.labelled())
     halves = [embedded.among(labelled), embedded.among(set(embedded.video_ids) - labelled)]
     truths = []
     for split, half in zip(("train", "test"), halves, strict=True):

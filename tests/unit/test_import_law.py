@@ -77,6 +77,7 @@ MAY = {
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,
     "tracking": {"tracking", "run", "train", "data"} | LEAVES,
     "labels": {"labels", "run", "data"} | LEAVES,
+    "review": {"review", "report", "run", "data"} | LEAVES,
     "report": {"report", "results", "run", "train", "data", "align"} | LEAVES,
     "__init__": {"classifier", "driver", "storage"},
 }
@@ -233,6 +234,9 @@ def at_the_top(source):
         ("driver/rounds.py", "from finepseudo import report"),
         ("driver/rounds.py", "from finepseudo.cli import main"),
         ("run.py", "from finepseudo.report.page import summary"),
+        ("report/page.py", "from finepseudo.review.queue import Queue"),
+        ("review/queue.py", "from finepseudo.driver.rounds import run_rounds"),
+        ("review/page.py", "from finepseudo.align.softdtw import dtw_path"),
         ("storage/store.py", "from finepseudo.data.plan import Plan"),
         ("measures.py", "from finepseudo.data.plan import Plan"),
         # light leaves

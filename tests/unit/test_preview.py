@@ -11,12 +11,14 @@ import pytest
 from clips import commit, manifest
 
 from finepseudo.costs.units import SHIPPED, UnitCosts, fits, read_units
+from finepseudo.data.answers import Answers
 from finepseudo.errors import StorageError
 from finepseudo.preview.inventory import LOOKED, answering, take_stock
 from finepseudo.preview.page import preview
 from finepseudo.recipe import Data, Models, Recipe, Split
 from finepseudo.recipes import find
 from finepseudo.recipes.variants import variants
+from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,15 @@ def test_a_list_says_how_many_are_labelled(data):
     assert "clips: 3 labelled, 57 unlabelled, 6 test" in page(data, known, split=Split(labelled="few.txt")).text
     (said,) = stock(data, split=Split(labelled="fewer.txt")).missing
     assert "fewer.txt" in said
+
+
+def test_answers_are_counted_or_missed(data):
+    uri = f"{data}/answers/x"
+    (said,) = stock(data, split=Split(answers=uri)).missing
+    assert said.startswith(f"split.answers: {uri}: not committed")
+    made = Answers({"v03": "new", "v04": "new"}, ("new",))
+    artefacts.commit(Store(str(data)), "answers/x", {"answers.json": made.to_bytes()}, {})
+    assert "2 clips are labelled by answers, 1 new classes" in stock(data, split=Split(answers=uri)).lines
 
 
 def test_weights_are_there_and_the_right_ones(data):

@@ -11,9 +11,11 @@ from clips import manifest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from finepseudo.data.answers import Answers
 from finepseudo.data.split import make_split
-from finepseudo.errors import ManifestError
+from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.recipe import Split
+from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
 HERE = Path(__file__).parent
@@ -150,3 +152,45 @@ def test_novel_classes_lose_every_label_and_may_leave_the_unlabelled_half():
         split_of(truth, 0.5, novel=("9",))
     with pytest.raises(ManifestError, match=r"no class has a labelled video.*split.novel = 0, 1, 2"):
         split_of(truth, 0.5, novel=("0", "1", "2"))
+
+
+def answered(folder, label, new=()):
+    """The address of committed answers."""
+    made = Answers(label, tuple(new))
+    artefacts.commit(Store(str(folder)), "answers/x", {"answers.json": made.to_bytes()}, {})
+    return f"{folder}/answers/x"
+
+
+def test_answers_join_d_l_whatever_the_annotations_say(tmp_path):
+    truth = {"a": 0, "b": 0, "c": 1, "d": None, "e": 1}
+    uri = answered(tmp_path, {"d": "3", "c": "0", "b": "new one"}, ["new one"])
+    split, of = split_of(truth, 0.2, answers=uri)
+    plain, _ = split_of(truth, 0.2)
+    assert split.class_names == (*of.class_names, "new one")
+    labels = dict(zip(split.labelled_ids, split.label_N.tolist(), strict=True))
+    kept = dict(zip(plain.labelled_ids, plain.label_N.tolist(), strict=True))
+    assert labels == kept | {"d": 3, "c": 0, "b": 5}
+    assert [*split.label_N] == sorted(split.label_N), "class by class"
+    assert sorted([*split.labelled, *split.unlabelled]) == list(range(5))
+    assert split.fingerprint != plain.fingerprint
+    other = split_of(truth, 0.2, answers=answered(tmp_path / "other", {"d": "3", "c": "0", "b": "1"}))[0]
+    assert other.labelled_ids != split.labelled_ids or other.fingerprint != split.fingerprint
+    assert b"answered" not in plain.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "message"),
+    [
+        ({"nobody": "1"}, {}, r"answers/x, clip nobody: expected a usable training clip that is not held out"),
+        ({"00": "1"}, {"held_out": 1.0}, r"clip 00: expected a usable training clip that is not held out"),
+        ({"00": "9"}, {}, r"answers/x, clip 00: expected a class of the manifest, got '9'.*for other data"),
+    ],
+)
+def test_answers_for_other_data_are_refused(label, options, message, tmp_path):
+    with pytest.raises(ManifestError, match=message):
+        split_of({f"{at:02d}": at % 2 for at in range(6)}, answers=answered(tmp_path, label), **options)
+
+
+def test_answers_that_are_not_there_are_one_line(tmp_path):
+    with pytest.raises(ArtefactError, match="answers/x: not committed"):
+        split_of(TRUTH, answers=f"{tmp_path}/answers/x")

@@ -104,7 +104,7 @@ def test_the_page_of_an_unlabelled_clip(run):
 
 
 def test_the_page_of_a_labelled_clip_says_whose_labels_it_stands_behind(run):
-    (video_id, *_) = run.labelled_ids()
+    (video_id, *_) = run.labelled()
     (row,) = run.manifest().rows_of([video_id]).tolist()
     page = why(run, f"videos/{video_id}.mp4")
     label = int(run.manifest().truth(np.array([row]))[0])
