@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from finepseudo.recipe import METHODS
 from finepseudo.report.comparison import OURS, Comparison, Spread
-from finepseudo.report.page import COLOURS
+from finepseudo.report.drawing import COLOURS
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 60, 520, 20, 370  # of the axes

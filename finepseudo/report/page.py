@@ -8,21 +8,21 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from finepseudo import measures
 from finepseudo.errors import FinePseudoError
 from finepseudo.recipe import METHODS, described
 from finepseudo.report.answers import bought
+from finepseudo.report.drawing import COLOURS, axes_of, svg
 from finepseudo.report.examples import Example, choose_examples
+from finepseudo.report.trust import confusion_plot, reliability_plot
 from finepseudo.results import STAGE_2, Interval, Results, RoundResult, Share
 from finepseudo.run import REPORT, Run, training
 from finepseudo.storage import artefacts
@@ -37,7 +37,6 @@ F_A = {"pretrained": "pre-trained", "aligned": "after L_AV"}
 AUROC = {"knownness": "known-ness", "p_A": "p_A", "p_E": "p_E"}
 KINDS = {"launch": "launching", "setup": "set-up", "wait": "waiting for clips", "transfer": "transfer"}
 KINDS |= {"compute": "arithmetic", "commit": "commits"}
-COLOURS = ("#4c6e91", "#c8743a", "#5b8c5a", "#a05195", "#8a8a8a", "#c9a227")
 FUSED = {
     "product": "p_E and p_A multiplied, each weighed by what is estimated of it",
     "mean": "the mean of p_E and p_A",
@@ -47,6 +46,7 @@ CONFUSED = 6  # pairs of classes that the page shows of each prediction
 ROUNDS_PRINTED = 4  # more rounds than this are on the page only; the lines give the last one of each method
 
 Seconds = Mapping[str, float]
+T = TypeVar("T")
 
 
 def summary(results: Results) -> str:
@@ -61,14 +61,11 @@ def write_report(run: Run) -> str:
     Raises ArtefactError: the run has no results.
     """
     results = run.results()
-    try:
-        examples, no_examples = [_drawn(example) for example in choose_examples(run, results)], ""
-    except (FinePseudoError, FileNotFoundError) as error:  # videos may have moved since; the figures are still there
-        examples, no_examples = [], str(error)
-    try:
-        answers, no_answers = bought(run), ""
-    except (FinePseudoError, FileNotFoundError) as error:  # the run that asked may have moved since
-        answers, no_answers = [], str(error)
+    # Videos, labels and the run that asked may have moved since; the figures are still there.
+    examples, no_examples = _tried(lambda: [_drawn(example) for example in choose_examples(run, results)], [])
+    answers, no_answers = _tried(lambda: bought(run), [])
+    reliability, no_reliability = _tried(lambda: reliability_plot(run, results), "")
+    confusion, no_confusion = _tried(lambda: confusion_plot(run, results), "")
     template = files("finepseudo.report").joinpath("page.html.jinja").read_text()
     strict = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     body = strict.from_string(template).render(
@@ -86,9 +83,13 @@ def write_report(run: Run) -> str:
         curves=_learning_plot(run, results),
         rounds=[_round_row(one) for one in results.all_rounds()],
         quality=_quality_plot(results),
+        reliability=reliability,
+        no_reliability=no_reliability,
         open_world=_open_world_rows(results.all_rounds()),
         classes=_class_rows(run, results),
         confused=_confused_rows(results),
+        confusion=confusion,
+        no_confusion=no_confusion,
         kinds=[(kind, title, colour) for (kind, title), colour in zip(KINDS.items(), COLOURS, strict=True)],
         longest=max(map(_whole, _trainings(results)), default=0.0),
         examples=examples,
@@ -100,6 +101,14 @@ def write_report(run: Run) -> str:
     )
     run.store.write(REPORT, body.encode())
     return run.store.uri(REPORT)
+
+
+def _tried(make: Callable[[], T], nothing: T) -> tuple[T, str]:
+    """What is made, and no reason; or nothing, and why."""
+    try:
+        return make(), ""
+    except (FinePseudoError, FileNotFoundError) as error:
+        return nothing, str(error)
 
 
 def figure(share: Share | None, sign: str = "") -> str:
@@ -330,34 +339,12 @@ def _time_lines(results: Results) -> list[str]:
     return lines
 
 
-def _svg(drawn: Figure) -> str:
-    """Inline SVG without a single address in it: HTML needs no name spaces. Equal figures give equal bytes."""
-    sink = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "finepseudo"}):
-        drawn.savefig(sink, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = sink.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
-    head, end, rest = text.partition(">")
-    return re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", head) + end + rest
-
-
-def _axes(width: float, height: float, count: int = 1, columns: int = 1) -> tuple[Figure, Sequence[Any]]:
-    drawn = Figure(figsize=(width, height))
-    rows = -(-count // columns)
-    axes = [drawn.add_subplot(rows, columns, index + 1) for index in range(count)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=7)
-    drawn.subplots_adjust(hspace=0.75, wspace=0.3)
-    return drawn, axes
-
-
 def _learning_plot(run: Run, results: Results) -> str:
     names = [folder.removeprefix(training("")) for folder in results.timing if folder.startswith(training(""))]
     curves = {name: curve for name in names if (curve := run.curve(name))}
     if not curves:
         return ""
-    drawn, axes = _axes(10, 1.8 * -(-len(curves) // 3), len(curves), 3)
+    drawn, axes = axes_of(10, 1.8 * -(-len(curves) // 3), len(curves), 3)
     for axis, (name, curve) in zip(axes, curves.items(), strict=True):
         steps, loss = (np.array([point[key] for point in curve]) for key in ("step", "loss"))
         width = max(1, len(loss) // 40)
@@ -366,14 +353,14 @@ def _learning_plot(run: Run, results: Results) -> str:
         axis.plot(steps[width - 1 :], smooth, color=COLOURS[0], linewidth=1.3)
         axis.set_title(name, fontsize=8)
         axis.set_ylim(min(0.0, float(loss.min())), float(np.quantile(loss, 0.99)) * 1.1 or None)
-    return _svg(drawn)
+    return svg(drawn)
 
 
 def _quality_plot(results: Results) -> str:
     rounds = [one for one in results.all_rounds() if one.quality.curves]
     if not rounds:
         return ""
-    drawn, axes = _axes(10, 2.6 * -(-len(rounds) // 3), max(3, len(rounds)), 3)
+    drawn, axes = axes_of(10, 2.6 * -(-len(rounds) // 3), max(3, len(rounds)), 3)
     for axis in axes[len(rounds) :]:
         axis.set_visible(False)
     for axis, one in zip(axes, rounds, strict=False):
@@ -385,7 +372,7 @@ def _quality_plot(results: Results) -> str:
         axis.set_xlabel("coverage (dotted: accepted)", fontsize=7)
         axis.set_ylabel("precision", fontsize=7)
         axis.legend(fontsize=7, frameon=False)
-    return _svg(drawn)
+    return svg(drawn)
 
 
 def _class_rows(run: Run, results: Results) -> list[dict[str, Any]]:

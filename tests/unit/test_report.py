@@ -119,7 +119,11 @@ def a_run(folder, recipe="rehearsal_smoke"):
 
 
 def page_of(run, body, base=None):
-    predictions = {"predictions.parquet": artefacts.table_bytes(pa.table({"truth": [0, 0, 0, 2]}))}
+    predictions = {
+        "predictions.parquet": artefacts.table_bytes(
+            pa.table({"truth": [0, 0, 0, 2], "finepseudo/fused": [0, 0, 1, 2]})
+        )
+    }
     artefacts.commit(run, "results/1", predictions, {})
     run.write("results.json", body.to_json())
     assert write_report(Run.at(run, base)) == run.uri("report.html")
