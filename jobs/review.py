@@ -27,7 +27,7 @@ class ReviewOptions:
     """Of export: a new folder; a path, or a URI."""
     count: int = 50
     """Of export: clips in the queue."""
-    by: Literal["influence", "uncertainty", "random"] = "influence"
+    by: Literal["influence", "uncertainty", "random"] = "uncertainty"
     """Of export: by what an answer would change; the least confident labels; or any."""
     seed: int = 0
     """Of export by random."""

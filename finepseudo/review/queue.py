@@ -109,7 +109,7 @@ def at_random(table: pa.Table, count: int, seed: int) -> list[Pick]:
     return [Pick(row, 0.0, {}) for row in np.argsort(key_N, kind="stable")[:count].tolist()]
 
 
-def make_queue(run: Run, count: int, by: By = "influence", seed: int = 0) -> Queue:
+def make_queue(run: Run, count: int, by: By = "uncertainty", seed: int = 0) -> Queue:
     """Of the last round that the run has labelled, by the method that it would stand by.
 
     Raises ArtefactError: no round is labelled, or its labels do not name their nearest gallery clips.
