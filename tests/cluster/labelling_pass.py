@@ -88,8 +88,8 @@ T = recipe.frames
 plan = plan_score(made, np.arange(N), align_frames=T.align, video_frames=T.video, clips=1, block_videos=BLOCK_VIDEOS)
 with on_ray(recipe) as executor:
     scores = run_pass(
-        "label", what, plan, np.arange(N), "scores/label", recipe=recipe, manifest=made, run=run, data=data,
-        executor=executor,
+        "label", what, plan, np.arange(N), "scores/label", recipe=recipe, manifest=made,
+        num_classes=made.num_classes, run=run, data=data, executor=executor,
     )  # fmt: skip
 assert not scores.rejected
 moved = {

@@ -1,5 +1,6 @@
 """Training workers and scoring actors that are killed, and workers that share a step: real Ray, real processes."""
 
+import contextlib
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from finepseudo.errors import StorageError
 from finepseudo.recipe import CrossEntropy
 from finepseudo.recipes import find
 from finepseudo.run import Run, data_store
-from finepseudo.runtime.executor import RayExecutor, on_ray
+from finepseudo.runtime.executor import RayExecutor, on_ray, ray  # which sets the token before Ray is imported
 from finepseudo.runtime.gauges import Gauges
 from finepseudo.storage.store import Store
 from finepseudo.tracking import watch
@@ -82,11 +83,14 @@ def undisturbed(base, ground):
 
 
 def processes(title):
-    """Ray's processes by the title that they give themselves."""
-    found = []
+    """Processes of this cluster by the title that they give themselves; other tests have clusters at the same time."""
+    session, found = ray.get_runtime_context().get_session_name(), []
     for process in psutil.process_iter(["cmdline"]):
-        if any(title in part for part in process.info["cmdline"] or []):
-            found.append(process)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(title in part for part in process.info["cmdline"] or []):
+                raylet = process.parent()
+                if raylet and any(session in part for part in raylet.cmdline()):
+                    found.append(process)
     return found
 
 
