@@ -78,9 +78,25 @@ def calibration_error(confidence_N: ArrayLike, right_N: ArrayLike, bins: int = 1
         raise ValueError(f"expected confidences within 0..1, got {confidence.min()} to {confidence.max()}")
     if not len(confidence):
         return math.nan
-    bin_N = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    bin_N = _bins(confidence, bins)
     gap = np.bincount(bin_N, weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def reliability(
+    confidence_N: NDArray[np.floating[Any]], right_N: NDArray[np.bool_], bins: int = 10
+) -> list[tuple[float, float, int]]:
+    """Mean confidence, share of right ones and number, of each of the equal bins of (0, 1] that has any."""
+    bin_N = _bins(confidence_N, bins)
+    return [
+        (float(confidence_N[here_N].mean()), float(right_N[here_N].mean()), int(here_N.sum()))
+        for number in range(bins)
+        if (here_N := bin_N == number).any()
+    ]
+
+
+def _bins(confidence_N: NDArray[np.floating[Any]], bins: int) -> NDArray[np.int64]:
+    return np.clip(np.ceil(confidence_N * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def precision_coverage_curve(confidence_N: ArrayLike, label_N: ArrayLike, truth_N: ArrayLike) -> PrecisionCoverage:

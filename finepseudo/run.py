@@ -38,6 +38,7 @@ from finepseudo.train import checkpoint
 
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, FUSION, SECONDS = "labels.parquet", "fusion.json", "seconds.json"
+NEAR = "column near (the gallery clips that a label stands on)"  # what labels of an older version lack
 KNOWN = "known.json"  # part of a round's labels: θ_known, where the recipe asks for one
 EMBEDDINGS = "embeddings.safetensors"
 SPLIT = "split"  # folder

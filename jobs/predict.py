@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,31 +55,29 @@ def job(argv: Sequence[str]) -> None:
             executor = InProcess(classifier.recipe)
         work = Store(f"{options.to}.work" if options.to else stack.enter_context(tempfile.TemporaryDirectory()))
         rows = predict_videos(classifier, find_videos(options.videos), work, executor, options.window_s)
-        count, bad = _write(rows, options.to) if options.to else _print(rows)
+        count, bad = _write(rows, options.to) if options.to else _each(rows, lambda row: print(said(row)))
     if options.to:
         work.delete("")
     if bad:
         raise DecodeError(f"{bad} of {count} clips could not be read; their rows say why")
 
 
-def _write(rows: Iterator[dict[str, Any]], to: str) -> tuple[int, int]:
-    """Rows, and those that have a reason; the file is there whole or not at all."""
-    count = bad = 0
+def _write(rows: Iterable[dict[str, Any]], to: str) -> tuple[int, int]:
+    """The file is there whole or not at all."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8") as sink:
-        for row in rows:
-            count, bad = count + 1, bad + bool(row["error"])
-            sink.write(json.dumps(row) + "\n")
+        counts = _each(rows, lambda row: sink.write(json.dumps(row) + "\n"))
         sink.flush()
         store, name = located(to)
         store.put(name, sink.name)
-    return count, bad
+    return counts
 
 
-def _print(rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
+def _each(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], object]) -> tuple[int, int]:
+    """How many rows there were, and how many of them have a reason."""
     count = bad = 0
     for row in rows:
         count, bad = count + 1, bad + bool(row["error"])
-        print(said(row))
+        tell(row)
     return count, bad
 
 

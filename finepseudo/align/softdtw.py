@@ -130,6 +130,11 @@ def dtw_path(cost_TU: Tensor) -> list[tuple[int, int]]:
     return path[::-1]
 
 
+def aligned(cost_TU: Tensor) -> list[int]:
+    """Of each frame t the first frame u that the hard path aligns with it. Raises as `dtw_path`."""
+    return [u for _, u in sorted(dict(reversed(dtw_path(cost_TU))).items())]
+
+
 def _inside(lengths_P2: Tensor, shape: tuple[int, ...]) -> Tensor:
     P, T, U = shape
     if tuple(lengths_P2.shape) != (P, 2) or lengths_P2.dtype != torch.int64:

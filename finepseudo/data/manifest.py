@@ -142,6 +142,9 @@ class Annotated:
         number_F[order_F] = np.arange(len(order_F))
         self._number_N = number_F[place_N]
 
+    def __len__(self) -> int:
+        return len(self._clips)
+
     def groups(self, size: int) -> list[Any]:
         """Paths of all files, in Arrow arrays of so many."""
         files = self._clips.select(["file"])

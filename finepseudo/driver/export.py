@@ -39,7 +39,8 @@ def export_classifier(classifier: Classifier, to: Store, *, programs: bool = Tru
     Raises ArtefactError: the folder holds another classifier; a program gives other numbers than its encoder.
     """
     for part, uri in classifier.snapshots.items():
-        _copy_snapshot(uri, to, part)
+        store, folder = located(uri)
+        artefacts.copy(store, to, folder, part)
     snapshots = {part: artefacts.marker_digest(artefacts.required(to, part)) for part in classifier.snapshots}
     about = {**classifier.about(), "facts": {**classifier.facts, "licences": _licences(classifier)}}
     about |= {"inputs": {PROGRAMS[part]: _input(classifier, part) for part in PROGRAMS}}
@@ -55,17 +56,6 @@ def export_classifier(classifier: Classifier, to: Store, *, programs: bool = Tru
         return parts | (_programs(classifier) if programs else {})
 
     artefacts.ensure(*located(to.root), lineage, make)
-
-
-def _copy_snapshot(uri: str, to: Store, part: str) -> None:
-    """Under another name than there, so not by `artefacts.copy`."""
-    store, folder = located(uri)
-    marker = artefacts.required(store, folder)
-
-    def make() -> dict[str, bytes]:
-        return {name: artefacts.read_part(store, folder, name) for name in marker["parts"]}
-
-    artefacts.ensure(to, part, marker["lineage"], make)
 
 
 def _input(classifier: Classifier, part: Role) -> dict[str, Any]:

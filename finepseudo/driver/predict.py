@@ -116,7 +116,7 @@ def predict_videos(
 
 
 def _before_star(pattern: str) -> tuple[str, str]:
-    folder = pattern.partition("*")[0].rpartition("/")[0]
+    folder = match.folder_of(pattern)
     return folder or ("/" if pattern.startswith("/") else "."), pattern.removeprefix(f"{folder}/" if folder else "/")
 
 
@@ -154,7 +154,7 @@ def _ensure_manifest(
 
     def make() -> dict[str, bytes]:
         every = Annotated(_clips([(file, file, None, None) for file in files]))
-        found = probed(recipe, work, data, every, len(files), executor)
+        found = probed(recipe, work, data, every, executor)
         parts = Annotated(_clips(_windows(classifier, every, found, window_s)))
         return manifest_parts(parts, classifier.class_names, found, min_frames=recipe.data.min_frames, to_train=False)
 

@@ -51,7 +51,7 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
 
     def make() -> dict[str, bytes]:
         ordered = Annotated(annotated)
-        found = probed(recipe, run, data, ordered, len(annotated), executor)
+        found = probed(recipe, run, data, ordered, executor)
         return manifest_parts(ordered, names, found, min_frames=recipe.data.min_frames)
 
     new = artefacts.committed(run, FOLDER) is None
@@ -66,9 +66,9 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     return manifest
 
 
-def probed(recipe: Recipe, run: Store, data: Store, ordered: Annotated, clips: int, executor: Executor) -> Found:
-    """What probing finds of the files of so many clips, in committed groups below PROBES."""
-    size = max(GROUP, min(LARGEST_GROUP, clips // GROUPS))
+def probed(recipe: Recipe, run: Store, data: Store, ordered: Annotated, executor: Executor) -> Found:
+    """What probing finds of the files of clips, in committed groups below PROBES."""
+    size = max(GROUP, min(LARGEST_GROUP, len(ordered) // GROUPS))
     task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
     return Found(run, executor.spread(task, ordered.groups(size), f"probing videos, groups of {size}"), size)
 

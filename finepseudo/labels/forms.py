@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finepseudo.labels.outcome import OUTCOME, Outcome
@@ -20,7 +21,7 @@ def write_csv(outcome: Outcome, file: Path) -> None:
     with file.open("w", newline="", encoding="utf-8") as sink:
         lines = csv.writer(sink, lineterminator="\n")
         lines.writerow(OUTCOME.names)
-        for row in rows(outcome):
+        for row in rows(outcome.batches()):
             lines.writerow([_cell(value) for value in row.values()])
 
 
@@ -34,13 +35,13 @@ def write_parquet(outcome: Outcome, file: Path) -> None:
 def write_jsonl(outcome: Outcome, file: Path) -> None:
     """An object a line."""
     with file.open("w", encoding="utf-8") as sink:
-        for row in rows(outcome):
+        for row in rows(outcome.batches()):
             sink.write(said(row) + "\n")
 
 
-def rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+def rows(batches: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
     """Rows of OUTCOME for a text."""
-    for batch in outcome.batches():
+    for batch in batches:
         yield from (plain(row) for row in batch.to_pylist())
 
 

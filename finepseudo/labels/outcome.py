@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from finepseudo.errors import ArtefactError, RecipeError
 from finepseudo.recipe import METHODS
-from finepseudo.run import RESULTS, Run, made_before, round_number
+from finepseudo.run import NEAR, RESULTS, Run, made_before, round_number
 from finepseudo.storage import tables
 from finepseudo.storage.tables import pc
 
@@ -66,7 +66,7 @@ class Outcome:
         self._bound = run.known_from(self.last)
         self._tables = [run.labels(name) for name in self.rounds]
         if "near" not in self._tables[-1].column_names:
-            raise made_before(run.store, self.last, "column near (the gallery clips that a label stands on)")
+            raise made_before(run.store, self.last, NEAR)
         self._clips = [table["clip"].to_numpy() for table in self._tables]  # ascending, as D_u is
         self._seen = run.seen()[0].clips  # it has the reasons of the videos' manifest, and of what came later
         refused = pc.and_(pc.equal(self._seen["split"], "train"), pc.not_equal(self._seen["status"], "ok"))
@@ -173,8 +173,7 @@ def _chosen(run: Run, method: str | None) -> tuple[str, list[str]]:
         raise RecipeError(f"no labels of method {method!r} in {where}, only of {', '.join(found)}; choose by --method")
     finished = run.store.exists(RESULTS)
     stands_by = run.results().prediction.partition("/")[0] if finished else ""
-    last = max(found, key=[*map(str, METHODS)].index)
-    chosen = method or (stands_by if stands_by in found else last)
+    chosen = method or (stands_by if stands_by in found else run.last_round().partition("/")[0])
     if not finished:
         done, of = len(found[chosen]), run.recipe().rounds.count
         log.warning("%s is not finished: these are the labels of round %d of %d", where, done, of)

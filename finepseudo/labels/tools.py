@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +16,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from finepseudo.labels.forms import plain, said
+from finepseudo.labels.forms import rows, said
 from finepseudo.labels.outcome import Outcome
 from finepseudo.storage import tables
 
@@ -32,7 +32,7 @@ def write_label_studio(outcome: Outcome, folder: Path) -> None:
 
     Videos on a disk are named as local files, which Label Studio serves itself, others by their URI.
     """
-    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in outcome.classes)
+    choices = label_studio_choices(outcome.classes)
     text = f"""<View>
   <Video name="video" value="$video"/>
   <Text name="part" value="$part"/>
@@ -42,9 +42,9 @@ def write_label_studio(outcome: Outcome, folder: Path) -> None:
 </View>
 """
     (folder / "labeling.xml").write_text(text, encoding="utf-8")
-    rows, number = _rows(outcome), 0
-    while (first := next(rows, None)) is not None:
-        tasks = (_task(outcome, row) for row in chain([first], islice(rows, TASKS - 1)))
+    tasks_of, number = rows(outcome.labels()), 0
+    while (first := next(tasks_of, None)) is not None:
+        tasks = (_task(outcome, row) for row in chain([first], islice(tasks_of, TASKS - 1)))
         _write_array(folder / f"tasks-{number:05d}.json", tasks)
         number += 1
     root = outcome.data
@@ -59,7 +59,6 @@ def write_label_studio(outcome: Outcome, folder: Path) -> None:
 
 def _task(outcome: Outcome, row: dict[str, Any]) -> dict[str, Any]:
     root, file = outcome.data, row["file"]
-    result = {"from_name": "label", "to_name": "video", "type": "choices", "value": {"choices": [row["label"]]}}
     kept = ("video_id", "file", "start_s", "end_s", "confidence", "accepted", "known", "knownness")
     nets = ("label_E", "confidence_E", "label_A", "confidence_A")
     near = ", ".join(f"{of['video_id']} ({of['label']}, {of['alignability']:.2f})" for of in row["near"])
@@ -68,8 +67,19 @@ def _task(outcome: Outcome, row: dict[str, Any]) -> dict[str, Any]:
     data = {"video": local if root.on_disk(file) else root.uri(file), "part": _part(row)}
     return {
         "data": {**data, **{name: row[name] for name in (*kept, *nets)}, "near": near},
-        "predictions": [{"model_version": outcome.last, "score": row["confidence"], "result": [result]}],
+        "predictions": [label_studio_prediction(outcome.last, row["label"], row["confidence"])],
     }
+
+
+def label_studio_prediction(model: str, label: str, score: float) -> dict[str, Any]:
+    """A label as a prediction of the control `label` for the object `video`."""
+    result = {"from_name": "label", "to_name": "video", "type": "choices", "value": {"choices": [label]}}
+    return {"model_version": model, "score": score, "result": [result]}
+
+
+def label_studio_choices(class_names: Sequence[str]) -> str:
+    """Lines of a labelling interface, one a class."""
+    return "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in class_names)
 
 
 def _part(row: dict[str, Any]) -> str:
@@ -109,10 +119,10 @@ def write_fiftyone(outcome: Outcome, folder: Path) -> None:
         return row["video_id"], [found]
 
     with (folder / "data.json").open("w", encoding="utf-8") as sink:
-        _write_object(sink.write, (file(row) for row in _rows(outcome)))
+        _write_object(sink.write, (file(row) for row in rows(outcome.labels())))
     with (folder / "labels.json").open("w", encoding="utf-8") as sink:
         sink.write(f'{{"classes": {said(list(outcome.classes))}, "labels": ')
-        _write_object(sink.write, (detections(row) for row in _rows(outcome)))
+        _write_object(sink.write, (detections(row) for row in rows(outcome.labels())))
         sink.write("}\n")
 
 
@@ -158,11 +168,6 @@ def write_cleanlab(outcome: Outcome, file: Path) -> None:
                 np.lib.format.write_array_header_1_0(sink, header)
                 for part in parts:
                     sink.write(np.ascontiguousarray(part).tobytes())
-
-
-def _rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    for batch in outcome.labels():
-        yield from (plain(row) for row in batch.to_pylist())
 
 
 def _write_array(file: Path, items: Iterable[Any]) -> None:

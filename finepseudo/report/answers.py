@@ -26,11 +26,12 @@ def bought(run: Run) -> list[dict[str, Any]]:
     old, old_names = asked.labels(asked.last_round()), asked.class_names()
     clips = sorted(answers.label)
     row_Q, first_N = manifest.rows_of(clips), pc.list_element(table["near"], 0).to_numpy()
-    beside = table.filter(np.isin(first_N, row_Q)).select(["video_id", "label"])
+    there_N = np.isin(first_N, row_Q)
+    beside = table.filter(there_N).select(["video_id", "label"])
     was_N = pc.take(old["label"], pc.index_in(beside["video_id"], old["video_id"])).fill_null(UNKNOWN).to_numpy()
     pairs = zip(was_N.tolist(), beside["label"].to_numpy().tolist(), strict=True)
     changed_N = np.array([was == UNKNOWN or old_names[was] != names[now] for was, now in pairs], bool)
-    nearest_N = first_N[np.isin(first_N, row_Q)]
+    nearest_N = first_N[there_N]
     return [
         {
             "clip": clip,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.score import distances
-from finepseudo.align.softdtw import cosine_cost, dtw_path
+from finepseudo.align.softdtw import aligned, cosine_cost
 from finepseudo.data.cache import ClipCache
 from finepseudo.data.child import Child
 from finepseudo.data.decode import Decoder
@@ -61,9 +61,7 @@ class Look:
     def path(self, emb_1TD: Tensor, clip: int) -> np.ndarray:
         """Of a gallery clip, the first frame that the hard path aligns with each frame t, index_T."""
         member = self.gallery.video_ids.index(self.manifest.ids(np.array([clip]))[0])
-        steps = dtw_path(cosine_cost(emb_1TD, self.gallery.emb_GTD[member : member + 1])[0])
-        first = dict(reversed(steps))
-        return np.array([first[t] for t in range(emb_1TD.shape[1])])
+        return np.array(aligned(cosine_cost(emb_1TD, self.gallery.emb_GTD[member : member + 1])[0]))
 
     def _clip(self, clip: int, manifest: Manifest, decoder: Decoder) -> np.ndarray:
         lengths = {"align_frames": self.frames, "video_frames": 0}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.patches import Rectangle
 
+from finepseudo import measures
 from finepseudo.data.manifest import UNKNOWN
 from finepseudo.report.drawing import COLOURS, axes_of, svg
 from finepseudo.results import Results
@@ -16,7 +17,6 @@ from finepseudo.run import Run
 
 DARK = (0.10, 0.22, 0.40)
 NAMED = 60  # classes up to which the matrix names each
-BINS = 10
 
 
 def confusion_plot(run: Run, results: Results) -> str:
@@ -54,14 +54,17 @@ def confusion(table: pa.Table, prediction: str, num_classes: int) -> np.ndarray:
 
 def reliability_plot(run: Run, results: Results) -> str:
     """Of the last round of each method, where truth is known: the share of right labels by confidence."""
-    found: dict[str, list[tuple[float, float, int]]] = {}
-    for rounds in filter(None, results.rounds.values()):
-        table = run.labels(rounds[-1].name)
-        truth_N = run.manifest().truth(table["clip"].to_numpy())
+    last = [rounds[-1].name for rounds in results.rounds.values() if rounds]
+    if not last:
+        return ""
+    manifest, found = run.manifest(), dict[str, list[tuple[float, float, int]]]()
+    for name in last:
+        table = run.labels(name)
+        truth_N = manifest.truth(table["clip"].to_numpy())
         known_N = truth_N != UNKNOWN
         right_N = (truth_N == table["label"].to_numpy())[known_N]
         if len(right_N):
-            found[rounds[-1].name] = reliability(table["confidence"].to_numpy()[known_N], right_N)
+            found[name] = measures.reliability(table["confidence"].to_numpy()[known_N], right_N)
     if not found:
         return ""
     drawn, axes = axes_of(10, 2.9 * -(-len(found) // 3), max(3, len(found)), 3)
@@ -78,13 +81,3 @@ def reliability_plot(run: Run, results: Results) -> str:
         axis.set_xlabel("confidence (size: share of the labels)", fontsize=7)
         axis.set_ylabel("right", fontsize=7)
     return svg(drawn)
-
-
-def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> list[tuple[float, float, int]]:
-    """Mean confidence, share of right ones and number of labels in each of BINS equal bins that has any."""
-    bin_N = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)
-    return [
-        (float(confidence_N[here_N].mean()), float(right_N[here_N].mean()), int(here_N.sum()))
-        for number in range(BINS)
-        if (here_N := bin_N == number).any()
-    ]

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
+from finepseudo.labels.tools import label_studio_choices, label_studio_prediction
 from finepseudo.review.page import review_page
 from finepseudo.review.queue import Queue
 from finepseudo.run import Run
@@ -47,18 +47,7 @@ def label_studio_tasks(queue: Queue, data: Store) -> list[dict[str, Any]]:
         {
             "data": {"video": data.uri(clip["file"]), "clip": clip["clip"], "queue": queue.digest, **clip["part"]},
             "predictions": [
-                {
-                    "model_version": f"{queue.recipe} {queue.lineage['labels']}",
-                    "score": clip["confidence"],
-                    "result": [
-                        {
-                            "from_name": "label",
-                            "to_name": "video",
-                            "type": "choices",
-                            "value": {"choices": [clip["label"]]},
-                        }
-                    ],
-                }
+                label_studio_prediction(f"{queue.recipe} {queue.lineage['labels']}", clip["label"], clip["confidence"])
             ],
         }
         for clip in queue.clips
@@ -67,10 +56,9 @@ def label_studio_tasks(queue: Queue, data: Store) -> list[dict[str, Any]]:
 
 def label_studio_config(class_names: tuple[str, ...]) -> str:
     """The labelling interface of these tasks: a choice of the class, or the name of a new one."""
-    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in class_names)
     return (
         '<View>\n  <Video name="video" value="$video"/>\n'
-        f'  <Choices name="label" toName="video" choice="single">\n{choices}\n  </Choices>\n'
+        f'  <Choices name="label" toName="video" choice="single">\n{label_studio_choices(class_names)}\n  </Choices>\n'
         '  <TextArea name="new" toName="video" maxSubmissions="1" placeholder="a new class"/>\n</View>\n'
     )
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import derive
-from finepseudo.errors import ArtefactError
 from finepseudo.recipe import digest
-from finepseudo.run import Run
+from finepseudo.run import NEAR, Run, made_before
 from finepseudo.storage import tables
 from finepseudo.storage.lineage import fingerprint
 from finepseudo.storage.tables import pc
@@ -116,11 +115,8 @@ def make_queue(run: Run, count: int, by: By = "uncertainty", seed: int = 0) -> Q
     """
     name = run.last_round()
     table, manifest = run.labels(name), run.manifest()
-    if not {"near", "near_S"} <= {*table.column_names}:
-        raise ArtefactError(
-            f"{run.store.uri('labels/' + name)}: expected the columns near and near_S, got none; an older version made "
-            "these labels: delete that folder, and start jobs/run.py again"
-        )
+    if "near" not in table.column_names:
+        raise made_before(run.store, name, NEAR)
     picks = {
         "influence": lambda: influence(table, count),
         "uncertainty": lambda: uncertainty(table, count),

@@ -93,14 +93,14 @@ def ensure(
     return marker
 
 
-def copy(source: Store, target: Store, folder: str) -> None:
-    """The committed artefact of another store, here too.
+def copy(source: Store, target: Store, folder: str, to: str = "") -> None:
+    """The committed artefact of another store, here too: in the same folder, or in `to`.
 
     Raises ArtefactError where the folder is committed here with another lineage.
     """
     marker = required(source, folder)
     parts = marker["parts"]
-    ensure(target, folder, marker["lineage"], lambda: {name: read_part(source, folder, name) for name in parts})
+    ensure(target, to or folder, marker["lineage"], lambda: {name: read_part(source, folder, name) for name in parts})
 
 
 def check_lineage(store: Store, folder: str, marker: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:

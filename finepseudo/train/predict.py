@@ -23,7 +23,7 @@ from finepseudo.align.contrast import temporal_similarity
 from finepseudo.align.gallery import Gallery
 from finepseudo.align.head import ScoreHead
 from finepseudo.align.score import ClassScorer
-from finepseudo.align.softdtw import cosine_cost, dtw_path
+from finepseudo.align.softdtw import aligned, cosine_cost
 from finepseudo.data import features
 from finepseudo.data.transforms import centre
 from finepseudo.errors import WeightsError
@@ -306,7 +306,7 @@ class Predictor:
         if self.what.paths:
             nearest_NUD = self.what.galleries[name].emb_GTD[member_NM[:, 0].cpu()].float()
             cost_NTU = cosine_cost(emb_NTD.cpu(), nearest_NUD)
-            found[_PATH + name] = torch.tensor([_first(cost_TU) for cost_TU in cost_NTU], dtype=torch.int32)
+            found[_PATH + name] = torch.tensor([aligned(cost_TU) for cost_TU in cost_NTU], dtype=torch.int32)
         return found
 
     def _load(self, uri: str, part: Role, num_classes: int) -> tuple[Any, ScoreHead | None]:
@@ -328,11 +328,6 @@ class Predictor:
         assert clip_BTHWC is not None, "the plan of this pass has no clip of f_E"
         raw = torch.from_numpy(np.array(clip_BTHWC)).to(self.device)
         return centre(raw, self.recipe.augment, self.recipe.frames.crop, preprocessing)
-
-
-def _first(cost_TU: Tensor) -> list[int]:
-    """Of each frame t the first frame u that is aligned with it on the hard path."""
-    return [u for _, u in sorted(dict(reversed(dtw_path(cost_TU))).items())]
 
 
 def score_head(snapshot: str) -> ScoreHead:

@@ -77,7 +77,7 @@ MAY = {
     "run": {"results", "train", "data", "align", TABLE} | LEAVES,
     "tracking": {"tracking", "run", "train", "data"} | LEAVES,
     "labels": {"labels", "run", "data"} | LEAVES,
-    "review": {"review", "report", "run", "data"} | LEAVES,
+    "review": {"review", "labels", "report", "run", "data"} | LEAVES,
     "report": {"report", "results", "run", "train", "data", "align"} | LEAVES,
     "__init__": {"classifier", "driver", "storage"},
 }

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from finepseudo.report.trust import confusion, reliability
+from finepseudo.measures import reliability
+from finepseudo.report.trust import confusion
 
 
 def test_a_row_of_the_matrix_is_where_the_videos_of_a_class_went():
