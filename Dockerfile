@@ -3,8 +3,8 @@
 #   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cpu --build-arg EXTRA=cpu .
 #   docker build --tag REGISTRY/finepseudo:0.1.0-ray2.60.0-cuda --build-arg EXTRA=cuda .
 #
-# PyPI's torch brings CUDA with it, so both start from the same base; a node needs the driver alone. A release names the
-# base by its digest: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
+# PyPI's torch brings CUDA with it, so both start from the same base; a node needs the driver alone. A release, which says
+# --build-arg RELEASE=0.1.0, names its base by the digest: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG EXTRA=cpu
 # Where pip finds torch without CUDA: PyTorch's own index, or a mirror of it.
@@ -13,6 +13,11 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # All that needs a compiler is built here: the alignment kernel, which chooses its instructions when it runs, and
 # DeepSpeed's collective for CPUs, which would else be compiled at first use, into a folder that pods cannot write.
 FROM ${BASE_IMAGE} AS build
+ARG BASE_IMAGE
+ARG RELEASE=
+RUN if [ -n "${RELEASE}" ] && [ "${BASE_IMAGE}" = "${BASE_IMAGE%@sha256:*}" ]; then \
+        echo "release ${RELEASE}: expected a BASE_IMAGE with its digest, NAME@sha256:..., got ${BASE_IMAGE}" >&2; exit 1; \
+    fi
 ARG EXTRA
 ARG TORCH_INDEX
 # hadolint ignore=DL3008
@@ -22,7 +27,7 @@ RUN apt-get update \
 WORKDIR /build
 COPY requirements.txt tests/requirements.lock ./
 RUN if [ "${EXTRA}" = cpu ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
-    && pip install --no-cache-dir setuptools -r requirements.txt -c requirements.lock \
+    && pip install --no-cache-dir setuptools -r requirements.txt 'ray[serve]' -c requirements.lock \
     && DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 pip install --no-cache-dir --force-reinstall --no-deps \
        --no-build-isolation --no-binary deepspeed "$(grep '^deepspeed==' requirements.txt)"
 COPY pyproject.toml README.md LICENSE ./
@@ -47,6 +52,11 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Everything lies in /usr/local, so `python` and `ray` are found by login shells too.
 # hadolint ignore=DL3006
 FROM runtime-${EXTRA}
+ARG BASE_IMAGE
+ARG RELEASE=
+LABEL org.opencontainers.image.title="finepseudo" \
+      org.opencontainers.image.version="${RELEASE}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"
 COPY --from=build /usr/local /usr/local
 WORKDIR /opt/finepseudo
 COPY jobs jobs

@@ -13,13 +13,13 @@ import argparse
 import multiprocessing
 import os
 import resource
-import socket
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from faulty_s3 import free_port
 
 from finepseudo.data.batch import ClipBatch
 from finepseudo.models.encoders import build, recompute
@@ -106,12 +106,6 @@ def measured(cell: Cell) -> list[dict[str, float]]:
     for process in ranks:
         process.join()
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def main() -> None:

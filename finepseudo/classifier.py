@@ -78,10 +78,14 @@ class Classifier:
             base: the run directory that a run shares with others.
         Raises ArtefactError: it is neither, the run is not finished, or it stands by a method without weights.
         """
-        if store.exists(ABOUT):
-            return _exported(store)
-        if store.exists(RECIPE):
-            return _of_run(Run.at(store, base))
+        try:
+            if store.exists(ABOUT):
+                return _exported(store)
+            if store.exists(RECIPE):
+                return _of_run(Run.at(store, base))
+        except (KeyError, TypeError, ValueError) as error:  # where a digest fits, and what it is of does not
+            what = f"{type(error).__name__}: {error}"
+            raise ArtefactError(f"{store.uri()}: what is committed there is damaged ({what})") from error
         raise ArtefactError(
             f"{store.uri()}: neither a run directory ({RECIPE}) nor an exported classifier ({ABOUT}) is there"
         )

@@ -7,19 +7,20 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from finepseudo.errors import ClusterError, FinePseudoError, NotReadyError, RecipeError
+from finepseudo.errors import ClusterError, FinePseudoError, NotReadyError, OutageError, RecipeError
 from finepseudo.recipe import Recipe
 from finepseudo.recipes import RECIPES, find
-from finepseudo.stop import AGAIN, answer_sigterm
+from finepseudo.stop import AGAIN, answer_sigterm, before_the_end
 from finepseudo.storage.check import check_store
+from finepseudo.storage.lease import held, release
 from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
@@ -100,7 +101,7 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
         job(sys.argv[1:])
     except FinePseudoError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(AGAIN if isinstance(error, ClusterError) else 1)
+        sys.exit(AGAIN if isinstance(error, ClusterError | OutageError) else 1)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last commit", file=sys.stderr)  # noqa: T201
         sys.exit(130)
@@ -124,12 +125,23 @@ def dry_run(recipe: Recipe, run: Store, base: Store, units: str, variants: Seque
 
 
 @contextmanager
-def logged_to(run: Store) -> Any:
-    """Keep the log beside the results, as logs/<start>.log; the file is renewed now and then, so s3 works too.
+def working_in(folder: Store) -> Iterator[Store]:
+    """A run directory, or another folder that a job commits to, which is this job's alone within the block.
 
-    Raises StorageError: the run directory does not do what a run asks of it; said before anything is started.
+    The log is kept beside what is made, as logs/<start>.log; the file is renewed now and then, so s3 works too. A log
+    that cannot be written is one warning.
+
+    Raises:
+        StorageError: the folder does not do what a run asks of it; said before anything is started.
+        LeaseError: another job works in it.
     """
-    check_store(run, f"probe-{uuid.uuid4().hex}")
+    check_store(folder, f"probe-{uuid.uuid4().hex}")
+    with _logged(folder), held(folder) as mine, before_the_end(lambda _: release(folder)):
+        yield mine
+
+
+@contextmanager
+def _logged(run: Store) -> Iterator[None]:
     handler = _StoreHandler(run, f"logs/{time.strftime('%Y%m%dT%H%M%S')}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -141,33 +153,47 @@ def logged_to(run: Store) -> Any:
 
 
 class _StoreHandler(logging.Handler):
-    """Rewrites one small file, at most every few seconds."""
+    """Rewrites one small file every few seconds, in a thread of its own: a store that is away delays nobody."""
 
     EVERY_S = 20.0
+    LAST_S = 40.0  # that the end of a job waits for the last lines to be written
 
     def __init__(self, run: Store, path: str) -> None:
         super().__init__()
-        self.run, self.path = run, path
+        self.run, self.path = replace(run, patience_s=0.0), path
         self.lines: list[str] = []
-        self.written = 0.0
-        self.guard = threading.Lock()
+        self.written, self.refused = 0, False
+        self.guard, self.over = threading.Lock(), threading.Event()
+        self.thread = threading.Thread(target=self._renew, daemon=True)
+        self.thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line."""
-        with self.guard:
-            self.lines.append(self.format(record))
-            due = time.monotonic() - self.written > self.EVERY_S
-        if due:
-            self.flush()
+        self.lines.append(self.format(record))
 
     def flush(self) -> None:
         """Write all lines so far."""
         with self.guard:
-            if self.lines:
-                self.written = time.monotonic()
-                self.run.write(self.path, ("\n".join(self.lines) + "\n").encode())
+            count = len(self.lines)
+            if count == self.written:
+                return
+            try:
+                self.run.write(self.path, ("\n".join(self.lines[:count]) + "\n").encode())
+                self.written = count
+            except Exception as error:  # noqa: BLE001  a log is no reason to stop, and must not hide one
+                away = isinstance(error, OutageError) and not self.over.is_set()  # the next time will do
+                if not self.refused and not away:
+                    self.refused = True
+                    text = f"the log cannot be kept beside the results, the job goes on: {error}"
+                    threading.Thread(target=log.warning, args=(text,), daemon=True).start()
 
     def close(self) -> None:
         """Write what is left."""
-        self.flush()
+        self.over.set()
+        self.thread.join(self.LAST_S)
         super().close()
+
+    def _renew(self) -> None:
+        while not self.over.wait(self.EVERY_S):
+            self.flush()
+        self.flush()

@@ -29,6 +29,14 @@ class StorageError(FinePseudoError):
     """A store refused or did not answer; that is never a property of the video that was asked for."""
 
 
+class OutageError(StorageError):
+    """A store was away for longer than is waited for it; the same command, started again, continues."""
+
+
+class LeaseError(FinePseudoError):
+    """Another job works in the folder that this one was to write in."""
+
+
 class ClusterError(FinePseudoError):
     """The cluster lacks what the recipe needs, lost what worked for it, or did not answer within its deadline.
 

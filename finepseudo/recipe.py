@@ -415,6 +415,9 @@ class Scale:
     probe_deadline_s: Annotated[float, Ge(0.1)] = 30.0  # longest time that one video may take to be probed
     decode_deadline_s: Annotated[float, Ge(0.1)] = 60.0  # longest time that one row may take to be decoded
     collective_timeout_s: Annotated[float, Ge(1)] = 180.0  # longest wait of one training worker for another
+    stall_deadline_s: Annotated[float, Ge(1)] = 600.0
+    """Longest time without a step of a training or a part of a pass; the wait for a lost node's place is one as well,
+    so where resources_deadline_s is longer, it is that."""
     resources_deadline_s: NotNegative = 60.0  # longest wait for resources that the cluster does not have yet
     object_store_mib: Annotated[int, Ge(80)] = 1024  # object store of a cluster that is started here
 
@@ -422,6 +425,11 @@ class Scale:
     def least_train_workers(self) -> int:
         """As train_workers_min has it; all of them where it is 0."""
         return self.train_workers_min or self.train_workers
+
+    @property
+    def stalled_after_s(self) -> float:
+        """As stall_deadline_s has it."""
+        return max(self.stall_deadline_s, self.resources_deadline_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,7 +244,7 @@ class Results:
         except ValidationError as error:
             where, why = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
             raise ArtefactError(f"results are damaged: field {where}: {why}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtefactError(f"results are damaged: not JSON: {error}") from None
 
 

@@ -11,6 +11,7 @@ embeddings/<name>/              what one f_A made of D_l, and of the held-out vi
 labels/<method>/round-<r>/      pseudo-labels and what they were decided with
 answers/<digest>/               what an expert answered of this run's queue; a next run's `split.answers`
 results/<digest>/  results.json every figure; report.html, logs/, tensorboard/: for people
+lease/                          who works in it
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from finepseudo.align.fusion import Fusion
 from finepseudo.align.gallery import Embeddings, Gallery
 from finepseudo.data.manifest import FOLDER, UNKNOWN, Manifest
 from finepseudo.data.plan import Plan, derive, drawn
-from finepseudo.errors import ArtefactError
+from finepseudo.errors import ArtefactError, RecipeError
 from finepseudo.models.table import Part
 from finepseudo.recipe import METHODS, OUTSIDE, PLACES, Recipe, described, digest, recipe_from
 from finepseudo.results import Results
-from finepseudo.storage import artefacts, tables
+from finepseudo.storage import artefacts, lease, tables
 from finepseudo.storage.lineage import differences
 from finepseudo.storage.store import Store
 from finepseudo.train import checkpoint
@@ -39,6 +40,7 @@ from finepseudo.train import checkpoint
 RECIPE, RESULTS, REPORT = "recipe.json", "results.json", "report.html"
 LABELS, FUSION, SECONDS = "labels.parquet", "fusion.json", "seconds.json"
 NEAR = "column near (the gallery clips that a label stands on)"  # what labels of an older version lack
+LEFT_OUT = "left_out.json"  # part beside SECONDS, where a pass could not decode all clips: reasons
 KNOWN = "known.json"  # part of a round's labels: θ_known, where the recipe asks for one
 EMBEDDINGS = "embeddings.safetensors"
 SPLIT = "split"  # folder
@@ -139,6 +141,13 @@ def pass_seconds(store: Store, folder: str) -> dict[str, float]:
     return json.loads(artefacts.read_part(store, folder, SECONDS))
 
 
+def pass_left_out(store: Store, folder: str) -> dict[int, str]:
+    """Reasons, by the row of the manifest, of the clips that a pass could not decode; by the folder of what it made."""
+    if LEFT_OUT not in artefacts.required(store, folder)["parts"]:
+        return {}
+    return {int(row): reason for row, reason in json.loads(artefacts.read_part(store, folder, LEFT_OUT)).items()}
+
+
 def claim(store: Store, recipe: Recipe) -> None:
     """Make the run directory belong to this recipe, or check that it does.
 
@@ -152,7 +161,7 @@ def claim(store: Store, recipe: Recipe) -> None:
     places = [f"{section}.{name}" for section, names in PLACES.items() for name in names]
     beside = tuple(f"{name}:" for name in (*OUTSIDE, *places))
     changed = [line for line in differences(recipe, theirs["recipe"]) if not line.startswith(beside)]
-    if {*store.list()} <= {RECIPE, "logs"}:
+    if {*store.list()} <= {RECIPE, "logs", lease.FOLDER}:
         changed = []  # nothing is made yet: the recipe was mended
     if not changed and theirs["recipe"] != body["recipe"]:
         store.write(RECIPE, data)  # readers look where things lie now
@@ -171,7 +180,7 @@ def _owner(store: Store) -> dict[str, Any]:
         raise ArtefactError(
             f"{store.uri()} is no run directory: no {RECIPE} in it; expected one of jobs/run.py"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtefactError(f"{store.uri(RECIPE)} is damaged ({error}); use another --run") from None
 
 
@@ -189,7 +198,10 @@ class Run:
 
     def recipe(self) -> Recipe:
         """The recipe that the run belongs to; what may change between starts has its defaults."""
-        return recipe_from(_owner(self.store)["recipe"])
+        try:
+            return recipe_from(_owner(self.store)["recipe"])
+        except (RecipeError, TypeError, ValueError, AttributeError) as error:
+            raise ArtefactError(f"{self.store.uri(RECIPE)} is no recipe of this version: {error}") from None
 
     def data(self) -> Store:
         """Where annotations and videos are."""
@@ -291,12 +303,17 @@ class Run:
         """What one f_A made of videos."""
         return Embeddings.from_bytes(artefacts.read_part(self.store, embeddings(name), EMBEDDINGS))
 
+    def embedded(self) -> list[str]:
+        """Names of the committed embeddings."""
+        found = [folder.removeprefix(embeddings("")) for folder in _below(self.store, "embeddings", EMBEDDINGS)]
+        return [name for name in found if artefacts.committed(self.store, embeddings(name)) is not None]
+
     def gallery(self, digest: str) -> Gallery:
         """That of the f_A whose weights have this digest.
 
         Raises ArtefactError: nobody has embedded D_l by it.
         """
-        for name in (folder.removeprefix(embeddings("")) for folder in _below(self.store, "embeddings", EMBEDDINGS)):
+        for name in self.embedded():
             marker = artefacts.committed(self.store, embeddings(name))
             if marker is not None and marker["lineage"]["f_A"] == digest:
                 return gallery_of(self.recipe(), self.embeddings(name), self.labelled(), len(self.class_names()))
@@ -342,6 +359,8 @@ class Run:
             return Results.from_json(self.store.read(RESULTS))
         except FileNotFoundError:
             raise ArtefactError(f"{self.store.uri()} has no results yet; jobs/run.py makes them") from None
+        except ArtefactError as error:
+            raise ArtefactError(f"{self.store.uri(RESULTS)}: {error}") from None
 
     def snapshot(self, method: str, part: Part) -> str:
         """URI of the weights that a method ended with, or those of STAGE_2."""

@@ -48,6 +48,12 @@ def _stop(*_: object) -> None:
     os._exit(AGAIN)
 
 
+def end_for_now(why: str) -> None:
+    """End this process at once with the code AGAIN: what it stands on is gone, and waiting would not help."""
+    os.write(2, f"{why}; the same command continues from the last commit\n".encode())
+    os._exit(AGAIN)
+
+
 def _within(limit_s: float, work: Callable[..., None], *args: object) -> None:
     """In a thread of its own: this one may hold whatever the work asks for."""
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finepseudo.cli import Options, dry_run, logged_to, main, parse
+from finepseudo.cli import Options, dry_run, main, parse, working_in
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS
+from finepseudo.recipes.options import words
 from finepseudo.recipes.variants import Variant, variants
 from finepseudo.storage.store import Store
 
@@ -53,7 +54,7 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.tracking.watch import watched
 
     found = []
-    with logged_to(root), on_ray(recipe) as executor:
+    with working_in(root) as root, on_ray(recipe) as executor:
         gauges = Gauges()
 
         def seen(one: Variant) -> Any:
@@ -78,17 +79,8 @@ def _said(root: Store, one: Variant) -> str:
     state = "has results" if root.exists(f"{one.folder}/results.json") else "to be run"
     split = one.recipe.split
     fields = {**one.fields, "split.label_fraction": split.label_fraction, "split.seed": split.seed}
-    told = " ".join(_option(name, value) for name, value in fields.items())
+    told = " ".join(shlex.join(words(name, value)) for name, value in fields.items())
     return f"  {one.folder}: {state}; {told} --methods {' '.join(one.recipe.methods)}"
-
-
-def _option(name: str, value: Any) -> str:
-    """As the command line takes it."""
-    option = f"--{name.replace('_', '-')}"
-    if value is True:
-        return option
-    values = value if isinstance(value, tuple) else (value if isinstance(value, str) else f"{value:g}",)
-    return f"{option} {shlex.join(values)}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from finepseudo.cli import RecipeOptions, logged_to, main, parse
+from finepseudo.cli import RecipeOptions, main, parse, working_in
 from finepseudo.fields import Count, CountOrZero
 from finepseudo.storage.store import Store
 
@@ -41,7 +41,7 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.runtime.executor import on_ray
 
     how = How(recipe.frames.height, recipe.frames.width, options.gop, options.crf)
-    with logged_to(to.child("pack")), on_ray(recipe) as executor:
+    with working_in(to.child("pack")), on_ray(recipe) as executor:
         rows = ensure_packed(recipe, to, how, executor)
     print(summary(rows))
     print(f"a row for each file: {to.uri('pack/packed/files.parquet')}; train on it with")

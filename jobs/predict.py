@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from finepseudo.cli import Positional, main, parse_plain
@@ -26,7 +26,7 @@ class PredictOptions:
     base: str = ""
     """The run directory that the run shares with others, if it does."""
     to: str = ""
-    """JSON lines file to write, a row a clip; without it, a line a clip is printed."""
+    """File to write, a row a clip: .csv, .parquet or .jsonl; without it, a line a clip is printed."""
     window_s: float | None = None
     """Seconds of the windows that longer files are cut into; 0: none is cut. By default, files of more than twice the
     longest labelled clip, into windows of the length of a typical one, each half in the next."""
@@ -43,7 +43,10 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.classifier import Classifier
     from finepseudo.driver.executor import InProcess
     from finepseudo.driver.predict import find_videos, predict_videos
+    from finepseudo.labels.predictions import ending_of
 
+    if options.to:
+        ending_of(options.to)  # before the work
     classifier = Classifier.at(Store(options.run), Store(options.base) if options.base else None)
     classifier = replace(classifier, recipe=replace(classifier.recipe, scale=options.scale))
     with ExitStack() as stack:
@@ -55,35 +58,48 @@ def job(argv: Sequence[str]) -> None:
             executor = InProcess(classifier.recipe)
         work = Store(f"{options.to}.work" if options.to else stack.enter_context(tempfile.TemporaryDirectory()))
         rows = predict_videos(classifier, find_videos(options.videos), work, executor, options.window_s)
-        count, bad = _write(rows, options.to) if options.to else _each(rows, lambda row: print(said(row)))
+        counts = Counts()
+        if options.to:
+            _write(counts.of(rows), options.to)
+        else:
+            for row in counts.of(rows):
+                print(said(row))
     if options.to:
         work.delete("")
-    if bad:
-        raise DecodeError(f"{bad} of {count} clips could not be read; their rows say why")
+    if counts.bad:
+        raise DecodeError(f"{counts.bad} of {counts.every} clips could not be read; their rows say why")
 
 
-def _write(rows: Iterable[dict[str, Any]], to: str) -> tuple[int, int]:
-    """The file is there whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as sink:
-        counts = _each(rows, lambda row: sink.write(json.dumps(row) + "\n"))
-        sink.flush()
-        store, name = located(to)
-        store.put(name, sink.name)
-    return counts
-
-
-def _each(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], object]) -> tuple[int, int]:
+@dataclass
+class Counts:
     """How many rows there were, and how many of them have a reason."""
-    count = bad = 0
-    for row in rows:
-        count, bad = count + 1, bad + bool(row["error"])
-        tell(row)
-    return count, bad
+
+    every: int = 0
+    bad: int = 0
+
+    def of(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows, counted."""
+        for row in rows:
+            self.every, self.bad = self.every + 1, self.bad + bool(row["error"])
+            yield row
+
+
+def _write(rows: Iterable[dict[str, Any]], to: str) -> None:
+    """The file is there whole or not at all."""
+    from finepseudo.labels.predictions import ending_of, write_predictions
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "rows"
+        write_predictions(rows, ending_of(to), made)
+        store, name = located(to)
+        store.put(name, str(made))
 
 
 def said(row: dict[str, Any]) -> str:
     """A row as a line."""
     window = "" if row["start_s"] is None else f" {row['start_s']:.1f}-{row['end_s']:.1f} s"
+    if row["start_s"] is None and row["first_frame"] is not None:
+        window = f" frames {row['first_frame']} to {row['first_frame'] + row['num_frames']}"
     if row["error"]:
         return f"{row['video']}{window}: not read: {row['error']}"
     likely = ", ".join(f"{one['label']} {one['p']:.2f}" for one in row["top"][:3])

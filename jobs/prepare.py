@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from finepseudo.cli import Options, logged_to, main, parse
+from finepseudo.cli import Options, main, parse, working_in
 from finepseudo.storage.store import Store
 
 
@@ -17,7 +17,7 @@ def job(argv: Sequence[str]) -> None:
     from finepseudo.run import claim, data_store
     from finepseudo.runtime.executor import on_ray
 
-    with logged_to(run), on_ray(options.recipe) as executor:
+    with working_in(run) as run, on_ray(options.recipe) as executor:
         claim(run, options.recipe)
         manifest = ensure_manifest(options.recipe, base, executor)
         split = ensure_split(options.recipe, run, data_store(options.recipe, base), manifest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finepseudo.cli import Options, dry_run, logged_to, main, parse
+from finepseudo.cli import Options, dry_run, main, parse, working_in
 from finepseudo.storage.store import Store
 
 
@@ -28,14 +28,15 @@ def job(argv: Sequence[str]) -> None:
         return
     from finepseudo.driver.evaluate import ensure_results
     from finepseudo.driver.rounds import run_rounds
-    from finepseudo.report.page import summary, write_report
+    from finepseudo.report.page import write_report
+    from finepseudo.report.summary import summary
     from finepseudo.run import Run
     from finepseudo.runtime.executor import on_ray
     from finepseudo.runtime.gauges import Gauges
     from finepseudo.tracking.watch import watched
 
     with (
-        logged_to(run),
+        working_in(run) as run,
         on_ray(options.recipe) as executor,
         watched(Run.at(run, base), options.recipe, Gauges().publish),
     ):

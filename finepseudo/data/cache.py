@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from finepseudo.data.plan import Plan, derive
+from finepseudo.errors import ArtefactError
 
 PAYS = 4.0
 """Reads from which a clip is kept. To decode and write a 10-s clip whole costs up to two or three reads more than the
@@ -118,4 +119,8 @@ class ClipCache:
             total -= size
 
     def _path(self, sha256: str, height: int, width: int) -> Path:
+        if "/" in sha256 or sha256.startswith("."):
+            raise ArtefactError(
+                f"a manifest has {sha256!r} where the digest of a file is expected; probe the files again"
+            )
         return Path(self.folder) / sha256[:2] / f"{sha256}-{height}x{width}.npy"

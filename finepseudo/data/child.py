@@ -14,18 +14,21 @@ import hashlib
 import json
 import os
 import random
+import resource
 import select
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finepseudo.data.pictures import Pictures
-from finepseudo.errors import DecodeError, StorageError
+from finepseudo.errors import DecodeError, OutageError, StorageError
+from finepseudo.storage.faults import Kind, kind_of, said
 from finepseudo.storage.store import Store, located
 
 if TYPE_CHECKING:
@@ -34,11 +37,15 @@ if TYPE_CHECKING:
 START_S = 300.0  # longest wait for the process to be ready
 READ_S = 240.0  # longest wait for the bytes of a file: more than a store's client takes to give up
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each new attempt at a store that did not answer, half of it by chance
+PATIENCE_S = 5.0  # with a store, of one attempt
 WHOLE = 64 << 20  # bytes up to which a file is read at once; of a larger one only what is decoded
+CRASHED = "decoder crashed"
 READ = b"read\n"  # said when the bytes are there: from here on the deadline is the decoder's
+TRIES = 2  # after so many hangs or crashes a file is not opened again by this process: a plan may ask for it for hours
 PARENT_S = 2.0  # between two looks at whether the process that asks is still there
 SAMPLE = 1 << 20  # bytes of each of three places by which a larger file is known again
 TAG, HEAD = "tag-", 1 << 16  # before an identity that was found without reading a file, beside its first bytes
+ROOM = 8 << 30  # bytes of address space of the process, and four times what it is asked for: it may claim no more
 SHOWN = ("height", "width", "access")  # what a row says of its file by the same names
 
 
@@ -48,6 +55,7 @@ class Child:
     def __init__(self, deadline_s: float) -> None:
         self.deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._fatal = Counter[str]()  # files that decoders hung or crashed on, and how often
         self._one_at_a_time = threading.Lock()
 
     def probe(self, uri: str, *, quick: bool = False) -> dict[str, Any]:
@@ -55,7 +63,7 @@ class Child:
 
         A quick look reads headers alone where these leave no doubt, and `sha256` is then a digest of the file's size,
         the store's tag and its first bytes, after TAG.
-        Raises StorageError: the store refused, or did not answer for about half a minute.
+        Raises StorageError: the store refused; OutageError: it did not answer for about half a minute.
         """
         with self._one_at_a_time:
             return self._ask({"uri": uri, "quick": quick})[0]
@@ -94,7 +102,12 @@ class Child:
         return found, data
 
     def _ask(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        if self._fatal[request["uri"]] >= TRIES:
+            often = f"it hung or died on this file {TRIES} times, and is not asked again"
+            return {"error": f"{CRASHED}: {often}"}, bytearray()
         found, data = self._ask_once(request)
+        if found.get("error", "").startswith(CRASHED):  # it may have been killed for a reason of its machine's
+            found, data = self._ask_once(request)
         for wait_s in WAITS_S:
             if "fault" not in found or found["refused"]:
                 break
@@ -102,8 +115,10 @@ class Child:
             found, data = self._ask_once(request)
         if "fault" not in found:
             return found, data
-        how = "the store refuses" if found["refused"] else f"the store did not give it in {len(WAITS_S) + 1} attempts"
-        raise StorageError(f"{request['uri']}: {how}: {found['fault']}; when it is mended, the same command continues")
+        kind, how = OutageError, f"the store did not give it in {len(WAITS_S) + 1} attempts"
+        if found["refused"]:
+            kind, how = StorageError, "the store refuses"
+        raise kind(f"{request['uri']}: {how}: {found['fault']}; when it is mended, the same command continues")
 
     def _ask_once(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytearray]:
         process = self._start()
@@ -117,6 +132,7 @@ class Child:
             if line == READ:
                 line = self._line(self.deadline_s)
             if line is None:
+                self._fatal[request["uri"]] += 1
                 return {"error": f"deadline: not decoded within {self.deadline_s:g} s"}, bytearray()
             found = json.loads(line) if line.endswith(b"\n") else None
             data = bytearray(found.get("data", 0)) if found else bytearray()
@@ -124,7 +140,8 @@ class Child:
                 return found, data
         code = process.wait(timeout=10)
         self.close()
-        return {"error": f"decoder crashed: exit status {code}"}, bytearray()
+        self._fatal[request["uri"]] += 1
+        return {"error": f"{CRASHED}: exit status {code}"}, bytearray()
 
     def _line(self, deadline_s: float) -> bytes | None:
         """The next line, empty where the process is gone; None, and the process killed, where none comes in time."""
@@ -204,6 +221,7 @@ def answer(request: Mapping[str, Any], read: Callable[[], None] = lambda: None) 
 def _opened(uri: str) -> Any:
     """A file, or the pictures of a folder."""
     store, name = located(uri)
+    store = dataclasses.replace(store, patience_s=PATIENCE_S)
     file, failure = None, None
     try:
         file = store.open(name)
@@ -211,8 +229,9 @@ def _opened(uri: str) -> Any:
             return file
     except (FileNotFoundError, IsADirectoryError) as error:
         failure = error
-    if sizes := Store(uri).sizes():
-        return Pictures(Store(uri), sizes, WHOLE)
+    folder = Store(uri, PATIENCE_S)
+    if sizes := folder.sizes():
+        return Pictures(folder, sizes, WHOLE)
     if failure:
         raise failure
     return file
@@ -229,15 +248,15 @@ def _made(source: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], byte
 
 
 def _told_apart(error: Exception) -> dict[str, Any]:
-    """A file that is not there, a store that refuses, or one that did not answer this time."""
-    text = " ".join(str(error).split())[:200]
+    """A file that is not there or none, a store that refuses, or one that did not answer this time."""
+    text = said(error)
     if isinstance(error, DecodeError):
         return {"error": f"undecodable: {text}"}
-    not_there = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    if isinstance(error, not_there) or getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+    kind = kind_of(error)
+    if kind is Kind.ABSENT or getattr(error, "errno", None) == errno.EINVAL:
         return {"error": f"unreadable: {text}"}
-    refused = isinstance(error, PermissionError) or "credential" in text.lower()
-    return {"fault": text or type(error).__name__, "refused": refused}
+    away = isinstance(error, OutageError) or not (isinstance(error, StorageError) or kind is Kind.REFUSED)
+    return {"fault": text, "refused": not away}
 
 
 def identity(source: Any, size: int) -> str:
@@ -273,7 +292,12 @@ def _serve() -> None:
         answers.flush()
 
     for line in lines:
-        head, data = answer(json.loads(line), read)
+        request = json.loads(line)
+        height, width = request.get("size", (0, 0))
+        wanted = len(request.get("index", ())) * height * width * 3
+        # What a file makes a decoder ask for beyond this is an error about the file, and not the end of the machine.
+        resource.setrlimit(resource.RLIMIT_AS, (ROOM + 4 * wanted, resource.RLIM_INFINITY))
+        head, data = answer(request, read)
         answers.write(json.dumps(head).encode() + b"\n" + data)
         answers.flush()
 

@@ -52,4 +52,4 @@ class Decoder:
 
     def _decode(self, row: Mapping[str, Any], index_F: np.ndarray) -> np.ndarray:
         in_file_F = (row["start"] + index_F).tolist()
-        return self.child.frames(self.data.uri(row["path"]), row, in_file_F, self.height, self.width)
+        return self.child.frames(self.data.inside(row["path"]), row, in_file_F, self.height, self.width)

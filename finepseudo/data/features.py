@@ -41,6 +41,7 @@ def write(run: Store, folder: str, number: int, feat_NFC: np.ndarray) -> bytes:
 
 def taken(data: Store, row: Mapping[str, Any], wanted: Sequence[np.ndarray]) -> list[np.ndarray]:
     """feat_TC for each list of stored frames of the clip of a row. Raises ArtefactError: the table is gone, damaged."""
+    data.inside(row["path"])
     table_XC = _mapped(data, row["path"], row["sha256"])
     return [np.asarray(table_XC[row["start"] + index_T]) for index_T in wanted]
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 from finepseudo.data import manifest as manifests
 from finepseudo.data import sampling
 from finepseudo.data.manifest import Manifest
-from finepseudo.errors import ManifestError
+from finepseudo.errors import ArtefactError, ManifestError
 from finepseudo.recipe import Align, Augment, Gitdl
 from finepseudo.storage import artefacts, lineage, tables
 from finepseudo.storage.store import Store
@@ -182,9 +182,15 @@ class Plan:
     def load(run: Store, folder: str) -> Plan:
         """Tables are mapped, and shared by the processes of a node."""
         chosen, made_of = tables.mapped(run, folder, "samples.parquet"), artefacts.required(run, folder)["lineage"]
-        spec, made = made_of["spec"], made_of["plan"]
-        lists = {name: tuple(spec[name]) for name in ("frames", "draw")}
-        there = Spec(**{**spec, **lists})
+        try:
+            spec, made = made_of["spec"], made_of["plan"]
+            lists = {name: tuple(spec[name]) for name in ("frames", "draw")}
+            there = Spec(**{**spec, **lists})
+        except (KeyError, TypeError) as error:
+            raise ArtefactError(
+                f"{run.uri(folder)}: its marker is not that of a plan ({error}); "
+                "delete the folder to have it made again"
+            ) from None
         return Plan(there, chosen, manifests.load_clips(run, there.manifest), made)
 
 

@@ -16,7 +16,7 @@ from finepseudo.data.manifest import FOLDER
 from finepseudo.data.plan import Plan
 from finepseudo.errors import DecodeError
 from finepseudo.recipe import Recipe
-from finepseudo.storage.store import Store, default_cache_dir
+from finepseudo.storage.store import Store, default_cache_dir, own_folder
 
 
 class BlockReader:
@@ -31,7 +31,9 @@ class BlockReader:
         """With the size of frames and the cache that the recipe asks for; `data` is where the videos are."""
         frames, scale = recipe.frames, recipe.scale
         pixels = plan.spec.manifest == FOLDER
-        cache = ClipCache(scale.cache_dir or default_cache_dir(), int(scale.cache_gib * (1 << 30)) if pixels else 0)
+        cache = ClipCache(
+            scale.cache_dir or own_folder(default_cache_dir()), int(scale.cache_gib * (1 << 30)) if pixels else 0
+        )
         return BlockReader(plan, Decoder(data, frames.height, frames.width, cache, Child(scale.decode_deadline_s)))
 
     def read(self, blocks: Iterable[int]) -> dict[str, Any]:

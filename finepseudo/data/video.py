@@ -26,8 +26,12 @@ from finepseudo.errors import DecodeError
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(av.logging.PANIC)
 
-FAILURES = (decord.DECORDError, av.error.FFmpegError, RuntimeError, ValueError, IndexError, EOFError)
-"""What decoders raise for files that they cannot read."""
+FAILURES = (
+    *(decord.DECORDError, av.error.FFmpegError, RuntimeError, ValueError, LookupError, EOFError),
+    *(ArithmeticError, AttributeError, TypeError, MemoryError),
+)
+"""What decoders raise for files that they cannot read, and their bindings for streams that lack something."""
+MOST_PIXELS = 1 << 26  # of a frame, 8192 x 8192: a header of some bytes may claim more than a machine has memory for
 AHEAD_S = 2.0  # without an index of key frames: seconds up to which decoding on is taken to be cheaper than a seek
 # Scaling to exactly these widths fails inside decord 0.6.0; such videos are decoded two pixels wider and cut.
 _BROKEN_WIDTHS = frozenset({8, 12, 16, 24, 48, 72})
@@ -61,13 +65,18 @@ class Video:
         self.open()
 
     def open(self) -> None:
-        self.container: Any = av.open(_again(self.source), metadata_errors="replace")
+        limits = {"max_pixels": str(MOST_PIXELS)}  # also of what is decoded to find out what the streams are
+        self.container: Any = av.open(_again(self.source), metadata_errors="replace", options=limits)
         streams = [one for one in self.container.streams.video if not one.disposition & one.disposition.attached_pic]
         if not streams:
             raise DecodeError("no video stream")
         self.stream = streams[0]
         self.codec = self.stream.codec_context
-        self.codec.thread_count = 1
+        if self.codec is None:
+            raise DecodeError("no decoder for the codec of its video stream")
+        if self.codec.width * self.codec.height > MOST_PIXELS:
+            raise DecodeError(f"frames of {self.codec.height}x{self.codec.width}, of more than {MOST_PIXELS} pixels")
+        self.codec.options, self.codec.thread_count = limits, 1
 
     def __enter__(self) -> Video:
         return self
@@ -88,6 +97,9 @@ class Video:
             except av.error.InvalidDataError:
                 self.broken += 1
                 continue
+            except av.error.ArgumentError:
+                most = f"{MOST_PIXELS} pixels"
+                raise DecodeError(f"its decoder refuses it; has it frames of more than {most}, or none?") from None
             yield from frames
 
     def sides(self, frame: Any) -> tuple[int, int]:

@@ -28,9 +28,9 @@ from typing import Any
 
 PACKAGES = ("torch", "ray", "deepspeed", "finepseudo")
 SECRET = re.compile("SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+CGROUPS = (  # of either version: folder, limit, what is used, and which part of that is of files and given back
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -66,7 +66,7 @@ def sources(folder: Path) -> str:
     """Digest of the package's sources: nodes whose version is the same may still have other code."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".py", ".cpp", ".h", ".json", ".jinja"):
+        if path.suffix in (".py", ".cpp", ".h", ".json", ".jinja", ".css", ".js"):
             digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -85,10 +85,11 @@ def _memory() -> dict[str, int]:
     lines = Path("/proc/meminfo").read_text().splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     total, free = kib["MemTotal"] << 10, kib["MemAvailable"] << 10
-    for limit, used in CGROUPS:
+    for folder, limit, used, cached in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such version of cgroups, or `max`: no limit
-            most = int(Path(limit).read_text())
-            total, free = min(total, most), min(free, most - int(Path(used).read_text()))
+            most, taken = (int(Path(folder, name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            total, free = min(total, most), min(free, most - taken + int(stat.get(cached, 0)))
     return {"total": total, "free": max(0, free)}
 
 

@@ -6,7 +6,6 @@ K classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -20,7 +19,7 @@ from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.data.plan import plan_score
 from finepseudo.data.split import novel_classes
 from finepseudo.driver.rounds import Start, Story
-from finepseudo.driver.steps import Steps, Trained
+from finepseudo.driver.steps import Steps, Trained, told_of
 from finepseudo.recipe import METHODS, Method, digest
 from finepseudo.rehearsal import Truth, through_action
 from finepseudo.results import STAGE_2, Measured, Results, RoundLabels, RoundResult, Snapshots
@@ -50,7 +49,7 @@ def ensure_results(story: Story) -> Results:
     folder = f"results/{fingerprint(lineage)}"
 
     def make() -> Mapping[str, bytes]:
-        measured, predictions, seconds = _measure(story)
+        measured, predictions, told = _measure(story)
         found = Results(
             recipe=results.RecipeName(recipe.name, digest(recipe), recipe.seed),
             split=results.SplitCounts(
@@ -74,11 +73,7 @@ def ensure_results(story: Story) -> Results:
             predictions=f"{folder}/{PREDICTIONS}",
             timing={},
         )
-        return {
-            RESULTS: found.to_json(),
-            PREDICTIONS: artefacts.table_bytes(predictions),
-            SECONDS: json.dumps(seconds).encode(),
-        }
+        return {RESULTS: found.to_json(), PREDICTIONS: artefacts.table_bytes(predictions), **told}
 
     artefacts.ensure(run, folder, lineage, make)
     run.delete(SCORES)
@@ -88,7 +83,7 @@ def ensure_results(story: Story) -> Results:
     return found
 
 
-def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, float]]:
+def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, bytes]]:
     """One pass over test videos and judged ones, through all encoders; the frozen probe wants one over D_l as well."""
     steps, start = story.steps, story.start
     frames = {STAGE_2: (start.frame, steps.gallery(start.aligned))}
@@ -104,7 +99,7 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
     test = test[~np.isin(manifest.truth(test), novel)]
     if not len(test):
         nothing: dict[str, Any] = {"video_id": pa.array([], pa.string()), "truth": pa.array([], pa.int64())}
-        return {}, pa.table(nothing), {}
+        return {}, pa.table(nothing), {SECONDS: b"{}"}
     judged = start.judged()
     untaught = {name: trained.uri if trained else "" for name, trained in _probes(story).items()}
     what = Pass(
@@ -132,7 +127,7 @@ def _measure(story: Story) -> tuple[dict[str, Measured], pa.Table, dict[str, flo
         accuracies = {part: results.accuracy(p_NK.numpy(), truth_N) for part, p_NK in parts.items()}
         measured[name] = Measured(**accuracies, fusion=fusion)
         columns |= {f"{name}/{part}": p_NK.argmax(1).numpy() for part, p_NK in parts.items()}
-    return measured, pa.table(columns), dict(scores.seconds)
+    return measured, pa.table(columns), told_of(scores)
 
 
 def _stands_by(methods: Sequence[Method]) -> str:

@@ -74,13 +74,20 @@ class InProcess:
     def score(
         self, what: Pass, plan: str, blocks: Sequence[int], num_classes: int, run: Store, data: Store, out: str
     ) -> Iterator[int]:
-        reader = BlockReader.of(self.recipe, data, Plan.load(run, plan))
-        predictor = Predictor(self.recipe, num_classes, what, torch.device("cpu"))
+        reader, predictor = self.reader(data, Plan.load(run, plan)), self.predictor(what, num_classes)
         for block in blocks:
             columns = reader.read([block])
             with GENERATOR, _threads(self.recipe.scale.score_cpus):
                 count = predictor.write(columns, run, out, block)
             yield count
+
+    def reader(self, data: Store, plan: Plan) -> BlockReader:
+        """What decodes the blocks of a pass."""
+        return BlockReader.of(self.recipe, data, plan)
+
+    def predictor(self, what: Pass, num_classes: int) -> Predictor:
+        """What scores them."""
+        return Predictor(self.recipe, num_classes, what, torch.device("cpu"))
 
 
 @contextmanager

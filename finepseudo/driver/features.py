@@ -56,7 +56,8 @@ def ensure_features(
         labels = {name: artefacts.read_part(run, FOLDER, name) for name in ("labels.parquet", "classes.json")}
         return {"clips.parquet": artefacts.table_bytes(clips), **labels}
 
-    artefacts.ensure(run, where, {"videos": videos.fingerprint, "frozen": digest, "seen": chosen(seen)}, make)
+    with artefacts.making(run, where) as mine:
+        artefacts.ensure(mine, where, {"videos": videos.fingerprint, "frozen": digest, "seen": chosen(seen)}, make)
     return Manifest.load(run, where)
 
 

@@ -158,7 +158,7 @@ def _pack_file(data: Store, to: Store, how: How, child: Child, deadline_s: float
     if to.exists(record) and (known := json.loads(to.read(record)))["source"] == source:
         return known["row"]
     child.deadline_s = deadline_s * max(1, row["file_frames"] / DEADLINE_FRAMES)
-    uri = data.uri(row["path"])
+    uri = data.inside(row["path"])
     try:
         found, packed = child.pack(uri, row, how)
     except DecodeError as error:

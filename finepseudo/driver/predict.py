@@ -20,6 +20,7 @@ from torch import Tensor
 
 from finepseudo.align import collaborate
 from finepseudo.classifier import Classifier, Length
+from finepseudo.data.child import Child
 from finepseudo.data.formats import CLIPS, match
 from finepseudo.data.formats.entries import ENDINGS
 from finepseudo.data.manifest import FOLDER, Annotated, Manifest, manifest_parts
@@ -75,7 +76,12 @@ def find_videos(places: Sequence[str]) -> list[str]:
 
 
 def predict_videos(
-    classifier: Classifier, videos: Sequence[str], work: Store, executor: Executor, window_s: float | None = None
+    classifier: Classifier,
+    videos: Sequence[str],
+    work: Store,
+    executor: Executor,
+    window_s: float | None = None,
+    child: Child | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A row a clip, in the order of files and times; those of files that cannot be read have a reason.
 
@@ -86,7 +92,9 @@ def predict_videos(
         executor: for the recipe of the classifier.
         window_s: length of the windows that every longer file is cut into; 0: none is. Without it, files of more than
             LONG times the longest labelled clip are cut into windows of a typical one.
-    Yields `video`, `start_s` and `end_s` (of a window), `label` (or UNKNOWN), `confidence`, `known`, `knownness`, `top`
+        child: probes the files, where the executor works in this process.
+    Yields `video`, `first_frame` and `num_frames` (of a window), `start_s` and `end_s` (of one, where the file has a
+    rate), `label` (or UNKNOWN), `confidence`, `known`, `knownness`, `top`
     (label and p of the five likeliest), `label_A`, `confidence_A`, `label_E`, `confidence_E`, `near` (gallery clips:
     their id, file, times, label, alignability S), `path` (pairs of seconds, or of shares of the whole where a rate is
     not known: which moment of the clip is aligned with which of the nearest one), `error`.
@@ -94,7 +102,7 @@ def predict_videos(
     """
     recipe = dataclasses.replace(classifier.recipe, data=dataclasses.replace(classifier.recipe.data, max_rejected=1.0))
     data, files = _below_one(videos)
-    manifest = _ensure_manifest(classifier, recipe, data, files, work, executor, window_s)
+    manifest = _ensure_manifest(classifier, recipe, data, files, work, executor, window_s, child)
     seen, where = manifest, data
     if recipe.models.frozen and manifest.usable.to_numpy().any():
         backbone = classifier.snapshots["frozen"]
@@ -147,6 +155,7 @@ def _ensure_manifest(
     work: Store,
     executor: Executor,
     window_s: float | None,
+    child: Child | None,
 ) -> Manifest:
     """Every file or, of a long one, every window of it."""
     lengths = {"typical": vars(classifier.typical), "longest": vars(classifier.longest)}
@@ -154,7 +163,7 @@ def _ensure_manifest(
 
     def make() -> dict[str, bytes]:
         every = Annotated(_clips([(file, file, None, None) for file in files]))
-        found = probed(recipe, work, data, every, executor)
+        found = probed(recipe, work, data, every, executor, child)
         parts = Annotated(_clips(_windows(classifier, every, found, window_s)))
         return manifest_parts(parts, classifier.class_names, found, min_frames=recipe.data.min_frames, to_train=False)
 
@@ -260,11 +269,14 @@ def _predicted(
 
 
 def _which(data: Store, row: dict[str, Any]) -> dict[str, Any]:
-    """The file, and the times of a window in it."""
-    part = row["num_frames"] is not None and row["num_frames"] < row["file_frames"]
-    fps = row["fps"] or FPS
-    start, end = (row["start"] / fps, (row["start"] + row["num_frames"]) / fps) if part else (None, None)
-    return {"video": data.uri(row["path"]), "start_s": start, "end_s": end}
+    """The file, and of a window in it its frames, and its times where the file's rate is known."""
+    count, fps = row["num_frames"], row["fps"]
+    found: dict[str, Any] = dict.fromkeys(("start_s", "end_s", "first_frame", "num_frames"))
+    if count is not None and count < row["file_frames"]:
+        found |= {"first_frame": row["start"], "num_frames": count}
+        if fps:
+            found |= {"start_s": row["start"] / fps, "end_s": (row["start"] + count) / fps}
+    return {"video": data.uri(row["path"]), **found}
 
 
 def _said(net: str, p_K: Tensor, names: Sequence[str]) -> dict[str, Any]:

@@ -38,6 +38,15 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
 
     Raises ManifestError: annotations are wrong (file, place and field are named), or no video is usable.
     """
+    with artefacts.making(run, FOLDER) as mine:
+        manifest = _ensured(recipe, mine, executor)
+    counts = manifest.summary()
+    rejected = f"{counts['rejected']} rejected {counts['reasons'] or ''}".strip()
+    log.info("manifest %s: %s usable, %s", manifest.fingerprint, counts["usable"], rejected)
+    return manifest
+
+
+def _ensured(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     data = data_store(recipe, run)
     if recipe.data.rehearsal is not None:
         generate(recipe.data.rehearsal, data, executor)
@@ -60,16 +69,19 @@ def ensure_manifest(recipe: Recipe, run: Store, executor: Executor) -> Manifest:
     run.delete(PROBES)
     if new:
         _warn(manifest, recipe)
-    counts = manifest.summary()
-    rejected = f"{counts['rejected']} rejected {counts['reasons'] or ''}".strip()
-    log.info("manifest %s: %s usable, %s", manifest.fingerprint, counts["usable"], rejected)
     return manifest
 
 
-def probed(recipe: Recipe, run: Store, data: Store, ordered: Annotated, executor: Executor) -> Found:
-    """What probing finds of the files of clips, in committed groups below PROBES."""
+def probed(
+    recipe: Recipe, run: Store, data: Store, ordered: Annotated, executor: Executor, child: Child | None = None
+) -> Found:
+    """What probing finds of the files of clips, in committed groups below PROBES.
+
+    Args:
+        child: opens the files, where an executor works in this process; without it, each group has one of its own.
+    """
     size = max(GROUP, min(LARGEST_GROUP, len(ordered) // GROUPS))
-    task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s)
+    task = functools.partial(_probe, run, data, recipe.data.probe, recipe.scale.probe_deadline_s, child)
     return Found(run, executor.spread(task, ordered.groups(size), f"probing videos, groups of {size}"), size)
 
 
@@ -116,7 +128,7 @@ def _render(spec: Rehearsal, data: Store, group: Sequence[tuple[str, str]]) -> N
         data.write(f"videos/{video_id}.mp4", rehearsal.video(spec, split, video_id)[0])
 
 
-def _probe(run: Store, data: Store, how: str, deadline_s: float, files: Any) -> str:
+def _probe(run: Store, data: Store, how: str, deadline_s: float, lent: Child | None, files: Any) -> str:
     """What was found out about the files of a group, committed, so that a killed preparation goes on behind it.
 
     Returns the folder.
@@ -128,13 +140,14 @@ def _probe(run: Store, data: Store, how: str, deadline_s: float, files: Any) -> 
         known = artefacts.read_table(run, folder, PART).to_pylist()
     good = {row["path"]: row for row in known if row["error"] is None}  # what was wrong may be mended by now
     if len(good) < len(paths):
-        child = Child(deadline_s)
+        child = lent or Child(deadline_s)
         try:
             rows = [
                 good.get(path) or {"path": path, **child.probe(data.uri(path), quick=how == "quick")} for path in paths
             ]
         finally:
-            child.close()
+            if child is not lent:
+                child.close()
         part = artefacts.table_bytes(pa.Table.from_pylist(rows, schema=FOUND))
         artefacts.commit(run, folder, {PART: part}, {})
     return folder

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,10 +24,10 @@ from finepseudo.driver.executor import Executor
 from finepseudo.driver.features import ensure_features
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.referees import Judged
-from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side
+from finepseudo.driver.steps import Steps, Trained, both, log, side_by_side, told_of
 from finepseudo.models.table import ENCODERS, PARTS, Part
 from finepseudo.recipe import METHODS, CrossEntropy, FixMatch, InstanceLoss, Method, Recipe, TclrLoss, part_of
-from finepseudo.run import LABELS, SECONDS, claim, data_store, labels, pair_videos, round_name
+from finepseudo.run import LABELS, claim, data_store, labels, pair_videos, round_name
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.initial import ensure_initial
@@ -304,10 +303,7 @@ def _teach(steps: Steps, invariant: Trained, distinctive: Trained) -> pa.Table:
     def make() -> dict[str, bytes]:
         what = teachers(invariant.uri, distinctive.uri, clips)
         found = steps.score("label/timebalance", steps.split.unlabelled, what)
-        return {
-            LABELS: artefacts.tables_bytes(teacher_targets(found)),
-            SECONDS: json.dumps(dict(found.seconds)).encode(),
-        }
+        return {LABELS: artefacts.tables_bytes(teacher_targets(found)), **told_of(found)}
 
     artefacts.ensure(steps.run, folder, lineage, make)
     return artefacts.read_table(steps.run, folder, LABELS)

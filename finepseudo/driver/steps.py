@@ -31,7 +31,7 @@ from finepseudo.driver.referees import Judged, judged
 from finepseudo.errors import ArtefactError
 from finepseudo.models.table import Part
 from finepseudo.recipe import METHODS, Method, Recipe
-from finepseudo.run import EMBEDDINGS, FUSION, KNOWN, LABELS, SECONDS
+from finepseudo.run import EMBEDDINGS, FUSION, KNOWN, LABELS, LEFT_OUT, SECONDS
 from finepseudo.sizes import BLOCK_VIDEOS, COMPARED, JUDGED
 from finepseudo.storage import artefacts, tables
 from finepseudo.storage.lineage import differences, fingerprint
@@ -142,11 +142,11 @@ class Steps:
             return Trained(other.uri(folder), artefacts.marker_digest(theirs))
         if not self.may_train and artefacts.committed(self.run, folder) is None:
             raise ArtefactError(f"{self.run.uri(stage.folder)} is not trained yet; jobs/run.py trains it")
-        with self.turns.trainings:
-            if artefacts.committed(self.run, folder) is None and not self.recipe.models.frozen:
+        with self.turns.trainings, artefacts.making(self.run, folder) as run:
+            if artefacts.committed(run, folder) is None and not self.recipe.models.frozen:
                 foretold = BlockReader.of(self.recipe, self.data, plan).kept.hit_rate
                 log.info("%s: an empty cache of clips would have %.1f %% of its reads", name, 100 * foretold)
-            work = stage, self.recipe, self.run, self.data, self.executor
+            work = stage, self.recipe, run, self.data, self.executor
             if halfway:
                 halfway(Trained(self.run.uri(places.halfway(name)), ensure_trained(*work, half=True)))
             digest = ensure_trained(*work)
@@ -177,7 +177,7 @@ class Steps:
             scores = self.score(f"embed/{name}", row_N, Pass(frame={"f_A": frame.uri}))
             found = scores.columns()
             made = Embeddings(embeddings(found, "f_A"), tuple(self.manifest.ids(found["clip"])))
-            return {EMBEDDINGS: made.to_bytes(), SECONDS: json.dumps(dict(scores.seconds)).encode()}
+            return {EMBEDDINGS: made.to_bytes(), **told_of(scores)}
 
         artefacts.ensure(self.run, folder, lineage, make)
         return Embeddings.from_bytes(artefacts.read_part(self.run, folder, EMBEDDINGS))
@@ -231,7 +231,7 @@ class Steps:
             return {
                 LABELS: artefacts.tables_bytes(self._labelled(found, method, fusion, known, gallery)),
                 FUSION: json.dumps(vars(fusion)).encode(),
-                SECONDS: json.dumps(dict(found.seconds)).encode(),
+                **told_of(found),
                 **({KNOWN: json.dumps(known).encode()} if known > -math.inf else {}),
             }
 
@@ -269,6 +269,12 @@ class Steps:
             )
             member_NM, near_S_NM = nearest(batch, "f_A")
             yield label_table(made, batch["clip"], p_A_NK, p_E_NK, clip_G[member_NM], near_S_NM)
+
+
+def told_of(scores: Scores) -> dict[str, bytes]:
+    """Parts that tell of a pass, beside what was made of it: where its time went, and what it left out, if anything."""
+    left = {LEFT_OUT: json.dumps(dict(scores.rejected)).encode()} if scores.rejected else {}
+    return {SECONDS: json.dumps(dict(scores.seconds)).encode(), **left}
 
 
 def ensure_trained(

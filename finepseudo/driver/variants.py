@@ -13,6 +13,7 @@ from finepseudo.errors import TrainingError
 from finepseudo.recipe import Recipe
 from finepseudo.recipes.variants import Variant
 from finepseudo.results import Results
+from finepseudo.storage.lease import held
 from finepseudo.storage.store import Store
 
 log = logging.getLogger("finepseudo")
@@ -34,8 +35,8 @@ def run_variants(
         log.info("%s: run %d of %d", one.folder, number + 1, len(runs))
         kin = (root.child(one.kin),) if one.kin else ()
         try:
-            with within(one):
-                story = run_rounds(one.recipe, root.child(one.folder), executor(one.recipe), base, kin=kin)
+            with held(root.child(one.folder)) as run, within(one):
+                story = run_rounds(one.recipe, run, executor(one.recipe), base, kin=kin)
                 results = ensure_results(story)
             yield one, results
         except TrainingError as error:

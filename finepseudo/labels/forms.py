@@ -1,4 +1,4 @@
-"""Forms of plain tables: CSV, Parquet, JSON lines; a row an unlabelled clip, those without a label too."""
+"""Forms of plain tables: CSV, Parquet, JSON lines; a row a clip, those of which nothing is known too."""
 
 from __future__ import annotations
 
@@ -6,41 +6,47 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finepseudo.labels.outcome import OUTCOME, Outcome
-
 DIGITS = 7  # of a number in a text: what fp32 has
 
 
-def write_csv(outcome: Outcome, file: Path) -> None:
+class Rows(Protocol):
+    """Tables of one schema, some rows at a time: labels of a run, or predictions."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+    def batches(self) -> Iterator[pa.Table]: ...
+
+
+def write_csv(of: Rows, file: Path) -> None:
     """A header, and a line a clip; lists are JSON, what is not there is empty."""
     with file.open("w", newline="", encoding="utf-8") as sink:
         lines = csv.writer(sink, lineterminator="\n")
-        lines.writerow(OUTCOME.names)
-        for row in rows(outcome.batches()):
+        lines.writerow(of.schema.names)
+        for row in rows(of.batches()):
             lines.writerow([_cell(value) for value in row.values()])
 
 
-def write_parquet(outcome: Outcome, file: Path) -> None:
-    """The schema OUTCOME, nested as it is."""
-    with pq.ParquetWriter(file, OUTCOME, compression="zstd") as sink:
-        for batch in outcome.batches():
+def write_parquet(of: Rows, file: Path) -> None:
+    """The schema, nested as it is."""
+    with pq.ParquetWriter(file, of.schema, compression="zstd") as sink:
+        for batch in of.batches():
             sink.write_table(batch)
 
 
-def write_jsonl(outcome: Outcome, file: Path) -> None:
+def write_jsonl(of: Rows, file: Path) -> None:
     """An object a line."""
     with file.open("w", encoding="utf-8") as sink:
-        for row in rows(outcome.batches()):
+        for row in rows(of.batches()):
             sink.write(said(row) + "\n")
 
 
 def rows(batches: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
-    """Rows of OUTCOME for a text."""
+    """Rows for a text."""
     for batch in batches:
         yield from (plain(row) for row in batch.to_pylist())
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from finepseudo.errors import ArtefactError, RecipeError
 from finepseudo.recipe import METHODS
-from finepseudo.run import NEAR, RESULTS, Run, made_before, round_number
+from finepseudo.run import NEAR, RESULTS, Run, labels, made_before, pass_left_out, round_number
 from finepseudo.storage import tables
 from finepseudo.storage.tables import pc
 
@@ -50,6 +50,8 @@ reason: why there is no label; null where there is one.
 class Outcome:
     """The labels of one method, by its last committed round."""
 
+    schema = OUTCOME
+
     def __init__(self, run: Run, method: str | None = None) -> None:
         """Args are the run, and a method that has labelled; None: the one that the run stands by.
 
@@ -68,6 +70,7 @@ class Outcome:
         if "near" not in self._tables[-1].column_names:
             raise made_before(run.store, self.last, NEAR)
         self._clips = [table["clip"].to_numpy() for table in self._tables]  # ascending, as D_u is
+        self._left_out = pass_left_out(run.store, labels(self.last))
         self._seen = run.seen()[0].clips  # it has the reasons of the videos' manifest, and of what came later
         refused = pc.and_(pc.equal(self._seen["split"], "train"), pc.not_equal(self._seen["status"], "ok"))
         self.clip_N = np.union1d(run.asked(), np.flatnonzero(refused.to_numpy()))
@@ -150,8 +153,14 @@ class Outcome:
 
     def _reasons(self, clip_N: np.ndarray, there: np.ndarray) -> Any:
         seen = tables.take(self._seen.select(["reason"]), clip_N)["reason"].combine_chunks()
-        said = pc.if_else(pc.equal(seen, ""), UNDECODED, seen)
+        later = [undecoded(self._left_out.get(clip)) for clip in clip_N.tolist()]
+        said = pc.if_else(pc.equal(seen, ""), pa.array(later, pa.string()), seen)
         return pc.if_else(pa.array(there), None, said)
+
+
+def undecoded(reason: str | None) -> str:
+    """What is said of a clip that a round did not label; labels of an older version lack the reason."""
+    return f"{UNDECODED}: {reason}" if reason else UNDECODED
 
 
 def rows_of(clip_T: np.ndarray, clip_N: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from finepseudo.data.manifest import UNKNOWN, Manifest
 from finepseudo.errors import ManifestError
 from finepseudo.fields import nearest
-from finepseudo.labels.outcome import UNDECODED, rows_of
+from finepseudo.labels.outcome import rows_of, undecoded
 from finepseudo.recipe import Recipe
-from finepseudo.run import RESULTS, Run
+from finepseudo.run import RESULTS, Run, labels, pass_left_out
 from finepseudo.storage import tables
 from finepseudo.storage.tables import pc
 
@@ -123,7 +123,8 @@ class _Page:
         lines: list[Sequence[str]] = [head]
         for name in self.rounds:
             if (made := self._made(name)) is None:
-                lines.append((name, "-", *[""] * 6, UNDECODED))
+                reason = pass_left_out(self.run.store, labels(name)).get(self.row)
+                lines.append((name, "-", *[""] * 6, undecoded(reason)))
                 continue
             each = (made[f"{what}{of}"] for of in ("", "_E", "_A") for what in ("label", "confidence"))
             said = [self._name(value) if isinstance(value, int) else _p(value) for value in each]

@@ -11,7 +11,8 @@ from operator import itemgetter
 from finepseudo.errors import TrainingError
 from finepseudo.recipe import METHODS, Method
 from finepseudo.recipes.variants import METHOD_ABLATIONS, Variant
-from finepseudo.report.page import F_A, PAIRS, figure
+from finepseudo.report.figures import F_A, PAIRS
+from finepseudo.report.words import figure
 from finepseudo.results import STAGE_2, FrameQuality, OpenWorld, Results, Share
 
 PARTS = ("f_E", "fused", "p_A")

@@ -5,10 +5,13 @@ Axes: T U frames of the two clips, H W pixels, C channels, D embedding, G galler
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from finepseudo.align.gallery import Gallery
@@ -23,22 +26,31 @@ from finepseudo.results import STAGE_2
 from finepseudo.run import Run
 from finepseudo.train.predict import Pass, Predictor
 
+SIDE, QUALITY = 128, 80  # of the pictures: pixels, and JPEG's quality; 24 of them are some 60 KiB
+
+
+def strip(clip_THWC: np.ndarray) -> str:
+    """Frames side by side as JPEG, in base64."""
+    sink = io.BytesIO()
+    Image.fromarray(np.concatenate(list(clip_THWC), axis=1)).save(sink, format="JPEG", quality=QUALITY, optimize=True)
+    return base64.b64encode(sink.getvalue()).decode()
+
 
 class Look:
     """A few clips, by rows of the manifest, as the run's f_A after stage 2 aligns them with labelled ones.
 
-    Where features are stored, f_A sees these. `side` is that of the pictures shown; 0: as they are decoded for f_A.
+    Where features are stored, f_A sees these.
     Raises ArtefactError: the run has not come to its end.
     """
 
-    def __init__(self, run: Run, side: int = 0) -> None:
+    def __init__(self, run: Run) -> None:
         recipe = run.recipe()
         self.manifest = run.manifest()
         self.gallery: Gallery = run.embeddings("aligned").gallery(run.labelled(), len(run.class_names()))
         self.frames, self.gamma = recipe.frames.align, recipe.align.gamma
         child = Child(recipe.scale.decode_deadline_s)
         decoder = Decoder(run.data(), recipe.frames.height, recipe.frames.width, ClipCache("", 0), child)
-        self.pictures = replace(decoder, height=side, width=side) if side else decoder
+        self.pictures = replace(decoder, height=SIDE, width=SIDE)
         self.seen, where = run.seen()
         self.features = replace(decoder, data=where)
         what = Pass(frame={"f_A": run.snapshot(STAGE_2, "frame")})
@@ -49,7 +61,7 @@ class Look:
         return self.predictor.embed("f_A", self._clip(clip, self.seen, self.features)[None])
 
     def shown(self, clip: int) -> np.ndarray:
-        """Its T frames, uint8 clip_THWC."""
+        """Its T frames as pictures of SIDE pixels, uint8 clip_THWC."""
         return self._clip(clip, self.manifest, self.pictures)
 
     def nearest(self, emb_1TD: Tensor) -> tuple[int, float]:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +17,7 @@ from finepseudo.data.answers import FOLDER, PART, Answers
 from finepseudo.errors import ManifestError
 from finepseudo.fields import nearest
 from finepseudo.recipe import digest
+from finepseudo.recipes.options import options
 from finepseudo.run import Run
 from finepseudo.storage import artefacts
 from finepseudo.storage.lineage import fingerprint
@@ -81,10 +83,10 @@ def sentence(done: Imported, run: Run) -> str:
     parts = [f"{done.added} answered clips", f"{len(found.rejected)} rejected"]
     parts += [f"{len(found.label)} with those answered before"] if len(found.label) > done.added else []
     parts += [f"new classes: {', '.join(found.new)}"] if found.new else []
-    return (
-        f"{done.uri}: {', '.join(parts)}\nto learn from them, with the options of {run.store.uri()}:\n"
-        f"python jobs/run.py {run.recipe().name} --run NEW --base {run.base.uri()} --split.answers {done.uri}"
-    )
+    recipe, *others = options(run.recipe(), leave=("split.answers",))
+    fixed = ["--run", "NEW", "--base", run.base.uri(), "--split.answers", done.uri]
+    command = shlex.join(["python", "jobs/run.py", recipe, *fixed, *others])
+    return f"{done.uri}: {', '.join(parts)}\nto learn from them, with --scale of your own:\n{command}"
 
 
 def read_answers(body: bytes, file: str) -> tuple[str, Iterator[Answer]]:

@@ -1,11 +1,11 @@
-"use strict";
 // Texts of other people are only ever set as textContent; nothing is fetched.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const key = "finepseudo-review-" + data.queue;
 const KEPT_STRIPS = 12;
 const strips = new Map();
-let answers = Object.create(null), clip = 0, near = 0, frame = 0, timer = 0, asked = null;
+const pair = new Pair(at("mine"), at("theirs"), at("scrub"), at("where"), at("play"));
+let answers = Object.create(null), clip = 0, near = 0, asked = null;
 
 // Without a prototype, so that no id of a clip is found in it before it is answered.
 try { Object.assign(answers, JSON.parse(localStorage.getItem(key))); } catch (error) { /* nothing was kept */ }
@@ -37,35 +37,12 @@ function strip(row) {
   let image = strips.get(row);
   if (!image) {
     image = new Image();
-    image.addEventListener("load", draw);
     image.src = "data:image/jpeg;base64," + data.strips[row];
   }
   strips.delete(row);
   strips.set(row, image);
   if (strips.size > KEPT_STRIPS) strips.delete(strips.keys().next().value);
   return image;
-}
-
-function paint(canvas, row, index, said) {
-  const image = strip(row), side = data.side;
-  if (canvas.width !== side) canvas.width = canvas.height = side;
-  canvas.setAttribute("aria-label", said);
-  canvas.dataset.frame = index;
-  if (image.complete) canvas.getContext("2d").drawImage(image, index * side, 0, side, side, 0, 0, side, side);
-}
-
-function draw() {
-  const one = data.clips[clip], other = one.near[near], last = one.frames;
-  paint(at("mine"), one.row, frame, `clip ${one.clip}, frame ${frame + 1} of ${last}`);
-  let said = `frame ${frame + 1} of ${last}`;
-  if (other) {
-    const there = other.path[frame];
-    paint(at("theirs"), other.row, there, `labelled clip ${other.clip}, frame ${there + 1} of ${last}`);
-    said += ` beside ${there + 1}`;
-  }
-  at("scrub").value = frame;
-  at("scrub").setAttribute("aria-valuetext", said);
-  at("where").textContent = said;
 }
 
 function told(answer) {
@@ -93,14 +70,13 @@ function showList() {
   at("done").textContent = `${count} of ${data.clips.length} looked at`;
 }
 
-function show() {
+function show(frame) {
   const one = data.clips[clip], other = one.near[near], answer = answers[one.clip];
   at("mine-name").textContent = one.clip;
   at("theirs-label").textContent = other ? other.label : "";
   at("theirs-name").textContent = other ? `${other.clip}, alignability ${share(other.S)}` : "no labelled clip is near";
-  at("scrub").max = one.frames - 1;
   at("near").replaceChildren(element("span", "beside:", "muted"), ...one.near.map((each, place) =>
-    button(`${each.label} ${share(each.S)}`, place === near ? "b" : "", place === near, () => { near = place; show(); })));
+    button(`${each.label} ${share(each.S)}`, place === near ? "b" : "", place === near, () => { near = place; show(pair.frame); })));
   const facts = [
     ["label now", `${one.label}, confidence ${share(one.confidence)}${one.accepted ? "" : ", not accepted"}`],
     ["p_A says", `${one.p_A.label}, ${share(one.p_A.confidence)}`],
@@ -114,35 +90,27 @@ function show() {
   const parts = Object.entries(one.parts).map(([name, value]) => `${name} ${share(value)}`);
   at("why").textContent = parts.length ? `why this clip: ${parts.join(", ")}` : "";
   showList();
-  draw();
+  pair.show({
+    frames: one.frames,
+    seconds: one.seconds,
+    path: other ? other.path : [],
+    mine: { image: strip(one.row), name: `clip ${one.clip}` },
+    theirs: other ? { image: strip(other.row), name: `labelled clip ${other.clip}` } : null,
+  }, frame);
 }
 
 function go(place) {
   clip = Math.min(Math.max(place, 0), data.clips.length - 1);
-  near = frame = 0;
-  show();
+  near = 0;
+  show(0);
   at("list").children[clip].scrollIntoView({ block: "nearest" });
-}
-
-function scrub(step) {
-  const count = data.clips[clip].frames;
-  frame = (frame + step + count) % count;
-  draw();
-}
-
-function play(on) {
-  clearInterval(timer);
-  timer = 0;
-  const one = data.clips[clip];
-  if (on) timer = setInterval(() => scrub(1), Math.min(400, Math.max(40, (1000 * one.seconds) / one.frames || 100)));
-  at("play").setAttribute("aria-pressed", String(on));
 }
 
 function answer(kind, more) {
   const one = data.clips[clip];
   answers[one.clip] = { clip: one.clip, answer: kind, ...more };
   keep();
-  if (clip + 1 < data.clips.length) go(clip + 1); else show();
+  if (clip + 1 < data.clips.length) go(clip + 1); else show(pair.frame);
 }
 
 function choose(label) {
@@ -152,7 +120,7 @@ function choose(label) {
 function undo() {
   delete answers[data.clips[clip].clip];
   keep();
-  show();
+  show(pair.frame);
 }
 
 function download() {
@@ -173,7 +141,7 @@ function fill() {
 }
 
 function ask(name, field) {
-  play(false);
+  pair.play(false);
   asked = at(name);
   at(field).value = "";
   fill();
@@ -196,14 +164,14 @@ const ACTIONS = {
   d: download,
   j: () => go(clip + 1),
   k: () => go(clip - 1),
-  b: () => { near = (near + 1) % Math.max(1, data.clips[clip].near.length); show(); },
-  p: () => play(!timer),
-  " ": () => play(!timer),
-  ArrowLeft: () => scrub(-1),
-  ArrowRight: () => scrub(1),
+  b: () => { near = (near + 1) % Math.max(1, data.clips[clip].near.length); show(pair.frame); },
+  p: () => pair.play(!pair.timer),
+  " ": () => pair.play(!pair.timer),
+  ArrowLeft: () => pair.step(-1),
+  ArrowRight: () => pair.step(1),
 };
 for (const number of [1, 2, 3, 4, 5]) ACTIONS[number] = () => { const one = data.clips[clip].top[number - 1]; if (one) choose(one.label); };
-const BUTTONS = { accept: "a", reject: "r", skip: "s", undo: "u", rename: "e", new: "n", download: "d", play: "p" };
+const BUTTONS = { accept: "a", reject: "r", skip: "s", undo: "u", rename: "e", new: "n", download: "d" };
 
 if (data.clips.length) {
   at("list").replaceChildren(...data.clips.map((one, place) => {
@@ -213,7 +181,6 @@ if (data.clips.length) {
     return item;
   }));
   for (const [id, name] of Object.entries(BUTTONS)) at(id).addEventListener("click", () => ACTIONS[name]());
-  at("scrub").addEventListener("input", () => { frame = Number(at("scrub").value); draw(); });
   at("filter").addEventListener("input", fill);
   at("filter").addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key], select = at("classes");

@@ -43,6 +43,10 @@ class _Board:
         self.at_work[training] = time.monotonic()
         return self.asked
 
+    def last_look(self, training: str) -> float:
+        """When a training's first rank last looked, as it does while it takes steps; 0 before."""
+        return self.at_work.get(training, 0.0)
+
 
 class Asked:
     """In the first rank of a training: how often the driver has asked for a commit, as far as is known.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -17,12 +20,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from finepseudo.costs.resources import Need, Workers, at_least, needed, workers
 from finepseudo.errors import ClusterError, NotReadyError
 from finepseudo.recipe import Recipe
+from finepseudo.stop import end_for_now
 
 log = logging.getLogger("finepseudo")
 
 WAIT_S = 10.0  # between two words about what a run waits for
 NODES_SHOWN = 8
 REACH_S = 10.0  # for the head of a cluster to take a connection
+RAYS = ("raylet", "gcs_server")  # programs without which a cluster of this machine is none
 SOCKET_BYTES = 107  # longest path of a Unix socket
 
 
@@ -61,10 +66,40 @@ def connected(recipe: Recipe) -> Iterator[None]:
             log.info("joined the Ray cluster whose head is %s", ray.get_runtime_context().gcs_address)
         else:
             _start_local(recipe)
+    over = threading.Event()
+    if not address:
+        _follow(over)
     try:
         yield
     finally:
+        over.set()
         ray.shutdown()
+
+
+def _follow(over: threading.Event) -> None:
+    """End the job in words when a process that Ray stands on is gone. (Ray may be first where it is the raylet.)"""
+    pids = {pid: name for pid, name in _children() if name in RAYS}
+    poll, opened = select.poll(), dict[int, str]()
+    for pid, name in pids.items() if hasattr(os, "pidfd_open") else ():
+        opened[handle := os.pidfd_open(pid)] = name
+        poll.register(handle, select.POLLIN)
+
+    def wait() -> None:
+        ((handle, _), *_) = poll.poll()
+        if not over.is_set():
+            end_for_now(f"ClusterError: Ray's {opened[handle]} on this machine is gone: killed, or out of memory")
+
+    if opened:
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def _children() -> Iterator[tuple[int, str]]:
+    """Processes that this one has started, and the names of their programs."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            head, _, rest = path.read_text().rpartition(")")
+            if int(rest.split()[1]) == os.getpid():
+                yield int(path.parent.name), head.partition("(")[2]
 
 
 @contextmanager
@@ -88,10 +123,10 @@ def _check_listening(address: str) -> None:
             raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
 
 
-def _check_sockets() -> None:
+def _check_folder() -> None:
     """Ray's processes talk by sockets below its temporary folder, whose paths the kernel limits.
 
-    Raises NotReadyError: they would be too long, of which Ray would say no more than that.
+    Raises NotReadyError: they would be too long, or could not be made, of which Ray would say no more than that.
     """
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  where Ray's is
     session = f"session_{time.strftime('%Y-%m-%d_%H-%M-%S')}_000000_{os.getpid()}"
@@ -101,6 +136,12 @@ def _check_sockets() -> None:
             f"the temporary folder {folder} is too long by {longest - SOCKET_BYTES} characters: paths of Ray's sockets "
             f"below it would have {longest} bytes, at most {SOCKET_BYTES} are allowed; set RAY_TMPDIR to a shorter one"
         )
+    sessions = os.path.join(folder, "ray")
+    if os.path.exists(sessions) and not os.access(sessions, os.W_OK | os.X_OK):
+        raise NotReadyError(
+            f"{sessions}, where Ray keeps its sessions, belongs to user number {os.stat(sessions).st_uid}, and you "
+            "cannot write there; set RAY_TMPDIR to a folder of your own"
+        )
 
 
 def _start_local(recipe: Recipe) -> None:
@@ -108,7 +149,7 @@ def _start_local(recipe: Recipe) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Nobody gives notice before taking this machine away: every training would start one more process to wait for it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    _check_sockets()
+    _check_folder()
     need = needed(recipe)
     # Logical processors: the processes of a laptop run share the real ones.
     cpus = max(os.cpu_count() or 1, int(need["CPU"]))
@@ -141,7 +182,8 @@ def preflight(recipe: Recipe) -> None:
     group = placement_group([some.need for some in asked for _ in range(some.count)])
     ends, waited = time.monotonic() + recipe.scale.resources_deadline_s, False
     try:
-        while not group.wait(max(0.0, min(WAIT_S, ends - time.monotonic()))):
+        # Ray waits for whole seconds: for a part of one, not at all.
+        while not group.wait(max(1, math.ceil(min(WAIT_S, ends - time.monotonic())))):
             missing = "; ".join(_missing(asked, needed(recipe)))
             if time.monotonic() >= ends:
                 raise ClusterError(

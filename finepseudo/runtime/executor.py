@@ -19,6 +19,8 @@ from finepseudo.recipe import Recipe
 from finepseudo.runtime import faults, scorers
 from finepseudo.runtime.board import listening
 from finepseudo.runtime.cluster import cluster
+from finepseudo.runtime.preemption import heeded
+from finepseudo.runtime.stall import kept_moving
 from finepseudo.runtime.trainer import fit
 from finepseudo.stop import before_the_end
 from finepseudo.storage.store import Store
@@ -29,6 +31,7 @@ from finepseudo.train.stage import Stage
 log = logging.getLogger("finepseudo")
 
 GROUP_DEADLINE_S = 600.0
+ANSWER_S = 10.0  # of the board
 SLOWEST = 60  # files at their deadline that a group may hold, and more than it does
 
 T = TypeVar("T")
@@ -43,7 +46,7 @@ def on_ray(recipe: Recipe) -> Iterator[RayExecutor]:
     """
     with cluster(recipe), listening() as board:
         executor = RayExecutor(recipe, board)
-        with before_the_end(executor.commit):
+        with before_the_end(executor.commit), heeded(executor.commit):
             yield executor
 
 
@@ -89,10 +92,16 @@ class RayExecutor:
     def train(self, stage: Stage, run: Store, data: Store, *, stop: int) -> None:
         """Raises TrainingError or ClusterError when the workers failed more often than `scale.max_failures`."""
         self.trainings[run.uri(stage.folder)] = run, stage
+        limit_s = self.recipe.scale.stalled_after_s
         try:
-            fit(stage, self.recipe, run, data, self.board, stop=stop)
+            with kept_moving(f"{stage.name} (training)", lambda: self._last_look(stage.name), limit_s):
+                fit(stage, self.recipe, run, data, self.board, stop=stop)
         finally:
             del self.trainings[run.uri(stage.folder)]
+
+    def _last_look(self, training: str) -> float:
+        """When a training last took a step, by the board's clock."""
+        return ray.get(self.board.last_look.remote(training), timeout=ANSWER_S)
 
     def commit(self, within_s: float) -> None:
         """Have the trainings under way commit the step that each is at."""
@@ -115,4 +124,8 @@ class RayExecutor:
         self, what: Pass, plan: str, blocks: Sequence[int], num_classes: int, run: Store, data: Store, out: str
     ) -> Iterator[int]:
         """One pass of the pool."""
-        return scorers.score(what, plan, blocks, num_classes, self.recipe, run, data, out)
+        parts, limit_s = 0, self.recipe.scale.stalled_after_s
+        with kept_moving(f"{out} (pass)", lambda: parts, limit_s):
+            for videos in scorers.score(what, plan, blocks, num_classes, self.recipe, run, data, out):
+                parts += 1
+                yield videos

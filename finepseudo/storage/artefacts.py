@@ -11,17 +11,21 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finepseudo.errors import ArtefactError
+from finepseudo.storage.lease import check_fence, held
 from finepseudo.storage.lineage import differences, plain
-from finepseudo.storage.store import Store
+from finepseudo.storage.store import Store, is_below
 
 MARKER = "committed.json"
+DIGEST = re.compile("[0-9a-f]{64}")  # it also names files of a node (tables.py)
 
 
 def part_record(data: bytes) -> dict[str, Any]:
@@ -42,7 +46,11 @@ def commit(store: Store, folder: str, parts: Mapping[str, bytes], lineage: Mappi
 
 
 def seal(store: Store, folder: str, records: Mapping[str, Any], lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """Write only the marker, over parts that others have written (each worker of a training writes its own)."""
+    """Write only the marker, over parts that others have written (each worker of a training writes its own).
+
+    Raises LeaseError: another job has taken the run directory over.
+    """
+    check_fence(store)
     marker = {"lineage": plain(lineage), "parts": dict(sorted(records.items()))}
     data = json.dumps(marker, indent=1, sort_keys=True).encode()
     store.write(f"{folder}/{MARKER}", data)
@@ -56,11 +64,26 @@ def committed(store: Store, folder: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        return json.loads(data)
-    except ValueError as error:
+        return _checked(json.loads(data))
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(
             f"{store.uri(folder)}/{MARKER} is damaged ({error}); delete the folder to have it made again"
         ) from None
+
+
+def _checked(marker: Any) -> dict[str, Any]:
+    """What was read as a marker. Raises ValueError: it is none, or a part's name leaves the folder."""
+    if not isinstance(marker, dict) or not all(isinstance(marker.get(key), dict) for key in ("lineage", "parts")):
+        raise ValueError("expected an object with the objects lineage and parts")
+    for name, record in marker["parts"].items():
+        if not is_below(name):
+            raise ValueError(f"a part has the name {name!r}, which is not below its folder")
+        whole = isinstance(record, dict) and type(record.get("bytes")) is int and isinstance(record.get("sha256"), str)
+        if not whole:
+            raise ValueError(f"part {name!r} lacks its size or its digest")
+        if not DIGEST.fullmatch(record["sha256"]):
+            raise ValueError(f"part {name!r} has no digest of 64 hexadecimal digits")
+    return marker
 
 
 def required(store: Store, folder: str) -> dict[str, Any]:
@@ -91,6 +114,13 @@ def ensure(
         return commit(store, folder, make(), lineage)
     check_lineage(store, folder, marker, lineage)
     return marker
+
+
+@contextmanager
+def making(store: Store, folder: str) -> Iterator[Store]:
+    """The store, within the block this process's alone if the folder is still to be made. Raises LeaseError."""
+    with held(store) if committed(store, folder) is None else nullcontext(store) as mine:
+        yield mine
 
 
 def copy(source: Store, target: Store, folder: str, to: str = "") -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from finepseudo.errors import ArtefactError
 from finepseudo.storage import artefacts
-from finepseudo.storage.store import Store
+from finepseudo.storage.store import Store, own_folder
 
 pc: Any = pyarrow.compute  # its functions are made at import
 BATCH = 1 << 16  # rows of a record batch of a mapped file
@@ -44,6 +44,8 @@ def on_node(store: Store, path: str, sha256: str) -> Path:
 
     Raises ArtefactError: it is gone, or damaged.
     """
+    if not artefacts.DIGEST.fullmatch(sha256):
+        raise ArtefactError(f"{store.uri(path)}: expected a digest of 64 hexadecimal digits for it, got {sha256!r}")
     there, copy = store.on_disk(path), _folder() / sha256
     if not there and copy.exists():  # it was checked before it got its name
         os.utime(copy)
@@ -141,8 +143,4 @@ def _place(path: Path, write: Callable[[Any], object]) -> None:
 
 
 def _folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"finepseudo-tables-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ArtefactError(f"{folder} belongs to another user; delete it, or set TMPDIR to a folder of your own")
-    return folder
+    return Path(own_folder(os.path.join(tempfile.gettempdir(), f"finepseudo-tables-{os.getuid()}")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,17 @@ def why_not() -> str:
 
 def _do(command: str) -> None:
     subprocess.run(command.split(), check=True, capture_output=True, text=True, timeout=30)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of all processes of a Ray cluster of hosts: nothing of another cluster's, and a fresh token."""
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        **more,
+    }
 
 
 @dataclass
@@ -90,8 +102,10 @@ class Network:
         for host in self.hosts:
             if host.holder.poll() is None:
                 host.die()
-            with suppress(subprocess.CalledProcessError):
-                _do(f"ip netns del {host.name}")
+            # The link first: with its namespace it would go some time later, and keep its name until then.
+            for what in (f"link del {host.link}", f"netns del {host.name}"):
+                with suppress(subprocess.CalledProcessError):
+                    _do(f"ip {what}")
         self.hosts.clear()
 
     def add(self) -> Host:

@@ -92,8 +92,9 @@ class Group:
 
 def clusters(objects):
     """Specs of Ray clusters, with the object they belong to."""
-    for one in of_kind(objects, "RayJob", "RayCluster"):
-        yield one, one["spec"]["rayClusterSpec"] if one["kind"] == "RayJob" else one["spec"]
+    inside = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+    for one in of_kind(objects, *inside, "RayCluster"):
+        yield one, one["spec"].get(inside.get(one["kind"]), one["spec"])
 
 
 def groups(objects):

@@ -4,20 +4,26 @@ Each rule is a generator of faults, a line each, over all objects of one overlay
 """
 
 import functools
+import importlib
 import re
 import shlex
 from collections import Counter
 
+import yaml
 from manifest_files import clusters, containers, groups, named, of_kind, quantity, templates
 
 from finepseudo.cli import parse
 from finepseudo.costs.resources import workers
+from finepseudo.errors import RecipeError
+from finepseudo.serve.options import options_from
 
 GIB = 1 << 30
 EXTERNAL = {("Secret", "finepseudo-s3")}
 """What the manifests name and a user may make: keys of a store that knows no identities."""
 ALPHA = ("networkPolicy", "tlsOptions", "historyServerOptions")
 """Fields of a RayCluster behind gates of the operator that are off, which then refuses the object."""
+CLIENTS = {"matchLabels": {"app.kubernetes.io/part-of": "finepseudo-clients"}}
+"""Pods of others, which may reach what is served."""
 VOLUMES = {"name", "emptyDir", "configMap", "secret", "projected"}
 RAY_RESOURCES = {"num-cpus", "num-gpus", "memory", "resources"}
 SECRET_NAME = re.compile(r"secret|token|password|access_?key|credential", re.IGNORECASE)
@@ -30,8 +36,8 @@ LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035
 
 def names(objects):
     """Pods' names are made from them."""
-    for one in of_kind(objects, "RayJob", "RayCluster"):
-        name, most = one["metadata"]["name"], 47 if one["kind"] == "RayJob" else 53
+    for one in of_kind(objects, "RayJob", "RayCluster", "RayService"):
+        name, most = one["metadata"]["name"], 53 if one["kind"] == "RayCluster" else 47
         if len(name) > most or not LABEL.fullmatch(name):
             yield f"{one['kind']} {name}: expected a DNS-1035 label of at most {most} characters"
 
@@ -228,7 +234,7 @@ def roles(objects):
     there = {group.name: group for group in groups(objects)}
     if there["head"].body.get("resources") != {"CPU": "0"}:
         yield "head: expected resources {CPU: '0'}, so that no task takes its memory"
-    if there["train"].low != there["train"].high:
+    if "train" in there and there["train"].low != there["train"].high:
         yield "train: expected minReplicas == maxReplicas"
     for name, template in templates(objects):
         labels = template["metadata"]["labels"]
@@ -255,6 +261,40 @@ def room(objects):
             yield f"decode: /tmp: less than the cache of {recipe.scale.cache_gib:g} GiB and 4 GiB to spill to"
         if recipe.scale.resources_deadline_s < 600:
             yield "entrypoint: scale.resources-deadline-s: a new node takes minutes; expected at least 600"
+
+
+def served(objects):
+    """The configuration of a RayService is one that Serve and our application take, and its replicas have a place."""
+    from ray.serve.schema import ServeDeploySchema  # not above: Ray must not be imported before its token is set
+
+    there = {group.name: group for group in groups(objects)}
+    for one in of_kind(objects, "RayService"):
+        config = yaml.safe_load(one["spec"]["serveConfigV2"])
+        try:
+            ServeDeploySchema(**config)
+            (app,) = config["applications"]
+            args = options_from(app["args"])
+        except (ValueError, RecipeError) as error:
+            yield f"serveConfigV2: {error}"
+            continue
+        module, _, name = app["import_path"].partition(":")
+        if not hasattr(importlib.import_module(module), name):
+            yield f"serveConfigV2: import_path: there is no {app['import_path']}"
+        room = sum(group.high * int(group.amounts["CPU"] // args.cpus) for group in there.values())
+        if room < args.replicas:
+            yield f"serveConfigV2: {args.replicas} replicas of {args.cpus:g} CPU, and the pods have places for {room}"
+        http = config["http_options"]
+        ends = http.get("request_timeout_s", 0)
+        if ends <= args.seconds:
+            yield f"serveConfigV2: request_timeout_s {ends}: expected more than the {args.seconds:g} s of a request"
+        ports = {port["name"]: port["containerPort"] for port in there["serve"].ray["ports"]}
+        if http["port"] != ports.get("serve"):
+            yield f"serveConfigV2: port: expected that of the containers, {ports.get('serve')}"
+        if http["host"] != "0.0.0.0":
+            yield "serveConfigV2: host: expected 0.0.0.0, else no other pod reaches it"
+        rules = [rule for policy in of_kind(objects, "NetworkPolicy") for rule in policy["spec"]["ingress"]]
+        if http["port"] not in [port["port"] for rule in rules for port in rule.get("ports", [])]:
+            yield "NetworkPolicy: nobody may reach what is served"
 
 
 def references(objects):
@@ -300,13 +340,13 @@ def selectors(objects):
             peer["podSelector"] for rule in one["spec"]["ingress"] for peer in rule["from"] if "podSelector" in peer
         ]
         for selector in [one["spec"]["podSelector"], *peers]:
-            if not chosen(selector):
+            if not chosen(selector) and selector != CLIENTS:
                 yield f"NetworkPolicy {one['metadata']['name']}: {selector} selects no pod of ours"
     covered = set().union(*(chosen(one["spec"]["podSelector"]) for one in policies)) if policies else set()
     yield from (f"{name}: no NetworkPolicy covers it" for name in sorted(labels.keys() - covered))
     budgets = {pod for one in of_kind(objects, "PodDisruptionBudget") for pod in chosen(one["spec"]["selector"])}
-    if budgets != {"head", "train"}:
-        yield f"expected budgets of head and train, got {sorted(budgets)}"
+    if budgets != (expected := {"head", "train", "serve"} & labels.keys()):
+        yield f"expected budgets of {sorted(expected)}, got {sorted(budgets)}"
 
 
 def queue(objects):
@@ -368,5 +408,5 @@ def options(entrypoint):
 
 RULES = (
     names, job, submission, cluster, group_fields, pods, pod_security, container_security, secrets, images, sizes,
-    roles, room, references, selectors, queue, queues,
+    roles, room, served, references, selectors, queue, queues,
 )  # fmt: skip

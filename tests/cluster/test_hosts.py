@@ -6,7 +6,6 @@ The hosts are network namespaces of this machine, so the network is real, and th
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hosts import Network, why_not
+from hosts import Network, environment, why_not
 from servers import s3_server
 
 from finepseudo.data.plan import Plan
@@ -70,13 +69,7 @@ def run(s3, monkeypatch, request):
 @pytest.fixture
 def start(network, s3):
     """Starts Ray on one more host, as the head if it is the first; `start.env` is that of all its processes."""
-    env = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
-        **s3,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
+    env = environment(**s3)
 
     def start(cpus, **resources):
         options = [f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}", "--object-store-memory=300000000"]

@@ -96,6 +96,10 @@ def image(tmp_path_factory):
         if own := settings.get("extra-index-url"):  # a machine with indexes of its own need not reach PyTorch's
             options.append(f"--build-arg=TORCH_INDEX={own}")
         build = [*buildah, "bud", "--isolation", "chroot", "--pull-never", *options, "--tag", "localhost/finepseudo"]
+        release = [*build, "--build-arg=RELEASE=0.1.0", str(ROOT)]
+        refused = subprocess.run(release, capture_output=True, text=True, timeout=600)
+        assert refused.returncode != 0
+        assert "release 0.1.0: expected a BASE_IMAGE with its digest" in refused.stdout + refused.stderr
         done(*build, str(ROOT), timeout=3600)
         yield Image(buildah, "localhost/finepseudo")
     finally:

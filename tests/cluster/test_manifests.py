@@ -250,11 +250,45 @@ QUEUE = {
 }
 
 
+def serving(**changes):
+    """A change of what Serve is told: of its HTTP options where they have the name, else of our application's."""
+
+    def change(objects):
+        (service,) = files.of_kind(objects, "RayService")
+        config = yaml.safe_load(service["spec"]["serveConfigV2"])
+        for name, value in changes.items():
+            http = config["http_options"]
+            (http if name in http else config["applications"][0]["args"])[name] = value
+        service["spec"]["serveConfigV2"] = yaml.safe_dump(config)
+
+    return change
+
+
+SERVE = {
+    "an option that the application does not have": (serving(batch=8), "args of the application: batch"),
+    "a value out of its bounds": (serving(replicas=0), "--replicas: expected at least 1, got 0"),
+    "more replicas than places": (serving(replicas=3), "3 replicas of 2 CPU, and the pods have places for 2"),
+    "replicas larger than a pod": (serving(cpus=4), "places for 0"),
+    "an end before the application's own": (serving(request_timeout_s=30), "expected more than the 60 s"),
+    "another port": (serving(port=9000), "expected that of the containers, 8000"),
+    "loopback alone": (serving(host="127.0.0.1"), "else no other pod reaches it"),
+    "no port at all": (serving(port="http"), "serveConfigV2: 1 validation error"),
+    "no policy for clients": (
+        lambda o: o.remove(one(o, "NetworkPolicy", "finepseudo-from-clients")),
+        "nobody may reach what is served",
+    ),
+    "no budget for replicas": (
+        lambda o: o.remove(one(o, "PodDisruptionBudget", "finepseudo-serve")),
+        "expected budgets of ['head', 'serve']",
+    ),
+}
+
+
 @pytest.mark.parametrize(
     ("overlay", "mistake", "reason"),
     [
         pytest.param(overlay, *what, id=name)
-        for overlay, some in (("base", {**SCHEMA, **OPERATOR, **DESIGN}), ("kueue", QUEUE))
+        for overlay, some in (("base", {**SCHEMA, **OPERATOR, **DESIGN}), ("kueue", QUEUE), ("serve", SERVE))
         for name, what in some.items()
     ],
 )
@@ -390,6 +424,19 @@ def test_the_image_has_what_the_manifests_call():
             interpreter, program, *_ = body["spec"]["entrypoint"].split()
             assert interpreter == "python"
             assert (ROOT / program).is_file()
+
+
+@pytest.mark.parametrize(
+    ("release", "base", "code"),
+    [("", "python:3.11", 0), ("0.1.0", "python:3.11", 1), ("0.1.0", f"python:3.11@sha256:{'0' * 64}", 0)],
+)
+def test_a_release_names_its_base_by_the_digest(release, base, code):
+    (check,) = re.findall(r'^RUN (if \[ -n "\$\{RELEASE\}" \].*?fi)$', (ROOT / "Dockerfile").read_text(), re.M | re.S)
+    env = {"RELEASE": release, "BASE_IMAGE": base}
+    done = subprocess.run(["sh", "-c", check.replace("\\\n", "")], env=env, capture_output=True, text=True)
+    assert done.returncode == code
+    said = "release 0.1.0: expected a BASE_IMAGE with its digest, NAME@sha256:..., got python:3.11\n"
+    assert done.stderr == (said if code else "")
 
 
 def test_the_image_is_made_of_files_that_are_there():

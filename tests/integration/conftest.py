@@ -28,7 +28,10 @@ def run_command(run, *options, recipe="rehearsal_smoke", env=None, job="run"):
 
 def call(run, *options, recipe="rehearsal_smoke", env=None, job="run"):
     command, environment = run_command(run, *options, recipe=recipe, env=env, job=job)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S, cwd=ROOT)
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_LIMIT_S, cwd=ROOT)
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"{late}; it said last: {(late.stderr or b'')[-4000:].decode(errors='replace')}", pytrace=False)
 
 
 @dataclass

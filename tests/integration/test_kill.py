@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from chaos import below
 from conftest import ROOT, RUN_LIMIT_S, SHORT, call, run_command, wide_recipe
 
 from finepseudo.data.plan import Plan
@@ -91,6 +93,56 @@ def test_sigterm_in_a_training_commits_its_step_and_ends_the_driver_and_all_that
     assert step > 0, "nothing was due to be committed"
     assert [line for line in said if line.endswith(f"supervise/video: committed at step {step}")]
     assert psutil.wait_procs(started, timeout=120)[1] == []
+
+
+@pytest.mark.long
+def test_ray_itself_killed_is_an_end_in_words_that_the_same_command_continues(tmp_path):
+    """Where the raylet is killed, Ray's core may end the driver first, with code 1 and no word."""
+    program = "gcs_server"
+    command, env = run_command(tmp_path / "run", *SHORT, "--supervise.steps", "100000")
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as driver:
+        for line in driver.stderr:
+            if b"training steps" in line:
+                break
+        (victim,) = (one for one in psutil.Process(driver.pid).children() if one.name() == program)
+        victim.kill()
+        said = driver.communicate(timeout=60)[1].decode().splitlines()
+    assert driver.returncode == 75
+    assert said[-1].startswith(f"ClusterError: Ray's {program} on this machine is gone: killed, or out of memory; the ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "begun", "frozen", "what"),
+    [
+        (("--supervise.steps", "100000"), ": training steps ", "RayTrainWorker", "(training)"),
+        ((), " label/round-1: ", "_Scorer", "(pass)"),
+    ],
+)
+def test_what_stands_still_ends_in_words(tmp_path, options, begun, frozen, what):
+    """Processes that are stopped are not dead: nobody starts them again, and what they owe never comes."""
+    limit = ("--scale.stall-deadline-s", "120", "--scale.resources-deadline-s", "120")
+    command, env = run_command(tmp_path / "run", *SHORT, *options, *limit)
+    log, stopped = tmp_path / "log", set()
+    with open(log, "wb") as sink, subprocess.Popen(command, env=env, stderr=sink, cwd=ROOT) as driver:
+        try:
+            while driver.poll() is None:
+                if begun in log.read_text():
+                    for process in below(driver.pid, frozen):
+                        stopped.add(process)
+                        with suppress(psutil.NoSuchProcess):
+                            process.suspend()
+                time.sleep(0.1)
+        finally:
+            for process in stopped:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    last = log.read_text().splitlines()[-1]
+    assert driver.returncode == 75, last
+    assert what in last
+    assert last.endswith(
+        "has stood still for 120 s (scale.stall-deadline-s); the same command continues from the last commit"
+    )
 
 
 @pytest.mark.timeout(2 * RUN_LIMIT_S)

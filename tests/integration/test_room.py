@@ -1,5 +1,6 @@
 """Whether a cluster has room for a run: several raylets on this machine, each a node of its own."""
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,8 @@ def nodes():
 
 
 @pytest.mark.long
-def test_room_is_counted_node_by_node(nodes):
+def test_room_is_counted_node_by_node(nodes, caplog):
+    caplog.set_level(logging.INFO, "finepseudo")
     preflight(asking())
     ends = time.monotonic() + 30
     while ray.available_resources()["CPU"] < 8:
@@ -51,6 +53,7 @@ def test_room_is_counted_node_by_node(nodes):
     preflight(asking(train_workers=3, train_workers_min=2))
     with pytest.raises(ClusterError, match="no node has 1 CPU, 1 score for a scoring worker, of which there are 1"):
         preflight(asking(score_resource="score"))
+    assert len(caplog.records) < 10, "waits, and says so now and then"
 
 
 @pytest.mark.long

@@ -104,7 +104,7 @@ def test_a_store_is_tried_and_left_as_it_was(bucket_store):
 
 def test_a_bucket_that_is_not_there_is_said_in_one_line(bucket_store):
     where = Store(bucket_store.root.replace("verbs-", "other-"))
-    with pytest.raises(StorageError, match=f"^{where.root}: cannot write a file: .*check address, credentials"):
+    with pytest.raises(StorageError, match=f"^{where.root}/probe/probe: cannot be written: .*check address"):
         check_store(where, "probe")
 
 
@@ -120,7 +120,7 @@ def guarded(monkeypatch):
 
 
 def test_wrong_credentials_are_said_without_them(guarded):
-    with pytest.raises(StorageError, match="^s3://guarded-bucket/run: cannot write a file: ") as caught:
+    with pytest.raises(StorageError, match="^s3://guarded-bucket/run/probe/probe: cannot be written: ") as caught:
         check_store(guarded, "probe")
     assert "secret-of-the-test" not in str(caught.value)
 

@@ -10,7 +10,7 @@ import torch
 from finepseudo.align import collaborate
 from finepseudo.data.plan import plan_score
 from finepseudo.recipes import find
-from finepseudo.run import KNOWN, LABELS, Run, claim, labels, pass_plan
+from finepseudo.run import KNOWN, LABELS, LEFT_OUT, Run, claim, labels, pass_plan
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.train.pseudo_labels import label_table
@@ -24,7 +24,7 @@ def labelled_run(folder, count=14, rounds=2, *, method="finepseudo", known=0.0, 
 
     Args:
         known: label.known; θ_known is 1 then.
-        undecoded: rows of the manifest that the last round could not decode.
+        undecoded: rows of the manifest that the last round could not decode; from the second on, with a reason.
         without: columns that labels of an older version lack.
         columns: of the manifest.
     """
@@ -46,11 +46,12 @@ def labelled_run(folder, count=14, rounds=2, *, method="finepseudo", known=0.0, 
     plan.ensure(store, pass_plan("label/round-1", plan.fingerprint))
     for number in range(1, rounds + 1):
         decoded = np.setdiff1d(asked, undecoded) if number == rounds else asked
-        commit_round(store, made, decoded, f"{method}/round-{number}", known, seed=number, without=without)
+        left = {int(row): f"cut: {row}" for row in np.setdiff1d(asked, decoded)[1:]}
+        commit_round(store, made, decoded, f"{method}/round-{number}", known, seed=number, without=without, left=left)
     return Run.at(store)
 
 
-def commit_round(store, made, clip_N, name, known=0.0, *, seed=0, without=()):
+def commit_round(store, made, clip_N, name, known=0.0, *, seed=0, without=(), left=None):
     """Random labels of some clips."""
     random = np.random.default_rng(seed)
     p_A_NK, p_E_NK = (torch.tensor(random.dirichlet(np.full(len(NAMES), 0.3), len(clip_N))).float() for _ in range(2))
@@ -62,5 +63,6 @@ def commit_round(store, made, clip_N, name, known=0.0, *, seed=0, without=()):
     near_S_NM = -np.sort(-random.random((len(clip_N), 3)).astype(np.float32), axis=1)
     table = label_table(found, clip_N, p_A_NK, p_E_NK, near_NM, near_S_NM).drop_columns(list(without))
     parts = {LABELS: artefacts.table_bytes(table), "fusion.json": b"{}", "seconds.json": b"{}"}
+    parts |= {LEFT_OUT: json.dumps(left).encode()} if left else {}
     lineage = {"method": name.partition("/")[0], **({"known": known} if known else {})}
     artefacts.commit(store, labels(name), parts | ({KNOWN: b"1.0"} if known else {}), lineage)

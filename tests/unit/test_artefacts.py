@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from finepseudo.errors import ArtefactError
+from finepseudo.errors import ArtefactError, StorageError
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 
@@ -105,7 +105,7 @@ def test_missing_parts_and_damaged_markers_are_found(store):
 def test_full_disk_loses_nothing_that_is_committed(small_disk):
     store = Store(str(small_disk))
     artefacts.commit(store, "first", {"part": b"kept"}, {"made": "before"})
-    with pytest.raises(ArtefactError, match="no room left"):
+    with pytest.raises(StorageError, match="no room left"):
         artefacts.commit(store, "second", {"small": b"fits", "part": b"x" * 1_000_000}, {})
     assert artefacts.read_part(store, "first", "part") == b"kept"
     assert artefacts.committed(store, "second") is None

@@ -1,5 +1,6 @@
 """What a finished run says of other videos: as its evaluation does, from the run or from a folder that stands alone."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import finepseudo
@@ -22,7 +24,8 @@ from finepseudo.driver.executor import InProcess
 from finepseudo.driver.export import export_classifier
 from finepseudo.driver.predict import find_videos, predict_videos
 from finepseudo.driver.rounds import run_rounds
-from finepseudo.errors import ArtefactError, ManifestError
+from finepseudo.errors import ArtefactError, ManifestError, RecipeError
+from finepseudo.labels.predictions import ending_of, write_predictions
 from finepseudo.models.table import Preprocessing
 from finepseudo.recipe import changed
 from finepseudo.recipes import find
@@ -180,6 +183,17 @@ def test_a_long_file_is_cut_into_windows_that_overlap_and_reach_its_end(run, tmp
     assert (whole["start_s"], whole["end_s"]) == (None, None)
 
 
+def test_windows_of_pictures_have_frames_and_no_times(run, tmp_path):
+    """Nobody knows their rate: seconds that are asked for are those of 25 a second."""
+    (tmp_path / "pictures").mkdir()
+    for number, frame_HWC in enumerate(np.random.default_rng(0).integers(0, 256, (100, 64, 64, 3), dtype=np.uint8)):
+        Image.fromarray(frame_HWC).save(tmp_path / f"pictures/{number:03}.jpg")
+    rows = predicted(run, [tmp_path / "pictures"], tmp_path / "work", window_s=2)
+    assert [(row["first_frame"], row["num_frames"]) for row in rows] == [(0, 50), (25, 50), (50, 50)]
+    assert {row[name] for row in rows for name in ("start_s", "end_s", "error")} == {None}
+    assert all(0 <= place <= 1 for row in rows for place, _ in row["path"]), "shares of the whole"
+
+
 def test_the_least_alignable_clip_of_the_collection_is_just_known(run, tmp_path):
     reader = Run.at(Store(str(run)))
     manifest, labelled = reader.manifest(), set(reader.labelled())
@@ -276,3 +290,33 @@ def test_the_job_says_in_its_exit_code_that_a_video_was_not_read(run, tmp_path):
     assert sorted(row["video"] for row in rows) == sorted([str(good), str(bad)])
     assert done.returncode == 1
     assert not (tmp_path / "out.jsonl.work").exists()
+
+
+def test_predictions_are_the_same_in_each_form(run, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    rows = predicted(run, [str(evaluated(run)[0][0]), str(bad)], tmp_path / "work")
+    assert sorted(row["error"] is None for row in rows) == [False, True]
+    for ending in (".csv", ".parquet", ".jsonl"):
+        write_predictions(iter(rows), ending, tmp_path / f"rows{ending}")
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert lines == rows
+    table = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    for row, found in zip(rows, table, strict=True):
+        assert set(found) == set(row)
+        assert {name: found[name] for name in ("video", "label", "known", "path", "error")} == {
+            name: row[name] for name in ("video", "label", "known", "path", "error")
+        }
+        assert found["confidence"] == pytest.approx(row["confidence"])
+        assert [one["label"] for one in found["near"] or []] == [one["label"] for one in row["near"] or []]
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert [cell["error"] for cell in cells] == [row["error"] or "" for row in rows]
+    good = next(number for number, row in enumerate(rows) if row["error"] is None)
+    assert [one["label"] for one in json.loads(cells[good]["top"])] == [one["label"] for one in rows[good]["top"]]
+
+
+def test_a_file_of_predictions_says_its_form():
+    with pytest.raises(RecipeError, match=r"its ending says no form; expected \.csv, \.parquet, \.jsonl"):
+        ending_of("classes.txt")
+    assert ending_of("s3://b/CLASSES.CSV") == ".csv"

@@ -1,5 +1,6 @@
 """How a job ends: an exit code that says what to do, and no more than a line."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ WAITING = """
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from finepseudo.cli import log, logged_to, main
+from finepseudo.cli import log, main, working_in
 from finepseudo.storage.store import Store
 
 def job(argv):
-    with logged_to(Store(argv[0])), ThreadPoolExecutor(1) as threads:  # as a driver waits for its trainings
+    with working_in(Store(argv[0])), ThreadPoolExecutor(1) as threads:  # as a driver waits for its trainings
         future = threads.submit(time.sleep, 600)
         log.info("first")
         log.info("last")
@@ -62,4 +63,33 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"StorageError: {tmp_path}/file: cannot write a file: ")
+    assert re.match(
+        f"StorageError: {tmp_path}/file/probe-[0-9a-f]+/probe: cannot be written: Not a directory; check", line
+    )
+
+
+LOGGING = """
+import sys
+from finepseudo.cli import log, main, working_in
+from finepseudo.storage.store import Store
+
+def job(argv):
+    with working_in(Store(argv[0])):
+        log.info("first")
+        {0}
+
+main(job)
+"""
+
+
+@pytest.mark.parametrize(("work", "code", "last"), [("log.info('last')", 0, ""), ("1 / 0", 1, "ZeroDivisionError: ")])
+def test_a_log_that_cannot_be_kept_ends_no_job_and_hides_no_error(work, code, last, tmp_path):
+    (tmp_path / "logs").write_text("in the way")
+    command = [sys.executable, "-c", LOGGING.format(work), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    (warning,) = (line for line in done.stderr.splitlines() if "cannot be kept" in line)
+    assert warning.endswith("Not a directory; check the path and its rights")
+    assert "cannot schedule new futures" not in done.stderr
+    if last:
+        assert done.stderr.splitlines()[-1].startswith(last)

@@ -1,13 +1,13 @@
 """The arithmetic of costs: what grows with what, who waits, and that it counts the rows of real plans."""
 
-import importlib
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasheet
 import pytest
+import scale
 from clips import classed, manifest
 
 from finepseudo.costs.model import CORE_PRICE, GPU_PRICE, Cluster, Model, Sizes, changed, growth, make_plan, stand_in
@@ -22,10 +22,6 @@ from finepseudo.recipe import Split
 from finepseudo.recipes import PUBLISHED, find
 from finepseudo.sizes import COMPARED, JUDGED
 from finepseudo.storage.store import Store
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-scale, datasheet = importlib.import_module("scale"), importlib.import_module("datasheet")
-del sys.path[0]
 
 COSTS = UnitCosts(
     machine="made up", source="made up", video_frames=70, decode_kept_s=0.012, decode_once_s=0.01, decode_hit_s=0.0003,

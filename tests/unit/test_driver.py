@@ -31,9 +31,10 @@ from finepseudo.errors import ArtefactError, DecodeError, ManifestError, Storage
 from finepseudo.models import weights
 from finepseudo.recipe import Data, Split
 from finepseudo.recipes import find
-from finepseudo.report.page import summary, write_report
+from finepseudo.report.page import write_report
+from finepseudo.report.summary import summary
 from finepseudo.results import FrameTruth, frame_quality
-from finepseudo.run import Run, data_store
+from finepseudo.run import Run, data_store, pass_left_out
 from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store, located
 from finepseudo.train.initial import random_encoder
@@ -374,6 +375,9 @@ def test_videos_that_vanish_are_left_out_up_to_a_share(first, tmp_path, caplog):
     assert (counted["clips"], counted["rejected"]) == (50, 1)
     assert "left out" in caplog.text
     assert gone[0] in caplog.text
+    (kept,) = [pass_left_out(run, folder) for _, folder in Run.at(run).passes() if folder.startswith("results/")]
+    assert [clips.clips["path"][row].as_py() for row in kept] == gone[:1]
+    assert "unreadable" in kept[next(iter(kept))]
     run.delete("results")
     intact = run.read(f"data/{gone[1]}")
     run.delete(f"data/{gone[1]}")

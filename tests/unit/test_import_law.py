@@ -24,6 +24,7 @@ ONLY_IN = {
     "tensorboardX": ("tracking/event_files.py",),
     "mlflow": ("tracking/mlflow_runs.py",),
     "wandb": ("tracking/wandb_runs.py",),
+    "starlette": ("runtime/serving.py",),
 }
 # room -> libraries that it may import; rooms that are not here may import any
 LIBRARIES = {
@@ -59,6 +60,7 @@ MAY = {
     | LEAVES,
     "runtime": {"runtime", "doctor", "run", "train", "data", "costs"} | LEAVES,
     "doctor": {"doctor", "align", "data", "rehearsal"} | LEAVES,
+    "serve": {"serve", "runtime", "driver", "classifier", "train", "data", "rehearsal"} | LEAVES,
     "costs": {"costs", "data", TABLE} | LEAVES,
     "preview": {"preview", "costs", "data", TABLE} | LEAVES,
     "fields": {"errors"},
@@ -230,10 +232,13 @@ def at_the_top(source):
         ("driver/rounds.py", "import ray"),
         ("driver/rounds.py", "from finepseudo.runtime.executor import on_ray"),
         ("runtime/executor.py", "from finepseudo.driver.steps import Steps"),
+        ("runtime/serving.py", "from finepseudo.serve.desk import Desk"),
+        ("serve/desk.py", "import ray"),
+        ("serve/desk.py", "import starlette"),
         ("driver/rounds.py", "import finepseudo.report"),
         ("driver/rounds.py", "from finepseudo import report"),
         ("driver/rounds.py", "from finepseudo.cli import main"),
-        ("run.py", "from finepseudo.report.page import summary"),
+        ("run.py", "from finepseudo.report.summary import summary"),
         ("report/page.py", "from finepseudo.review.queue import Queue"),
         ("review/queue.py", "from finepseudo.driver.rounds import run_rounds"),
         ("review/page.py", "from finepseudo.align.softdtw import dtw_path"),

@@ -204,6 +204,15 @@ def test_the_probe_answers_without_a_finepseudo_that_could_be_imported(tmp_path)
     assert answers["kernel"]["fault"] == "not this one"
 
 
+def test_files_that_a_container_has_read_take_none_of_its_memory(tmp_path, monkeypatch):
+    for name, text in (("max", "4000\n"), ("now", "3000\n"), ("memory.stat", "anon 1000\ninactive_file 1500\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(probe, "CGROUPS", [(str(tmp_path), "max", "now", "inactive_file")])
+    assert probe.machine({"cache": "cache", "session": ""})["memory"] == {"total": 4000, "free": 2500}
+    (tmp_path / "max").write_text("max\n")
+    assert probe.machine({"cache": "cache", "session": ""})["memory"]["total"] > 4000
+
+
 def test_a_look_that_hangs_takes_no_other_with_it():
     text = TEXT.replace('"kernel": kernel', '"kernel": lambda asked: time.sleep(600)')
     answers = ask({"kernel": {}, "machine": {"cache": "clips", "session": ""}}, deadline_s=10.0, text=text)

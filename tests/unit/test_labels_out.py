@@ -80,6 +80,11 @@ def test_a_clip_without_a_label_says_why(run):
     assert found["v012"]["rounds"] == []
 
 
+def test_a_clip_that_the_pass_left_out_has_its_reason(tmp_path):
+    found = by_id(Outcome(labelled_run(tmp_path / "run", undecoded=[9, 10])))
+    assert [found[clip]["reason"] for clip in ("v009", "v010", "v011")] == [UNDECODED, f"{UNDECODED}: cut: 10", None]
+
+
 def test_a_part_of_a_file_says_which(run):
     found = by_id(Outcome(run))
     part = {name: found["v008"][name] for name in ("file", "start_s", "end_s", "first_frame", "num_frames")}

@@ -1,11 +1,9 @@
 """Encoders of the full size train at ZeRO stages 2 and 3 on two workers: nothing reads what another rank holds."""
 
-import importlib
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from servers import free_port
 from training_helpers import case, launch, recipe, train
 
 from finepseudo.models.table import choose
@@ -39,27 +37,17 @@ def test_two_workers_take_the_same_steps_at_both_stages(kind, models, tmp_path):
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
-@pytest.fixture(scope="module")
-def sharding():
-    """The benchmark of sharding; its processes import it by its own name."""
-    folder = Path(__file__).parents[2] / "benchmarks"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield importlib.import_module("sharding")
-    del sys.modules["sharding"]
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "again"),
     [("vtn_resnet18", False), ("r2plus1d_18", False), ("vtn_clip_vit_b16", True), ("aim_vit_b16", True)],
 )
-def test_both_stages_halve_what_they_shard_and_take_the_same_steps(sharding, name, again):
+def test_both_stages_halve_what_they_shard_and_take_the_same_steps(name, again):
     """Nor do layers that are computed again disturb what is gathered."""
+    import sharding  # DeepSpeed comes with it
+
     where = {"size": 32, "frames": 4, "recompute": again}
-    two, three = (
-        sharding.measured(sharding.Cell(choose(name), stage, port=sharding.free_port(), **where)) for stage in (2, 3)
-    )
+    two, three = (sharding.measured(sharding.Cell(choose(name), stage, port=free_port(), **where)) for stage in (2, 3))
     for rank in range(sharding.WORLD):
         assert two[rank]["loss"] == pytest.approx(three[rank]["loss"], rel=1e-3)
         assert three[rank]["parameters"] == pytest.approx(two[rank]["parameters"] / 2, rel=0.02)

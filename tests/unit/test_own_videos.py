@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finepseudo.data.formats import READERS, read_annotations, read_collection
-from finepseudo.errors import ManifestError
+from finepseudo.errors import ManifestError, StorageError
 from finepseudo.recipe import Data
 from finepseudo.storage.store import Store
 
@@ -87,11 +87,12 @@ def test_numbers_may_be_names(tmp_path):
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def refuse(self, path):
+    def refuse(self, path, *_):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(Store, "open", refuse)
-    with pytest.raises(ManifestError, match=r"t.csv: may not be read by this user"):
+    (tmp_path / "t.csv").write_text("id,label\na,x\n")
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.open", refuse)
+    with pytest.raises(StorageError, match=r"t.csv: cannot be opened: Permission denied; check the path"):
         read(tmp_path, train="t.csv")
 
 

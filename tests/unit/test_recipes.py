@@ -13,8 +13,9 @@ from finepseudo.cli import Options, parse
 from finepseudo.costs.predict import hours_text, predict_published
 from finepseudo.costs.units import SHIPPED, read_units
 from finepseudo.errors import RecipeError
-from finepseudo.recipe import described, digest, recipe_from
+from finepseudo.recipe import changed, described, digest, recipe_from
 from finepseudo.recipes import PUBLISHED, RECIPES, copy_recipe, find
+from finepseudo.recipes import options as recipe_options
 from finepseudo.recipes.published import LARGE, public, rows
 
 ROOT = Path(__file__).parents[2]
@@ -357,3 +358,22 @@ class More(Options):
 def test_a_job_adds_its_own_options():
     found = parse(More, ["rehearsal", "--run", "/r", "--extra", "4"], program="jobs/x.py", description="Test.")
     assert (found.extra, found.run) == (4, "/r")
+
+
+@pytest.mark.parametrize("name", ["rehearsal", "rehearsal_smoke", "diving48_10pct"])
+def test_the_options_of_a_recipe_make_it_of_the_one_of_its_name(name):
+    made = changed(find(name), {"align.margin": 0.25, "split.label_fraction": 0.3, "optimiser.blocks_per_step": 8})
+    if made.data.rehearsal:
+        other = replace(made.data.rehearsal, train_per_class=25, words=("TW-U", "TP-F"))
+        made = replace(made, data=replace(made.data, rehearsal=other))
+    known, *others = recipe_options.options(
+        replace(made, scale=replace(made.scale, train_workers=1)), leave=("align.margin",)
+    )
+    found = parse(Options, [known, "--run", "/r", *others], program="jobs/run.py", description="Test.").recipe
+    assert replace(found, align=made.align) == made
+    assert found.align.margin == find(name).align.margin, "it was to be left out"
+    assert recipe_options.options(find(name)) == [name]
+
+
+def test_of_a_recipe_of_a_users_own_file_the_name_alone_is_known():
+    assert recipe_options.options(replace(find("rehearsal"), name="mine")) == ["mine"]

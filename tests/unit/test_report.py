@@ -1,6 +1,9 @@
 """The last lines of a run and its page say what was measured, whatever it is, and need nothing but themselves."""
 
+import base64
 import hashlib
+import html
+import io
 import itertools
 import json
 import math
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from PIL import Image
 
 from finepseudo import rehearsal
 from finepseudo.align.fusion import Fusion
@@ -21,8 +25,12 @@ from finepseudo.data.child import Child, answer
 from finepseudo.models import weights
 from finepseudo.recipe import METHODS, Rehearsal, changed
 from finepseudo.recipes import find
-from finepseudo.report.examples import SHOWN, _chosen, choose_examples
-from finepseudo.report.page import figure, summary, write_report
+from finepseudo.report import examples
+from finepseudo.report.examples import _chosen, choose_examples
+from finepseudo.report.look import SIDE
+from finepseudo.report.page import write_report
+from finepseudo.report.summary import summary
+from finepseudo.report.words import figure
 from finepseudo.results import (
     Accuracy,
     Confusion,
@@ -131,10 +139,16 @@ def page_of(run, body, base=None):
 
 
 def check_self_contained(page):
-    """Nothing is fetched and nothing runs; base64 may look like an address, so pictures are taken out first."""
+    """Nothing is fetched, and the page's own script alone runs; base64 may look like an address, so it is taken out."""
     page = re.sub(r'src="data:image/jpeg;base64,[A-Za-z0-9+/=]*"', "", page)
-    assert not re.search(r"https?:|//\w|url\((?!#)|@import|<script|<link|<iframe|<object|javascript:", page)
-    assert re.findall(r'\b(?:src|href|data|action)="(?!#)[^"]*"', page) == []
+    script = page[page.rindex("<script>") + len("<script>") : page.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(page)
+    assert "default-src 'none'; img-src data:; " in html.unescape(page)
+    assert page.count("<script") == 1
+    page = page.replace(script, "").replace("http-equiv", "")
+    assert not re.search(r"https?:|url\((?!#)|@import|<link|<iframe|<object|javascript:| style=| on\w+=", page)
+    assert re.findall(r'\b(?:src|href|action)="(?!#)[^"]*"', page) == []
 
 
 @pytest.mark.parametrize("methods", [m for n in range(6) for m in itertools.combinations(METHODS, n)], ids=str)
@@ -237,11 +251,11 @@ def test_page_of_figures_alone(tmp_path):
     assert "+.050 ±.020" in page
     assert "No method of this run" in page
     assert "Learning curves" in page
-    assert re.search(r"<td>&lt;script&gt;alert\(&#39;x&#39;\)&lt;/script&gt;</td><td>3</td><td>\.500</td>", page)
+    assert re.search(r"&lt;script&gt;alert\(&#39;x&#39;\)&lt;/script&gt;</th><td>3</td><td>\.500</td>", page)
     cells = (".500 (.400 to .600)", "-.200 (-.300 to .100)", ".800 (.700 to .900)", ".300")
-    assert "<td>".join(["pre-trained</td>", *(f"{cell}</td>" for cell in cells)]) in page
-    assert "<td>".join(["after L_AV</td>", ".750 (.625 to .875)</td>", *3 * ["not known</td>"]]) in page
-    assert re.search(r"finepseudo fused</td><td>tuck</td><td>twist</td><td>7</td><td>\.875<", page)
+    assert "<td>".join(["pre-trained</th>", *(f"{cell}</td>" for cell in cells)]) in page
+    assert "<td>".join(["after L_AV</th>", ".750 (.625 to .875)</td>", *3 * ["not known</td>"]]) in page
+    assert re.search(r"finepseudo fused</th><td>tuck</td><td>twist</td><td>7</td><td>\.875<", page)
     assert page_of(run, results(), base) == page
 
 
@@ -261,8 +275,8 @@ def test_page_and_summary_tell_of_novel_videos(tmp_path):
     one = labels("finepseudo/round-1")
     body = replace(results(), rounds={"finepseudo": [replace(one, quality=replace(one.quality, open_world=found))]})
     page = page_of(a_run(tmp_path), body)
-    cells = ("finepseudo, round 1", "5 of 16", *3 * [".875 ±.030"], ".031 ±.010", ".750 ±.131")
-    assert "".join(f"<td>{cell}</td>" for cell in cells) in page
+    cells = ("5 of 16", *3 * [".875 ±.030"], ".031 ±.010", ".750 ±.131")
+    assert "finepseudo, round 1</th>" + "".join(f"<td>{cell}</td>" for cell in cells) in page
     assert "novel 5 of 16; AUROC of known-ness .875 ±.030; contamination .031 ±.010" in summary(body)
     assert "without a labelled video" not in page_of(a_run(tmp_path / "closed"), results(rounds=1))
 
@@ -271,7 +285,7 @@ def test_page_without_videos_still_has_the_figures(tmp_path):
     page = page_of(a_run(tmp_path), results(rounds=1))
     assert re.search(r"No examples could be shown: \S*/manifest: not committed", page)
     assert "finepseudo, round 1" in page
-    assert "<th>p_A right</th>" in page
+    assert '<th scope="col">p_A right</th>' in page
 
 
 @pytest.fixture
@@ -311,7 +325,7 @@ def labelled_run(tmp_path):
         for n, clip in enumerate((1, 3))
     ]  # fmt: skip
     table = artefacts.table_bytes(pa.Table.from_pylist(rows))
-    artefacts.commit(run, "labels/finepseudo/round-1", {"labels.parquet": table}, {})
+    artefacts.commit(run, "labels/finepseudo/round-1", {"labels.parquet": table, "fusion.json": b"{}"}, {})
     return run
 
 
@@ -320,7 +334,7 @@ def test_examples_show_frames_and_escape_their_names(labelled_run):
     check_self_contained(page)
     assert HOSTILE not in page
     assert "No examples" not in page
-    assert page.count('<img src="data:image/jpeg;base64,') == 2
+    assert len(re.findall(r'<img class="(?:mine|theirs)" src="data:image/jpeg;base64,', page)) == 4
     assert "<h3>rejected</h3>" in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; tuck" in page
 
@@ -336,20 +350,31 @@ def test_examples_stand_beside_the_right_clips(labelled_run):
     classes = {f"{HOSTILE}0": "pike", f"{HOSTILE}2": f"{HOSTILE} tuck"}
     for example in (first, second):
         assert example.neighbour == classes[example.neighbour_id]
-        for name, shown_THWC in (
-            (example.video_id, example.frames_THWC), (example.neighbour_id, example.aligned_THWC),
-        ):  # fmt: skip
-            assert shown_THWC.shape == (SHOWN, 32, 32, 3)
-            assert {frame.tobytes() for frame in shown_THWC} <= every_frame(labelled_run, name)
+        frames = len(example.path)
+        assert [*example.path] == sorted(example.path), "a path goes forward"
+        assert 0 <= example.path[0] <= example.path[-1] < frames
+        for name, strip in ((example.video_id, example.strip), (example.neighbour_id, example.neighbour_strip)):
+            with Image.open(io.BytesIO(base64.b64decode(strip))) as picture:
+                assert picture.size == (frames * SIDE, SIDE)
+                first_HWC = np.asarray(picture.convert("RGB"))[:, :SIDE].astype(float)
+            assert np.abs(first_HWC - first_frame(labelled_run, name)).mean() < 6
 
 
-def every_frame(run, video_id):
-    """All frames of the file of a clip, each as bytes."""
+def test_examples_take_turns_and_stop_where_the_room_ends(labelled_run, monkeypatch):
+    body = results(rounds=1)
+    labelled_run.write("results.json", body.to_json())
+    first, _ = choose_examples(Run.at(labelled_run), body)
+    monkeypatch.setattr(examples, "ROOM", len(first.strip) + len(first.neighbour_strip))
+    assert [one.kind for one in choose_examples(Run.at(labelled_run), body)] == ["accepted, wrong"]
+
+
+def first_frame(run, video_id):
+    """The first frame of the file of a clip, as it is shown."""
     row = Run.at(run).manifest().clips.filter(pc.field("video_id") == video_id).to_pylist()[0]
     child = Child(60)
-    frames_FHWC = child.frames(run.uri(f"data/{row['path']}"), row, list(range(row["num_frames"])), 32, 32)
+    frames_FHWC = child.frames(run.uri(f"data/{row['path']}"), row, [0], SIDE, SIDE)
     child.close()
-    return {frame.tobytes() for frame in frames_FHWC}
+    return frames_FHWC[0]
 
 
 def test_examples_are_of_each_kind_the_surest_and_the_least_sure():
@@ -368,7 +393,7 @@ def test_examples_are_of_each_kind_the_surest_and_the_least_sure():
         "accepted, right": [5, 0, 4],
         "accepted, wrong": [2, 1],
         "accepted, truth not known": [3],
-        "rejected": [10, 8, 9, 7],
+        "rejected": [10, 8, 9, 7, 6, 11],
     }
 
 

@@ -2,19 +2,19 @@
 
 import base64
 import hashlib
-import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
+import chromium
 import numpy as np
 import pytest
 from PIL import Image
 
-from finepseudo.review.page import NEAR, SIDE, inside_script, page, strip
+from finepseudo.report.document import inside_script
+from finepseudo.report.look import SIDE, strip
+from finepseudo.review.page import NEAR, page
 from finepseudo.review.queue import Queue
 
 EVIL = "</script><img src=x onerror=alert(1)>&\u2028'\"{{ 7*7 }}<!--<script>"
@@ -122,15 +122,19 @@ def test_json_inside_a_script_is_the_same_json():
         inside_script(float("nan"))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="wants chromium")
+@chromium.wanted
 def test_a_browser_runs_the_script_and_shows_evil_names_as_texts(tmp_path):
     (tmp_path / "review.html").write_text(shown(EVIL, (EVIL, "b"))[0])
-    options = ("--headless", "--no-sandbox", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000")
-    command = ["chromium", *options, "--dump-dom", f"file://{tmp_path}/review.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = Elements(done.stdout).found
-    assert "0 of 1 looked at" in done.stdout
-    assert {"data-frame": "0"}.items() <= next(attrs for _, attrs in found if attrs.get("id") == "theirs").items()
-    assert html.escape(EVIL, quote=False) in done.stdout
-    assert "img" not in [tag for tag, _ in found]
+    with chromium.Page(tmp_path / "review.html", tmp_path) as found:
+        found.until("document.getElementById('theirs').dataset.frame === '0'")
+        assert found.value("document.getElementById('done').textContent") == "0 of 1 looked at"
+        assert found.value("document.getElementById('mine-name').textContent") == EVIL
+        assert found.value("document.querySelectorAll('img').length") == 0
+        for frame, there in ((1, 0), (2, 2), (3, 3), (0, 0)):  # the path of the clip, and round again
+            found.key("ArrowRight")
+            frames = [found.value(f"document.getElementById('{name}').dataset.frame") for name in ("mine", "theirs")]
+            assert frames == [str(frame), str(there)]
+        found.key("a", "a")
+        assert found.value("document.getElementById('done').textContent") == "1 of 1 looked at"
+        assert found.said == []
+        assert found.asked == [f"file://{tmp_path}/review.html"]

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from finepseudo.errors import ArtefactError
+from finepseudo.errors import StorageError
 from finepseudo.storage.store import Store, read_uri
 
 
@@ -180,10 +180,10 @@ def test_addresses(tmp_path, monkeypatch):
 def test_a_name_in_the_way_is_one_clear_error(tmp_path):
     (tmp_path / "taken").write_text("a file")
     for verb in (Store(str(tmp_path / "taken")).create, Store(str(tmp_path / "taken")).write):
-        with pytest.raises(ArtefactError, match=r"taken/recipe.json: cannot be written: (File exists|Not a directory)"):
+        with pytest.raises(StorageError, match=r"taken/recipe.json: cannot be written: (File exists|Not a directory)"):
             verb("recipe.json", b"")
     (tmp_path / "folder/part").mkdir(parents=True)
-    with pytest.raises(ArtefactError, match="folder/part: cannot be written: Is a directory"):
+    with pytest.raises(StorageError, match="folder/part: cannot be written: Is a directory"):
         Store(str(tmp_path)).write("folder/part", b"1")
     assert every_file(tmp_path) == ["taken"]
 
@@ -192,7 +192,7 @@ def test_a_name_in_the_way_is_one_clear_error(tmp_path):
 def test_full_disk_leaves_the_old_file_and_no_temporary(small_disk, verb):
     store = Store(str(small_disk))
     store.write("first", b"kept")
-    with pytest.raises(ArtefactError, match=r"no room left \(No space left on device\).* start the same command again"):
+    with pytest.raises(StorageError, match=r"no room left \(No space left on device\).* start the same command again"):
         getattr(store, verb)("first" if verb == "write" else "second", b"x" * 1_000_000)
     assert store.read("first") == b"kept"
     assert every_file(small_disk) == ["first"]
@@ -203,11 +203,11 @@ def test_full_disk_leaves_the_old_file_and_no_temporary(small_disk, verb):
 def test_a_limit_on_the_size_of_files_is_met_like_a_full_disk(store):
     store.write("file", b"kept")
     code = (
-        "import resource, sys; from finepseudo.errors import ArtefactError; "
+        "import resource, sys; from finepseudo.errors import StorageError; "
         "from finepseudo.storage.store import Store\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: Store(sys.argv[1]).write('file', b'x' * 100_000)\n"
-        "except ArtefactError as error: print(error)"
+        "except StorageError as error: print(error)"
     )
     answer = python(code, store.root).communicate(timeout=60)[0].decode()
     assert f"{store.uri('file')}: no room left (File too large); what was committed before is intact" in answer

@@ -187,10 +187,11 @@ def test_unknown_names_are_answered_with_near_ones(tmp_path, monkeypatch, search
 
 def test_what_a_run_does_not_know_is_said(tmp_path):
     columns = {"start": [9] * 14, "num_frames": [30] * 14, "split": ["train"] * 13 + ["test"]}
-    run = labelled_run(tmp_path / "run", undecoded=[7], **columns)
+    run = labelled_run(tmp_path / "run", undecoded=[7, 8], **columns)
     page = why(run, "v007")
     assert "file   v/7.mp4, frames 9 to 39 of 99 (0.36 to 1.56 s)" in page
     assert section(page, "Its labels")[2].endswith(UNDECODED)
+    assert section(why(run, "v008"), "Its labels")[2].endswith(f"{UNDECODED}: cut: 8")
     assert "Predictions: none, the run is not finished" in why(run, "v013")
     old = labelled_run(tmp_path / "old", without=["near", "near_S"])
     assert "not known: an older version made these labels" in why(old, "v007")

@@ -84,8 +84,6 @@ class Source:
                 raise self.fault(
                     None, ": no such annotation file; set --data.root to the folder that holds it"
                 ) from None
-            if isinstance(error, PermissionError):
-                raise self.fault(None, ": may not be read by this user") from None
             raise
         except UnicodeDecodeError as error:
             raise self.fault(None, f": not text in UTF-8: {error}") from None

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from finepseudo.data.formats.entries import Annotation, Source, shown
+from finepseudo.data.formats.entries import Annotation, Source, check_id, shown
 
 TIMES = "finegym_annotation_info_v1.1.json"
 _ELEMENT = re.compile(r"(.+)_(E_(\d{6})_\d{6})_(A_(\d{4})_(\d{4}))")  # the video's own id may hold `_E_` too
@@ -46,6 +46,7 @@ def _read(source: Source) -> Iterator[tuple[Annotation, re.Match[str]]]:
         found = _ELEMENT.fullmatch(name)
         if not found:
             raise source.fault(where, f": expected <video>_E_<6 digits>_<6>_A_<4>_<4> and a label, got {shown(text)}")
+        check_id(name, where, "element", source)
         yield Annotation(name, label.strip(), "", where), found
 
 

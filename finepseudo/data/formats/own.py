@@ -79,8 +79,8 @@ def parquet(source: Source) -> Iterator[Annotation]:
     with source.opened() as file:
         try:
             batches = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise source.fault(None, f": not Parquet: {error}") from None
+        except (pa.ArrowException, OSError) as error:
+            raise source.fault(None, f": not Parquet: {' '.join(str(error).split())}") from None
         _check_header(batches.schema_arrow.names, source, None)
         note_unused(batches.schema_arrow.names, source)
         where = 0
@@ -96,7 +96,7 @@ def _batches(file: pq.ParquetFile, source: Source) -> Iterator[pa.RecordBatch]:
     try:
         yield from file.iter_batches(65_536)
     except (pa.ArrowException, OSError) as error:
-        raise source.fault(None, f": damaged: {error}") from None
+        raise source.fault(None, f": damaged: {' '.join(str(error).split())}") from None
 
 
 def _check_header(names: list[str], source: Source, where: int | None) -> None:

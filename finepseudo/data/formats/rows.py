@@ -96,7 +96,9 @@ class Rows:
         names = {str(label) for label in labels}
         if len(names) < 2 or not all(type(label) in (str, int) for label in labels):
             what = shown(sorted(names)) if names else "no label at all; is there a column or field 'label'?"
-            raise ManifestError(f"data.vocab is empty, so labels must be names of at least two classes, got {what}")
+            place = f"{self._sources[0].place(None)}: " if self._sources else ""
+            said = f"{place}data.vocab is empty, so labels must be names of at least two classes, got {what}"
+            raise ManifestError(said)
         return sorted(names, key=int if all(name.isdecimal() for name in names) else None)
 
     def table(self, names: list[str], *, vocabulary: bool) -> pa.Table:
