@@ -4,9 +4,11 @@
     python benchmarks/chaos.py --to chaos.jsonl --table             # the table of what is there
 
 Faults come at random moments (`--seed`) while a run is at work: processes are killed or stopped, the S3 server (moto,
-of tests/requirements.lock) is behind a proxy that misbehaves, a second driver is started. A driver that ends as it
-should (code 75; code 1 where the store refused) is started again by the same command. After each run: its results are
-those of the undisturbed one, and what its trainings took is their plan, no row left out and none twice.
+of tests/requirements.lock) is behind a proxy that misbehaves, a second driver is started. As root on Linux, which can
+give each driver a temporary folder and a /dev/shm of its own, these fill up, and packets to the store are dropped;
+where Debian's libfaketime is there, clocks jump. A driver that ends as it should (code 75; code 1 where the store
+refused) is started again by the same command. After each run: its results are those of the undisturbed one, and what
+its trainings took is their plan, no row left out and none twice.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -52,6 +55,9 @@ AGAIN, REFUSED = 75, 1
 TAIL = 80  # lines of a driver that ended as it should not
 ENDS_S = 90.0  # for a driver to end that has to
 LIMIT_S = 240.0  # for a run to be at work again
+TMP_MIB, SHM_MIB = 2048, 1024  # of a driver's own
+SHM = Path("/dev/shm")
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 AT_WORK = re.compile(r"^[\d:]+ \S+: \d+/\d+,|steps \d+ to|probing|generating")
 
 
@@ -121,10 +127,15 @@ class Ground:
     driver: Driver
     s3: FaultyS3
     server: Any
+    clock: Path  # says by how many seconds the driver's is wrong
+    disk: Path  # where the driver's temporary folder is, seen from inside
 
 
-def killed(*titles: str, ends: bool = False) -> Callable[[Ground], bool]:
-    """One of the processes of these titles, without which the driver may have to end; False where there is none now."""
+Strike = Callable[[Any], bool]  # what it strikes; False where there is none now
+
+
+def killed(*titles: str, ends: bool = False) -> Strike:
+    """One of the processes of these titles, without which the driver may have to end."""
 
     def strike(ground: Ground) -> bool:
         victims = ground.driver.victims(*titles)
@@ -138,7 +149,7 @@ def killed(*titles: str, ends: bool = False) -> Callable[[Ground], bool]:
     return strike
 
 
-def stopped(*titles: str, seconds: float) -> Callable[[Ground], bool]:
+def stopped(*titles: str, seconds: float) -> Strike:
     """One of the processes is not scheduled for a while."""
 
     def strike(ground: Ground) -> bool:
@@ -153,7 +164,7 @@ def stopped(*titles: str, seconds: float) -> Callable[[Ground], bool]:
     return strike
 
 
-def of_driver(number: signal.Signals) -> Callable[[Ground], bool]:
+def of_driver(number: signal.Signals) -> Strike:
     """A signal to the driver."""
 
     def strike(ground: Ground) -> bool:
@@ -164,7 +175,7 @@ def of_driver(number: signal.Signals) -> Callable[[Ground], bool]:
     return strike
 
 
-def of_store(fault: Fault, seconds: float) -> Callable[[Ground], bool]:
+def of_store(fault: Fault, seconds: float) -> Strike:
     """The store misbehaves for a while."""
 
     def strike(ground: Ground) -> bool:
@@ -184,6 +195,44 @@ def server_stopped(ground: Ground) -> bool:
     return True
 
 
+def packets_dropped(ground: Ground) -> bool:
+    """On their way to the store, without a word to anyone."""
+    rule = ["INPUT", "-i", "lo", "-p", "tcp", "--dport", str(ground.s3.server.server_port), "-j", "DROP"]
+    subprocess.run(["iptables", "-I", *rule], check=True)
+    try:
+        time.sleep(30)
+    finally:
+        subprocess.run(["iptables", "-D", *rule], check=True)
+    return True
+
+
+def full(of: Callable[[Ground], Path], seconds: float) -> Strike:
+    """No byte is left on a disk of the driver's for a while."""
+
+    def strike(ground: Ground) -> bool:
+        there = Path(f"/proc/{ground.driver.process.pid}/root{of(ground)}")
+        with tempfile.NamedTemporaryFile(dir=there) as filling:
+            with contextlib.suppress(OSError):
+                while filling.write(bytes(1 << 20)):
+                    filling.flush()
+            time.sleep(seconds)
+            with contextlib.suppress(OSError):
+                filling.truncate(0)
+        return True
+
+    return strike
+
+
+def clock_jumps(seconds: int) -> Strike:
+    """That of all processes of the driver, for good: forwards, and backwards the next time."""
+
+    def strike(ground: Ground) -> bool:
+        ground.clock.write_text(f"{seconds:+d}" if ground.clock.read_text() == "+0" else "+0")
+        return True
+
+    return strike
+
+
 def second_driver(ground: Ground) -> bool:
     """The same command while the first works: refused in one line."""
     done = subprocess.run(
@@ -199,7 +248,7 @@ def second_driver(ground: Ground) -> bool:
     return True
 
 
-FAULTS: dict[str, Callable[[Ground], bool]] = {
+FAULTS: dict[str, Strike] = {
     "training worker killed": killed("ray::RayTrainWorker"),
     "training worker stopped for 8 s": stopped("ray::RayTrainWorker", seconds=8),
     "decoding worker killed": killed("DecodeBlocks", "ray::MapWorker"),
@@ -220,19 +269,40 @@ FAULTS: dict[str, Callable[[Ground], bool]] = {
     "S3: every connection reset for 20 s": of_store(Reset(), 20),
     "S3: 403 for 3 s": of_store(Status(403), 3),
 }
+OF_ROOT: dict[str, Strike] = {
+    "S3: packets dropped for 30 s": packets_dropped,
+    "temporary folder full for 10 s": full(lambda ground: ground.disk, 10),
+    "/dev/shm full for 10 s": full(lambda _: SHM, 10),
+}
+OF_CLOCK: dict[str, Strike] = {"clock jumps by an hour": clock_jumps(3600)}
 MAY_END = {"S3: 403 for 3 s": REFUSED}  # beside AGAIN
 KILLED = -signal.SIGKILL
 
 
-def disturbed(driver: Driver, ground: Ground, chance: random.Random, budget: int) -> Iterator[dict[str, Any]]:
+def possible() -> dict[str, Strike]:
+    """The faults that this machine allows."""
+    root = os.geteuid() == 0 and shutil.which("iptables") and shutil.which("unshare")
+    return FAULTS | (OF_ROOT if root else {}) | (OF_CLOCK if FAKETIME.exists() else {})
+
+
+def with_own_disks(command: list[str], disk: Path) -> list[str]:
+    """The same command, whose temporary folder and /dev/shm are small and no other's."""
+    mounts = " && ".join(
+        f"mount -t tmpfs -o size={size}m tmpfs {folder}" for folder, size in ((disk, TMP_MIB), (SHM, SHM_MIB))
+    )
+    return ["unshare", "-m", "--propagation", "private", "sh", "-c", f'{mounts} && exec "$@"', "sh", *command]
+
+
+def disturbed(ground: Any, faults: dict[str, Strike], chance: random.Random, budget: int) -> Iterator[dict[str, Any]]:
     """A row a fault, until the run has come to its end or so many faults have struck; then nothing disturbs it."""
+    driver: Driver = ground.driver
     driver.start()
     while budget and at_work(driver, time.monotonic(), "")["code"] != 0:
         time.sleep(chance.uniform(0.5, 6.0))
-        kinds = [*FAULTS]
+        kinds = [*faults]
         chance.shuffle(kinds)
         began = time.monotonic()
-        name = next((kind for kind in kinds if driver.process.poll() is None and FAULTS[kind](ground)), "")
+        name = next((kind for kind in kinds if driver.process.poll() is None and faults[kind](ground)), "")
         if name:
             budget -= 1
             yield {"fault": name, **at_work(driver, began, name)}
@@ -276,7 +346,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|")
     struck = [row for row in rows if "fault" in row]
-    for name in FAULTS:
+    for name in dict.fromkeys([*FAULTS, *(row["fault"] for row in struck)]):
         mine = [row for row in struck if row["fault"] == name]
         if mine:
             seconds = [row["seconds"] for row in mine]
@@ -290,42 +360,88 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run after run until so many faults have struck; a line of the file is a fault, or a run's end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(doc: str) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--each", type=int, default=10, help="faults of one run at most")
+    parser.add_argument("--only", default="", help="faults whose name has this text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and stop")
-    options = parser.parse_args()
-    rows = [json.loads(line) for line in options.to.read_text().splitlines()] if options.to.exists() else []
-    if options.table:
-        print(table(rows))
-        return
-    recipe, chance = recipe_of_runs(), random.Random(options.seed + len(rows))  # noqa: S311
-    with tempfile.TemporaryDirectory() as folder, moto() as (server, url), FaultyS3(url) as s3:
-        whole = Store(folder)
-        ensure_results(run_rounds(recipe, whole, InProcess(recipe)))
-        environment = {**os.environ, "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
-        environment |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3.url}
-        os.environ.update(environment)
-        bucket = _filesystem("s3", os.getpid())
-        bucket.mkdir("chaos")
-        while sum("fault" in row for row in rows) < options.faults:
-            run = Store(f"s3://chaos/run-{time.time_ns()}")
-            told = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-            command = [sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", run.root, *told]
-            driver = Driver([*command, "--methods", "finepseudo"], environment)
-            left = options.faults - sum("fault" in row for row in rows)
-            for row in disturbed(driver, Ground(driver, s3, server), chance, min(options.each, left)):
-                rows.append(row)
-                print(row, flush=True)
-                options.to.write_text("".join(json.dumps(one) + "\n" for one in rows))
-            rows.append(compared(run, whole))
-            print(rows[-1], flush=True)
-            options.to.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return parser.parse_args()
+
+
+def noted(to: Path) -> list[dict[str, Any]]:
+    """Faults and ends of runs so far."""
+    return [json.loads(line) for line in to.read_text().splitlines()] if to.exists() else []
+
+
+def repeatedly(
+    options: argparse.Namespace, faults: dict[str, Strike], begun: Callable[[str], Any], whole: Store
+) -> None:
+    """Run after run until so many faults have struck; a line of the file is a fault, or a run's end.
+
+    Args:
+        begun: the ground with the driver of a run in a directory.
+    """
+    rows = noted(options.to)
+    faults = {name: strike for name, strike in faults.items() if options.only in name}
+    chance = random.Random(options.seed + len(rows))
+
+    def note(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(row, flush=True)
+        options.to.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+    while left := max(0, options.faults - sum("fault" in row for row in rows)):
+        run = Store(f"s3://chaos/run-{time.time_ns()}")
+        for row in disturbed(begun(run.root), faults, chance, min(options.each, left)):
+            note(row)
+        note(compared(run, whole))
     print(table(rows))
+
+
+def of_s3(url: str) -> dict[str, str]:
+    """Environment that reaches the server, for this process too; with a bucket there."""
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
+    environment |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url}
+    os.environ.update(environment)
+    _filesystem("s3", os.getpid()).mkdir("chaos")
+    return environment
+
+
+def command_of(run: str, *more: str) -> list[str]:
+    """Of the job, as its user gives it."""
+    told = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    return [sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", run, *told, "--methods", "finepseudo", *more]
+
+
+def main() -> None:
+    """On one machine."""
+    options = asked(__doc__ or "")
+    if options.table:
+        print(table(noted(options.to)))
+        return
+    recipe = recipe_of_runs()
+    with tempfile.TemporaryDirectory() as folder, moto() as (server, url), FaultyS3(url) as s3:
+        whole, clock, disk = Store(f"{folder}/whole"), Path(folder, "clock"), Path(folder, "t")
+        ensure_results(run_rounds(recipe, whole, InProcess(recipe)))
+        environment = of_s3(s3.url)
+        faults, of_driver = possible(), dict[str, str]()
+        if OF_ROOT.keys() <= faults.keys():
+            disk.mkdir()
+            of_driver |= {"TMPDIR": str(disk), "RAY_TMPDIR": str(disk)}
+        if OF_CLOCK.keys() <= faults.keys():
+            of_driver |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock)}
+            of_driver |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+        def begun(run: str) -> Ground:
+            clock.write_text("+0")
+            command = with_own_disks(command_of(run), disk) if disk.exists() else command_of(run)
+            return Ground(Driver(command, environment | of_driver), s3, server, clock, disk)
+
+        repeatedly(options, faults, begun, whole)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ docs/security.md has the promises.
 
 import contextlib
 import http.client
+import ipaddress
 import os
 import subprocess
 import sys
@@ -27,11 +28,15 @@ SECRETS = {
     "MLFLOW_TRACKING_TOKEN": "mlflow-secret-of-the-test",
 }
 SECRET = {value for name, value in SECRETS.items() if name != "RAY_AUTH_MODE"}
-GRPC = {  # of the head, of a node, and of every process that works; and what each of them tells
+GRPC = {  # of the head, of a node (its two ports, and its agent), of every process that works; a question to each
     "NodeInfoGcsService": "GetAllNodeInfo",
     "NodeManagerService": "GetNodeStats",
+    "ObjectManagerService": "Pull",
+    "ReporterService": "GetTraceback",
     "CoreWorkerService": "GetCoreWorkerStats",
 }
+PROCESS_GROUP = {"ray::RayTrainWorker", "ray::execute._propagate_data_context"}  # a training's, of torch: no token there
+HTTP, FIGURES = "refused over HTTP", "figures for Prometheus"
 
 
 def processes(root):
@@ -69,7 +74,7 @@ def sockets(pid):
 
 
 def listening(pids):
-    """Whether on loopback alone, and port and program, of every listening socket of these processes."""
+    """Address, port and program of every listening socket of these processes."""
     owner = {}
     for pid in sorted(pids):  # parents first: a child holds its parent's sockets until its exec
         who = command_line(pid)
@@ -81,26 +86,36 @@ def listening(pids):
             words = line.split()
             if words[3] == "0A" and words[9] in owner:
                 address, _, port = words[1].partition(":")
-                local = address in ("0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F")
-                found.add((local, int(port, 16), owner[words[9]]))
+                found.add((_address(address), int(port, 16), owner[words[9]]))
     return found
 
 
-def answers_without_a_token(port):
-    """HTTP status of the dashboard's list of jobs; None of gRPC, and of the figures for Prometheus, which are open."""
+def _address(written):
+    """As the kernel writes it: words of four bytes, each in the machine's order."""
+    words = [bytes.fromhex(written[at : at + 8])[::-1] for at in range(0, len(written), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def without_a_token(address, port):
+    """What a listening socket says to whom it does not know: services that refuse him, and those that answer.
+
+    Raises ConnectionError: nobody listens there any more.
+    """
+    host = "127.0.0.1" if address.is_unspecified else str(address)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=5) as answer:
-            return None if answer.read(6) == b"# HELP" else answer.status
+        with urllib.request.urlopen(f"http://{host}:{port}/api/jobs/", timeout=5) as answer:
+            figures = answer.read(6) == b"# HELP"
+            return ({FIGURES}, set()) if figures else (set(), {f"HTTP {answer.status}"})
     except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, http.client.HTTPException):  # not there any more, or gRPC
-        return None
-
-
-def grpc_without_a_token(port):
-    """By which of Ray's services a port refuses whom it does not know, and by which it answers."""
+        return ({HTTP}, set()) if error.code in (401, 403) else (set(), {f"HTTP {error.code}"})
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ConnectionError):
+            raise ConnectionError from error
+    except (OSError, http.client.HTTPException):
+        pass  # something else listens
     refused, answered = set(), set()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
         for service, method in GRPC.items():
             try:
                 channel.unary_unary(f"/ray.rpc.{service}/{method}")(b"", timeout=5)
@@ -108,17 +123,19 @@ def grpc_without_a_token(port):
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                     refused.add(service)
+                elif error.code() is grpc.StatusCode.UNAVAILABLE:
+                    break  # no gRPC
     return refused, answered
 
 
 def test_a_run_shows_no_secret_and_listens_on_loopback():
-    """Ray's own services bind wider, and have token authentication."""
+    """Ray's own services bind wider, and refuse who has no token."""
     with tempfile.TemporaryDirectory(prefix="fs", dir="/tmp") as folder:
         run, ray = Path(folder) / "run", Path(folder) / "ray"
         ray.mkdir()
         command, environment = run_command(run, *SHORT, env={**SECRETS, "RAY_TMPDIR": str(ray)})
-        seen, ours, statuses = set(), set(), set()
-        asked, refused, answered = set(), set(), set()
+        seen, wide, asked, strangers = set(), set(), set(), set()
+        refused, answered = set(), set()
         with (Path(folder) / "said").open("wb") as said, contextlib.ExitStack() as stack:
             driver = subprocess.Popen(command, env=environment, stdout=said, stderr=said, cwd=ROOT)
             stack.callback(driver.kill)
@@ -127,25 +144,26 @@ def test_a_run_shows_no_secret_and_listens_on_loopback():
                 assert time.monotonic() < ends, "the run did not end"
                 pids = processes(driver.pid)
                 seen |= {command_line(pid) for pid in pids}
-                for local, port, who in listening(pids):
-                    ours.add((local, port, who))
-                    if "dashboard" in who and (status := answers_without_a_token(port)):
-                        statuses.add(status)
-                    if not local and port not in asked:
-                        asked.add(port)
-                        refuses, answers = grpc_without_a_token(port)
+                for address, port, who in listening(pids) - asked:
+                    asked.add((address, port, who))
+                    if address.is_loopback and "dashboard" not in who:
+                        continue
+                    if not _rays_own(who):
+                        wide.add(who)
+                    with contextlib.suppress(ConnectionError):
+                        refuses, answers = without_a_token(address, port)
                         refused, answered = refused | refuses, answered | answers
+                        if not refuses | answers:
+                            strangers.add(who)
                 time.sleep(1)
         text = (Path(folder) / "said").read_text()
         assert driver.returncode == 0, text[-4000:]
         assert len(seen) > 5, "processes of the run were looked at"
         assert not [line for line in seen if any(secret in line for secret in SECRET)]
-        wide = [who for local, _, who in ours if not local and not _rays_own(who)]
         assert len(wide) <= 1, f"of the driver, Ray's core worker alone: {wide}"
         assert all("jobs/run.py" in who for who in wide), f"what is not Ray's listens on loopback: {wide}"
-        assert 200 not in statuses
-        assert statuses & {401, 403}, f"no unauthenticated request was refused: {statuses}"
-        assert (refused, answered) == (set(GRPC), set())
+        assert (refused, answered) == ({*GRPC, HTTP, FIGURES}, set())
+        assert {who.split()[0] for who in strangers} <= PROCESS_GROUP, strangers
         files = [path for place in (run, ray) for path in place.rglob("*") if path.is_file()]
         assert any("logs" in path.parts and ray in path.parents for path in files), "Ray's session logs"
         bodies = {str(path.relative_to(folder)): path.read_bytes() for path in files} | {"said": text.encode()}
@@ -167,5 +185,5 @@ def test_the_scanner_itself_finds_what_is_shown_and_what_listens():
         assert process.stdout.readline() == b"up\n"
         assert secret in command_line(process.pid)
         assert process.pid in processes(os.getpid())
-        assert sorted(local for local, _, _ in listening({process.pid})) == [False, True]
+        assert sorted(address.is_loopback for address, _, _ in listening({process.pid})) == [False, True]
         process.kill()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 WITHIN_S = 90  # for Ray to start on a host
 
 
@@ -60,12 +60,24 @@ class Host:
         """Bytes that came to this host over its link so far."""
         return int(Path(f"/sys/class/net/{self.link}/statistics/tx_bytes").read_text())
 
+    def processes(self) -> list[psutil.Process]:
+        """All that run on this host."""
+        found = list[psutil.Process]()
+        for pid in subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split():
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(int(pid)))
+        return found
+
+    def plug(self, *, into: bool) -> None:
+        """Its cable goes into the network, or out of it."""
+        _do(f"ip link set {self.link} {'up' if into else 'down'}")
+
     def die(self) -> None:
         """As if its power were cut: no process ends well, and nobody is told."""
-        _do(f"ip link set {self.link} down")
-        for pid in subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split():
+        self.plug(into=False)
+        for process in self.processes():
             with suppress(psutil.Error):
-                psutil.Process(int(pid)).send_signal(signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)
         self.holder.wait(30)
 
 
