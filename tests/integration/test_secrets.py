@@ -35,7 +35,7 @@ GRPC = {  # of the head, of a node (its two ports, and its agent), of every proc
     "ReporterService": "GetTraceback",
     "CoreWorkerService": "GetCoreWorkerStats",
 }
-PROCESS_GROUP = {"ray::RayTrainWorker", "ray::execute._propagate_data_context"}  # a training's, of torch: no token there
+PROCESS_GROUP = {"ray::RayTrainWorker", "ray::execute._propagate_data_context"}  # of a training: no tokens there
 HTTP, FIGURES = "refused over HTTP", "figures for Prometheus"
 
 
