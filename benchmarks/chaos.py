@@ -211,7 +211,7 @@ def full(of: Callable[[Ground], Path], seconds: float) -> Strike:
 
     def strike(ground: Ground) -> bool:
         there = Path(f"/proc/{ground.driver.process.pid}/root{of(ground)}")
-        with tempfile.NamedTemporaryFile(dir=there) as filling:
+        with tempfile.TemporaryFile(dir=there) as filling:
             with contextlib.suppress(OSError):
                 while filling.write(bytes(1 << 20)):
                     filling.flush()

@@ -26,7 +26,7 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 
-from finepseudo.errors import ArtefactError
+from finepseudo.errors import ArtefactError, StorageError
 from finepseudo.storage.faults import OUTAGE_S, steadily
 
 log = logging.getLogger("finepseudo")
@@ -49,8 +49,16 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 @functools.lru_cache(maxsize=16)
 def _filesystem(protocol: str, pid: int) -> Any:
-    """One client a process and protocol; `pid` keeps a forked child from using its parent's connections."""
-    made = fsspec.filesystem(protocol, **(_S3 if protocol in ("s3", "s3a") else {}))
+    """One client a process and protocol; `pid` keeps a forked child from using its parent's connections.
+
+    Raises StorageError: its library is not installed.
+    """
+    try:
+        made = fsspec.filesystem(protocol, **(_S3 if protocol in ("s3", "s3a") else {}))
+    except ImportError as error:
+        raise StorageError(
+            f"{protocol}://: {error}, here and on every node; then the same command continues"
+        ) from error
     if hasattr(made, "retries"):
         made.retries = 1
     return made
@@ -67,6 +75,7 @@ class Store:
     """Folder and epoch of the lease under which it is written (see `lease`)."""
 
     def __post_init__(self) -> None:
+        _check(self.root)
         root = self.root.removeprefix("file://")
         object.__setattr__(self, "root", root.rstrip("/") if "://" in root else _absolute(root))
 
@@ -294,6 +303,16 @@ class _Steady(io.RawIOBase):
 def is_below(path: str) -> bool:
     """Whether a path that stands in a file of somebody else's stays below the folder that it is of."""
     return bool(path) and not (path.startswith("/") or ".." in path.split("/") or "://" in path or "\0" in path)
+
+
+def _check(address: str) -> None:
+    """Raises StorageError: it names a kind of store, and no place there."""
+    kind, colon, place = address.partition(":")
+    if not colon or not place.startswith("/") or kind not in fsspec.available_protocols():
+        return
+    if not place.startswith("//") or (kind != "file" and not place.strip("/")):
+        where = "/folder" if kind == "file" else "bucket/folder"
+        raise StorageError(f"{address}: expected {kind}://{where}, or ./{address} for a folder of that name")
 
 
 def _absolute(path: str) -> str:

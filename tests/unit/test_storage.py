@@ -177,6 +177,34 @@ def test_addresses(tmp_path, monkeypatch):
     assert Store("/").root == "/"
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("s3:/b/run", "s3://bucket"),
+        ("s3://", "s3://bucket"),
+        ("gs:///", "gs://bucket"),
+        ("file:/run", "file:///folder"),
+    ],
+)
+def test_an_address_that_names_no_place_makes_no_folder(address, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=f"^{address}: expected {expected}"):
+        Store(address)
+    Store(f"./{address}").write("x", b"1")
+    assert Store("a:b/c:/d").root == str(tmp_path / "a:b/c:/d")
+    assert Store("file:///").root == "/"
+
+
+def test_a_store_whose_library_is_not_installed_is_said(monkeypatch):
+    def missing(protocol, **_):
+        raise ImportError(f"Please install {protocol}fs")
+
+    monkeypatch.setattr("finepseudo.storage.store.fsspec.filesystem", missing)
+    with pytest.raises(StorageError, match="^zz://: Please install zzfs, here and on every node;") as caught:
+        Store("zz://b/run").read("x")
+    assert type(caught.value) is StorageError
+
+
 def test_a_name_in_the_way_is_one_clear_error(tmp_path):
     (tmp_path / "taken").write_text("a file")
     for verb in (Store(str(tmp_path / "taken")).create, Store(str(tmp_path / "taken")).write):
