@@ -18,8 +18,6 @@ from finepseudo.recipe import Recipe, digest
 from finepseudo.recipes import PUBLISHED
 from finepseudo.storage.store import Store
 
-FOLDERS = ("manifest", "split", "train", "embeddings", "labels", "results")
-
 
 @dataclass(frozen=True)
 class Preview:
@@ -42,7 +40,7 @@ def preview(recipe: Recipe, run: Store, base: Store, known: Known, variants: Seq
     named = (getattr(recipe.models, f"{role}_weights") for role in get_args(Role))
     with answering(run.uri(), base.uri(), recipe.data.root, *named):
         stock = take_stock(recipe, base)
-        there = [name for name in FOLDERS if run.list(name)]
+        there = run.list()
     lines = [
         f"recipe {recipe.name}, digest {digest(recipe)}, methods {', '.join(recipe.methods)}",
         f"run directory {run.uri()}: {'has ' + ', '.join(there) if there else 'empty'}",
