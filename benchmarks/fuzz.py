@@ -527,8 +527,7 @@ def read_artefact(request: dict[str, Any]) -> tuple[str, str]:  # noqa: C901  ev
     for file in [file for file in store.walk() if file.endswith(f"/{artefacts.MARKER}")]:
         folder = file.rpartition("/")[0]
         for name in artefacts.required(store, folder)["parts"]:
-            if name != "f_A.pt2" and name != "f_E.pt2":
-                artefacts.read_part(store, folder, name)
+            artefacts.read_part(store, folder, name)
         if folder.startswith("plans/"):
             Plan.load(store, folder)
     return "accepted", ""
@@ -560,10 +559,10 @@ def fuzz_artefacts(
     asked, rng = Asked(), random.Random(f"{seed} artefacts")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "run"
-        skip = shutil.ignore_patterns("data", "logs", "tensorboard", "timing", "checkpoints", "*.html")
+        skip = shutil.ignore_patterns("data", "logs", "tensorboard", "timing", "*.html")
         shutil.copytree(run, root, ignore=skip)
         if export is not None:
-            shutil.copytree(export, root / "export", ignore=shutil.ignore_patterns("*.pt2"))
+            shutil.copytree(export, root / "export")
         (Path(folder) / "whole").mkdir()
         told = asked({"root": str(root), "names": "", "temporary": f"{folder}/whole"})
         if told[0] != "accepted":

@@ -189,8 +189,14 @@ def test_a_deletion_that_is_refused_is_not_taken_for_done(away):
 
 def test_what_is_created_when_the_answer_is_lost_is_there(away):
     s3, where = away
-    s3.fault = Reset(after=True)
-    threading.Timer(1.0, lambda: setattr(s3, "fault", None)).start()
+    s3.fault, before = Reset(after=True), s3.wronged
+
+    def once():
+        while s3.wronged == before:
+            time.sleep(0.01)
+        s3.fault = None
+
+    threading.Thread(target=once, daemon=True).start()
     assert where.put_new("x", b"1") is False, "the second attempt finds what the first has put"
     assert where.read("x") == b"1"
 
