@@ -497,7 +497,7 @@ def fuzz_annotations(count: int, seed: int, report: Report, keep: Path | None = 
     asked.close()
 
 
-def read_artefact(request: dict[str, Any]) -> tuple[str, str]:  # noqa: C901  every reader there is, one by one
+def read_artefact(request: dict[str, Any]) -> tuple[str, str]:
     """All that a run's readers, or those of an exported classifier, read."""
     from finepseudo.classifier import Classifier
     from finepseudo.data.plan import Plan
