@@ -22,7 +22,7 @@ from finepseudo.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-LIMIT_S = 600
+LIMIT_S = 1500  # of a run beside others, on two busy cores
 HEAD = "f" * 51 + "00000"  # the name that the autoscaler's provider of such nodes gives to a head
 PLACES = {"train": 1, "score": 1, "decode": 3}
 SHORT = ("--methods", "finepseudo", "--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")
