@@ -34,6 +34,7 @@ exec "$@"
 
 def alone(folder, *command, timeout):
     inside = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TMPDIR", "TORCH_"))}
+    inside["RAY_worker_niceness"] = "0"
     return subprocess.run(
         ["unshare", "--mount", "bash", "-c", ALONE, "bash", ROOT, folder, *command],
         env=inside, capture_output=True, text=True, timeout=timeout,
