@@ -361,7 +361,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def asked(doc: str) -> argparse.Namespace:
-    """What the command line says."""
+    """What the command line says; where it asks for the table alone, that is printed, and all ends."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--each", type=int, default=10, help="faults of one run at most")
@@ -369,7 +369,11 @@ def asked(doc: str) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and stop")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.table:
+        print(table(noted(options.to)))
+        raise SystemExit(0)
+    return options
 
 
 def noted(to: Path) -> list[dict[str, Any]]:
@@ -419,11 +423,7 @@ def command_of(run: str, *more: str) -> list[str]:
 
 def main() -> None:
     """On one machine."""
-    options = asked(__doc__ or "")
-    if options.table:
-        print(table(noted(options.to)))
-        return
-    recipe = recipe_of_runs()
+    options, recipe = asked(__doc__ or ""), recipe_of_runs()
     with tempfile.TemporaryDirectory() as folder, moto() as (server, url), FaultyS3(url) as s3:
         whole, clock, disk = Store(f"{folder}/whole"), Path(folder, "clock"), Path(folder, "t")
         ensure_results(run_rounds(recipe, whole, InProcess(recipe)))

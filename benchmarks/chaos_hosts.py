@@ -45,13 +45,17 @@ class Ground:
         options = [f"--num-cpus={cpus}", f"--resources={json.dumps({group: cpus})}", "--object-store-memory=300000000"]
         self.nodes.setdefault(group, []).append(self.network.start(RAY, options, self.env))
 
+    def replace(self, group: str) -> None:
+        """The youngest node of a group dies, and another comes."""
+        self.nodes[group].pop().die()
+        self.start(group, NODES[group][-1])
+
 
 def node_lost(group: str) -> Strike:
-    """The youngest node of a group dies, and another comes."""
+    """As if its power were cut."""
 
     def strike(ground: Ground) -> bool:
-        ground.nodes[group].pop().die()
-        ground.start(group, NODES[group][-1])
+        ground.replace(group)
         return True
 
     return strike
@@ -71,8 +75,7 @@ def link_down(group: str, seconds: float) -> Strike:
                 break
             time.sleep(1)
         if not there:
-            ground.nodes[group].pop().die()
-            ground.start(group, NODES[group][-1])
+            ground.replace(group)
         return True
 
     return strike
@@ -92,9 +95,6 @@ FAULTS: dict[str, Strike] = {
 def main() -> None:
     """Run after run, each on hosts of its own."""
     options = chaos.asked(__doc__ or "")
-    if options.table:
-        print(chaos.table(chaos.noted(options.to)))
-        return
     if why_not():
         raise SystemExit(why_not())
     with (

@@ -303,19 +303,19 @@ class Run:
         """What one f_A made of videos."""
         return Embeddings.from_bytes(artefacts.read_part(self.store, embeddings(name), EMBEDDINGS))
 
-    def embedded(self) -> list[str]:
-        """Names of the committed embeddings."""
-        found = [folder.removeprefix(embeddings("")) for folder in _below(self.store, "embeddings", EMBEDDINGS)]
-        return [name for name in found if artefacts.committed(self.store, embeddings(name)) is not None]
+    def embedded(self) -> dict[str, dict[str, Any]]:
+        """Markers of the committed embeddings, by their names."""
+        folders = _below(self.store, "embeddings", EMBEDDINGS)
+        found = {folder.removeprefix(embeddings("")): artefacts.committed(self.store, folder) for folder in folders}
+        return {name: marker for name, marker in found.items() if marker is not None}
 
     def gallery(self, digest: str) -> Gallery:
         """That of the f_A whose weights have this digest.
 
         Raises ArtefactError: nobody has embedded D_l by it.
         """
-        for name in self.embedded():
-            marker = artefacts.committed(self.store, embeddings(name))
-            if marker is not None and marker["lineage"]["f_A"] == digest:
+        for name, marker in self.embedded().items():
+            if marker["lineage"]["f_A"] == digest:
                 return gallery_of(self.recipe(), self.embeddings(name), self.labelled(), len(self.class_names()))
         raise ArtefactError(f"{self.store.uri('embeddings')}: none by f_A {digest}; jobs/evaluate.py makes them")
 

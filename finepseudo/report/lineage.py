@@ -77,8 +77,7 @@ def _trained(run: Run, results: Results) -> Iterator[Made]:
 
 
 def _labelled(run: Run) -> Iterator[Made]:
-    for name in run.embedded():
-        marker = artefacts.required(run.store, places.embeddings(name))
+    for name, marker in run.embedded().items():
         said = f"{len(marker['lineage'].get('videos', ()))} clips"
         of = _present([marker["lineage"].get("f_A", "")])
         yield Made(f"embeddings {name}", artefacts.marker_digest(marker), of, said)

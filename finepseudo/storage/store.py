@@ -203,7 +203,7 @@ class Store:
         except FileNotFoundError:
             return []
         inside = f"{self._fs._strip_protocol(self.uri(path)).rstrip('/')}/"
-        named = [(one["name"].rstrip("/"), one) for one in found if one["name"].startswith(inside)]
+        named = ((one["name"].rstrip("/"), one) for one in found)
         return [
             (name.removeprefix(inside), one)
             for name, one in named
