@@ -41,7 +41,7 @@ def alone(folder, *command, timeout):
     )  # fmt: skip
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_writes_to_the_mounts_alone(tmp_path):
     if sys.prefix.startswith("/tmp/"):
         pytest.skip(f"hides /tmp, where {sys.prefix} lies")

@@ -16,6 +16,12 @@ import psutil
 import pytest
 from servers import free_port
 
+from finepseudo.driver.executor import InProcess
+from finepseudo.driver.rounds import run_rounds
+from finepseudo.recipe import changed
+from finepseudo.recipes import find
+from finepseudo.storage.store import Store
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LIMIT_S = 1500  # of a run beside others, on two busy cores
@@ -93,11 +99,18 @@ def ended(process):
 
 @pytest.mark.long
 def test_whole_run_as_a_submitted_job(head, tmp_path):
-    run = tmp_path / "run"
+    """What it trains itself is the round: the rest is there."""
+    run, base = tmp_path / "run", Store(str(tmp_path / "base"))
+    recipe = changed(
+        find("rehearsal_smoke"), {"methods": ("finepseudo",), "gitdl.frame_steps": 0, "gitdl.video_steps": 0}
+    )
+    run_rounds(recipe, base, InProcess(recipe))
     random_start = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")
-    done = submit(head, "jobs/run.py", "rehearsal_smoke", "--run", str(run), "--methods", "finepseudo", *random_start)
+    options = ("--base", base.root, "--methods", "finepseudo", *random_start, "--rounds.video-steps", "6")
+    done = submit(head, "jobs/run.py", "rehearsal_smoke", "--run", str(run), *options)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert (run / "results.json").exists()
+    assert (run / "train/finepseudo/round-1/video/snapshot").exists()
     assert "joining the Ray cluster" in done.stdout
     assert "starting Ray on this machine" not in done.stdout
     assert "slower: " not in done.stdout, "the upload has no compiled kernel, but the installed package has"

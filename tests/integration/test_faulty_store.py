@@ -67,6 +67,9 @@ def test_a_store_that_misbehaves_all_the_time_changes_nothing(short, faulty):
     assert s3.wronged > 50
     assert "rejected" not in done.stdout + done.stderr.replace(", 0 rejected", "")
     assert equal(run.read("results.json"), short)
+    assert run.exists("report.html")
+    logs = "".join(run.read(f"logs/{name}").decode() for name in run.list("logs"))
+    assert "secret-of-the-test" not in done.stdout + done.stderr + logs
 
 
 def test_a_store_that_is_not_there_is_one_line_soon(tmp_path):

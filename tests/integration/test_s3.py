@@ -1,4 +1,4 @@
-"""The whole small rehearsal, data and run directory, on s3:// against a real server process."""
+"""What a store, a decoder and a classifier do on s3://, against a real server process."""
 
 import io
 import json
@@ -7,11 +7,10 @@ import subprocess
 import sys
 import urllib.request
 import uuid
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHORT, call
+from conftest import ROOT
 from PIL import Image
 from servers import s3_server
 
@@ -20,7 +19,6 @@ from finepseudo.classifier import Classifier
 from finepseudo.data.child import Child
 from finepseudo.driver.export import export_classifier
 from finepseudo.errors import DecodeError, StorageError
-from finepseudo.results import Results
 from finepseudo.storage.check import check_store
 from finepseudo.storage.store import Store
 from finepseudo.storage.store import _filesystem as filesystem
@@ -43,28 +41,10 @@ def make_bucket(name, environment, monkeypatch):
 
 
 @pytest.fixture
-def bucket(s3, monkeypatch):
-    make_bucket("rehearsal-bucket", s3, monkeypatch)
-    return Store("s3://rehearsal-bucket/runs/a")
-
-
-@pytest.fixture
 def bucket_store(s3, monkeypatch):
     name = f"verbs-{uuid.uuid4()}"
     make_bucket(name, s3, monkeypatch)
     return Store(f"s3://{name}/deep/folder")
-
-
-@pytest.mark.long
-def test_whole_run_on_s3_equals_the_local_one(short, s3, bucket):
-    done = call(bucket.root, *SHORT, "--scale.cache-gib", 0, env=s3)
-    assert done.returncode == 0, done.stderr[-4000:]
-    there = Results.from_json(bucket.read("results.json"))
-    assert replace(there, timing={}) == replace(short.results, timing={})
-    assert bucket.exists("report.html")
-    assert (
-        "secret-of-the-test" not in done.stdout + done.stderr + bucket.read(f"logs/{bucket.list('logs')[0]}").decode()
-    )
 
 
 def test_other_videos_and_their_classes_on_s3(short, s3, bucket_store):

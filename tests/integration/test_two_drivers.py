@@ -10,16 +10,15 @@ from conftest import ROOT, RUN_LIMIT_S, SHORT, call, run_command
 
 from finepseudo.results import Results
 
-STARTS = 20
-
 
 @pytest.mark.long
 @pytest.mark.timeout(2 * RUN_LIMIT_S)
-def test_two_drivers_started_at_once_twenty_times(short, tmp_path):
+@pytest.mark.parametrize("starts", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_two_drivers_started_at_once(short, tmp_path, starts):
     """One works, the other names it and ends; who works is killed, and followed at once by one of the next two."""
     folder = tmp_path / "run"
     command, environment = run_command(folder, *SHORT)
-    for number in range(STARTS):
+    for number in range(starts):
         pair = [
             subprocess.Popen(command, env=environment, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=pipe)
             for pipe in (subprocess.PIPE, subprocess.PIPE)
@@ -38,4 +37,4 @@ def test_two_drivers_started_at_once_twenty_times(short, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     found = Results.from_json((folder / "results.json").read_bytes())
     assert replace(found, timing={}) == replace(short.results, timing={})
-    assert max(path.name for path in (folder / "lease").iterdir()) == f"{STARTS + 1:08d}.json"
+    assert max(path.name for path in (folder / "lease").iterdir()) == f"{starts + 1:08d}.json"

@@ -12,15 +12,17 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, short_recipe
 from prometheus_client.parser import text_string_to_metric_families
 
 from finepseudo import progress
 from finepseudo.data.plan import Plan, plan_classify, samples
+from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
+from finepseudo.driver.rounds import run_rounds
 from finepseudo.driver.steps import Steps, ensure_trained
 from finepseudo.errors import StorageError
-from finepseudo.recipe import CrossEntropy
+from finepseudo.recipe import CrossEntropy, Models
 from finepseudo.recipes import find
 from finepseudo.run import Run, data_store
 from finepseudo.runtime.executor import RayExecutor, on_ray, ray  # which sets the token before Ray is imported
@@ -255,3 +257,48 @@ def test_undecodable_videos_are_recorded_and_bounded(base, ground):
         assert row not in scores.columns()["clip"]
     finally:
         data.write(victim["path"], intact)
+
+
+def trained(recipe, folder, executor, base=None):
+    """The run directory and what its methods end with, where what the base has is not trained again."""
+    run = Store(str(folder))
+    finishes = run_rounds(recipe, run, executor, base).finishes
+    return run, {name: (end.frame.digest, end.video.digest, end.rounds) for name, end in finishes.items()}
+
+
+@pytest.mark.long
+def test_fixmatch_ends_the_same_on_ray_and_in_one_process(ground, short, tmp_path):
+    """Clips with and without a label in one stream, two forwards in one step."""
+    recipe, stage_2 = replace(short_recipe(), methods=("fixmatch",)), Store(str(short.folder))
+    run, ours = trained(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]), stage_2)
+    _, plain = trained(recipe, tmp_path / "plain", InProcess(recipe), stage_2)
+    assert ours == plain
+    curve = read_history(run, "train/fixmatch/round-1/video").curve
+    assert [point["step"] for point in curve] == list(range(1, 9))
+    assert all(0 <= point["accepted"] <= 1 for point in curve)
+
+
+@pytest.mark.long
+def test_stored_features_end_the_same_on_ray_and_in_one_process(ground, tmp_path):
+    """Features by the pool, trainings on them by streams."""
+    models = Models(frozen="tiny_vtn", frame="feature_vtn", video="feature_transformer")
+    recipe = short_recipe()
+    recipe = replace(recipe, models=models, frames=replace(recipe.frames, frozen=20))
+    _, ours = trained(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]))
+    _, plain = trained(recipe, tmp_path / "plain", InProcess(recipe))
+    assert ours == plain
+
+
+@pytest.mark.long
+def test_the_pool_labels_while_a_training_goes_on(ground, short, tmp_path):
+    """And so ends as one plain process does, where one comes after the other."""
+    recipe, stage_2 = short_recipe(), Store(str(short.folder))
+    rounds = replace(recipe.rounds, count=2, video_steps=120)
+    recipe = replace(recipe, label=replace(recipe.label, lag=1), rounds=rounds)
+    _, ours = trained(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]), stage_2)
+    made = [f"{name}/committed.json" for name in ("halfway", "snapshot")]
+    half, ended = ((tmp_path / "ray/train/finepseudo/round-1/video" / name).stat().st_mtime for name in made)
+    labelled = (tmp_path / "ray/labels/finepseudo/round-2/committed.json").stat().st_mtime
+    assert half < labelled < ended
+    _, plain = trained(recipe, tmp_path / "plain", InProcess(recipe), stage_2)
+    assert ours == plain

@@ -17,13 +17,13 @@ from finepseudo.train.checkpoint import read_history
     ("kind", "models"),
     [
         ("align", Models(frame="vtn_vit_s16")),
-        ("align", Models(frame="vtn_resnet50")),
         ("classify", Models(video="r3d_18", video_options={"temporal_stride_1": "true"})),
-        ("classify", Models(video="aim_vit_b16")),
-        ("classify", Models(video="videomae_b16")),
         ("classify", Models(video="timesformer_b16")),
+        pytest.param("align", Models(frame="vtn_resnet50"), marks=pytest.mark.slow),
+        pytest.param("classify", Models(video="aim_vit_b16"), marks=pytest.mark.slow),
+        pytest.param("classify", Models(video="videomae_b16"), marks=pytest.mark.slow),
     ],
-    ids=["vtn_vit_s16", "vtn_resnet50", "r3d_18", "aim_vit_b16", "videomae_b16", "timesformer_b16"],
+    ids=["vtn_vit_s16", "r3d_18", "timesformer_b16", "vtn_resnet50", "aim_vit_b16", "videomae_b16"],
 )
 def test_two_workers_take_the_same_steps_at_both_stages(kind, models, tmp_path):
     how = recipe()
@@ -40,7 +40,12 @@ def test_two_workers_take_the_same_steps_at_both_stages(kind, models, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "again"),
-    [("vtn_resnet18", False), ("r2plus1d_18", False), ("vtn_clip_vit_b16", True), ("aim_vit_b16", True)],
+    [
+        ("vtn_resnet18", False),
+        ("aim_vit_b16", True),
+        pytest.param("r2plus1d_18", False, marks=pytest.mark.slow),
+        pytest.param("vtn_clip_vit_b16", True, marks=pytest.mark.slow),
+    ],
 )
 def test_both_stages_halve_what_they_shard_and_take_the_same_steps(name, again):
     """Nor do layers that are computed again disturb what is gathered."""
