@@ -95,6 +95,7 @@ def check_ended_alike(here, there):
     assert replace(found, timing={}, snapshots={}) == replace(expected, timing={}, snapshots={})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT_S)
 def test_two_hosts_die_and_the_run_ends_as_one_that_nothing_disturbed(start, run, tmp_path):
     head, _, trainer, pool = start(0), start(4, train=2), start(4, train=2), start(1, score=1)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -101,9 +102,8 @@ def ended(process):
 def test_whole_run_as_a_submitted_job(head, tmp_path):
     """What it trains itself is the round: the rest is there."""
     run, base = tmp_path / "run", Store(str(tmp_path / "base"))
-    recipe = changed(
-        find("rehearsal_smoke"), {"methods": ("finepseudo",), "gitdl.frame_steps": 0, "gitdl.video_steps": 0}
-    )
+    recipe = changed(find("rehearsal_smoke"), {"gitdl.frame_steps": 0, "gitdl.video_steps": 0})
+    recipe = replace(recipe, methods=("finepseudo",))
     run_rounds(recipe, base, InProcess(recipe))
     random_start = ("--gitdl.frame-steps", "0", "--gitdl.video-steps", "0")
     options = ("--base", base.root, "--methods", "finepseudo", *random_start, "--rounds.video-steps", "6")
