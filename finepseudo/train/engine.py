@@ -7,6 +7,7 @@ kept, since DeepSpeed synchronises parameters and not buffers.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import math
@@ -14,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,60 @@ from finepseudo.train.session import Session
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def drop_stale_locks(cache: Path, older_s: float = 600) -> None:
-    """Remove the locks of builds that were killed, so that nobody waits for them."""
-    for lock in cache.glob("**/lock"):
-        # Another process, whose build ended just now, may take its lock away before we look at it.
-        with suppress(FileNotFoundError):
-            if time.time() - lock.stat().st_mtime > older_s:
-                lock.unlink()
+BUILD_S = 600.0  # for another process to build
+
+
+@contextmanager
+def one_at_a_time(folder: Path, within_s: float = BUILD_S) -> Iterator[None]:
+    """Held by one process of a machine; where that is killed, by the next.
+
+    Raises TrainingError: others had it for so many seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "one_at_a_time", "w") as file:
+        ends = time.monotonic() + within_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise TrainingError(
+                        f"{folder}: another process has been building DeepSpeed's CPU collective for {within_s:g} s; "
+                        "end it if it stands still (`fuser` names it), and start the same command again"
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def load_collective() -> None:
+    """Load DeepSpeed's CPU collective, which is built the first time; DeepSpeed then finds it loaded.
+
+    torch guards this by a file, for which others wait without end if who made it is killed. Here one process at a time
+    comes so far, and so knows that a file that is there is a dead one's.
+
+    Raises:
+        TrainingError: see `one_at_a_time`.
+        RuntimeError, OSError, ImportError: it cannot be built.
+    """
+    deepspeed = _import_deepspeed()
+    builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        return  # as DeepSpeed decides it: it does without
+    cache = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    with one_at_a_time(cache):
+        (cache / builder.name / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
 
 
 def _import_deepspeed() -> Any:
-    """Import DeepSpeed with a compiler cache of our own, free of locks that killed builds left behind."""
+    """Import DeepSpeed with a compiler cache of our own."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # One for each environment: a build is tied to the headers that it was made with.
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     default = Path.home() / ".cache/finepseudo" / f"torch-{torch.__version__}-{environment}"
-    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
-    drop_stale_locks(cache)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default))
     # The build calls the executable `ninja`, which pip puts beside the interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     import deepspeed
@@ -83,6 +120,7 @@ class Engine:
         zero_stage: int,
     ) -> None:
         deepspeed = _import_deepspeed()
+        load_collective()
         self.session = session
         self.total_steps, self.lr, self.warmup = steps, lr, optimiser.warmup
         self.blocks = optimiser.blocks_per_step // session.world
@@ -282,11 +320,8 @@ def compile_ahead() -> float:
     Raises TrainingError where the build fails (a C++ compiler and Python's headers are needed).
     """
     began = time.monotonic()
-    _import_deepspeed()
-    from deepspeed.comm.torch import build_shm_op
-
     try:
-        build_shm_op()
+        load_collective()
     except (RuntimeError, OSError, ImportError) as error:
         raise TrainingError(
             f"DeepSpeed's CPU collective does not compile: {error}. Install g++ and Python's headers "

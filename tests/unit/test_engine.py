@@ -1,6 +1,10 @@
 """DeepSpeed against a loop in plain PyTorch: every ZeRO stage, one and two workers, every objective."""
 
 import os
+import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -21,11 +25,21 @@ from training_helpers import (
 
 from finepseudo.data.batch import ClipBatch
 from finepseudo.errors import TrainingError
-from finepseudo.train.engine import MOMENTS, Engine, drop_stale_locks, schedule
+from finepseudo.train.engine import MOMENTS, Engine, load_collective, one_at_a_time, schedule
 from finepseudo.train.objectives import Objective
 from finepseudo.train.stage import build_objective
 
 ZERO = (0, 1, 2, 3)
+# A training by a process that has loaded nothing before.
+TRAINING = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from training_helpers import _child, case, train
+
+one = case(Path(sys.argv[1]), "classify", "one")
+_child(0, 1, sys.argv[1] + "/meeting", SimpleNamespace(send=print), train, ([one],))
+"""
 WORLDS = (1, 2)
 
 
@@ -190,17 +204,30 @@ def test_bf16_is_close_and_keeps_fp32_parameters(half_precision, plain, kind, ze
     assert not torch.equal(weight, weight.bfloat16().float())
 
 
-def test_locks_of_killed_builds_go_and_one_that_vanishes_while_we_look_is_no_error(tmp_path):
-    young, old, gone = (tmp_path / name / "lock" for name in ("young", "old", "gone"))
-    for lock in (young, old, gone):
-        lock.parent.mkdir()
-    young.touch()
-    old.touch()
-    os.utime(old, (0, 0))
-    gone.symlink_to(tmp_path / "nowhere")  # is listed, and cannot be looked at
-    drop_stale_locks(tmp_path)
-    assert young.exists()
-    assert not old.exists()
+def test_a_process_killed_while_it_loads_the_collective_holds_nobody_up(tmp_path):
+    load_collective()  # so the cache is full
+    env = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], tmp_path / "cache")
+    (lock,) = (path.parent / "lock" for path in (tmp_path / "cache").glob("*/build.ninja"))
+    # At its start, torch's own file is written and nothing else is done any more.
+    stuck = "from torch.utils import file_baton as f; import time; f.FileBaton.release = lambda self: time.sleep(600); "
+    load = "from finepseudo.train.engine import load_collective; load_collective()"
+    with subprocess.Popen([sys.executable, "-c", stuck + load], env=env) as first:
+        ends = time.monotonic() + 120
+        while not lock.exists():
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        held = one_at_a_time(tmp_path / "cache", within_s=0.5)
+        with pytest.raises(TrainingError, match=r"cache: another process has been building .* for 0.5 s"), held:
+            pass
+        first.kill()
+    assert lock.exists()
+    training = [sys.executable, "-c", TRAINING, str(tmp_path)]
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(training, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Outcome(error='', text=''" in done.stdout
+    assert not lock.exists()
 
 
 def test_schedule():
