@@ -162,7 +162,8 @@ class _StoreHandler(logging.Handler):
         super().__init__()
         self.run, self.path = replace(run, patience_s=0.0), path
         self.lines: list[str] = []
-        self.written, self.refused = 0, False
+        self.written = 0
+        self.warning: threading.Thread | None = None  # that it cannot be kept, once
         self.guard, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._renew, daemon=True)
         self.thread.start()
@@ -182,15 +183,17 @@ class _StoreHandler(logging.Handler):
                 self.written = count
             except Exception as error:  # noqa: BLE001  a log is no reason to stop, and must not hide one
                 away = isinstance(error, OutageError) and not self.over.is_set()  # the next time will do
-                if not self.refused and not away:
-                    self.refused = True
+                if not self.warning and not away:
                     text = f"the log cannot be kept beside the results, the job goes on: {error}"
-                    threading.Thread(target=log.warning, args=(text,), daemon=True).start()
+                    self.warning = threading.Thread(target=log.warning, args=(text,), daemon=True)
+                    self.warning.start()
 
     def close(self) -> None:
         """Write what is left."""
         self.over.set()
         self.thread.join(self.LAST_S)
+        if self.warning:
+            self.warning.join(1.0)  # so that the last line is that of the error that ends the job
         super().close()
 
     def _renew(self) -> None:
