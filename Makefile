@@ -17,7 +17,7 @@ test: setup-dev  ## the tests; PYTEST= runs the long ones too, TESTERS=0 all in 
 	$(BIN)/python -m pip check
 	$(FAIR) $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile $(PYTEST)
 
-test-slow: setup-dev  ## the image and a Kubernetes API server, built and asked, and more cases of long tests; as root on Debian
+test-slow: setup-dev  ## image and Kubernetes API server, built and asked; further cases of long tests; as root on Debian
 	bash .ci/system $(PYTHON) buildah debootstrap openssl
 	bash .ci/apiserver
 	$(FAIR) $(BIN)/python -m pytest -m slow

@@ -31,8 +31,6 @@ from finepseudo.train.objectives import Objective, Output
 from finepseudo.train.session import Session
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
 BUILD_S = 600.0  # for another process to build
 
 
@@ -59,39 +57,33 @@ def one_at_a_time(folder: Path, within_s: float = BUILD_S) -> Iterator[None]:
         yield
 
 
-def load_collective() -> None:
-    """Load DeepSpeed's CPU collective, which is built the first time; DeepSpeed then finds it loaded.
+def import_deepspeed() -> Any:
+    """DeepSpeed, with its CPU collective loaded from a compiler cache of our own, where the first one builds it.
 
     torch guards this by a file, for which others wait without end if who made it is killed. Here one process at a time
-    comes so far, and so knows that a file that is there is a dead one's.
+    comes so far, and so knows that a file that is there is a dead one's; DeepSpeed finds the collective loaded.
 
     Raises:
         TrainingError: see `one_at_a_time`.
-        RuntimeError, OSError, ImportError: it cannot be built.
+        RuntimeError, OSError, ImportError: the collective cannot be built.
     """
-    deepspeed = _import_deepspeed()
-    builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
-        return  # as DeepSpeed decides it: it does without
-    cache = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    with one_at_a_time(cache):
-        (cache / builder.name / "lock").unlink(missing_ok=True)
-        builder.load(verbose=False)
-
-
-def _import_deepspeed() -> Any:
-    """Import DeepSpeed with a compiler cache of our own."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # One for each environment: a build is tied to the headers that it was made with.
     environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     default = Path.home() / ".cache/finepseudo" / f"torch-{torch.__version__}-{environment}"
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default))
+    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default)))
     # The build calls the executable `ninja`, which pip puts beside the interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    accelerator: Any = deepspeed.accelerator.get_accelerator()
+    builder = accelerator.create_op_builder("ShareMemCommBuilder")
+    if builder is not None and deepspeed.ops.__compatible_ops__.get(builder.NAME, False):  # else DeepSpeed has none
+        with one_at_a_time(cache):
+            (cache / builder.name / "lock").unlink(missing_ok=True)
+            builder.load(verbose=False)
     return deepspeed
 
 
@@ -119,8 +111,7 @@ class Engine:
         block_rows: int,
         zero_stage: int,
     ) -> None:
-        deepspeed = _import_deepspeed()
-        load_collective()
+        deepspeed = import_deepspeed()
         self.session = session
         self.total_steps, self.lr, self.warmup = steps, lr, optimiser.warmup
         self.blocks = optimiser.blocks_per_step // session.world
@@ -321,7 +312,7 @@ def compile_ahead() -> float:
     """
     began = time.monotonic()
     try:
-        load_collective()
+        import_deepspeed()
     except (RuntimeError, OSError, ImportError) as error:
         raise TrainingError(
             f"DeepSpeed's CPU collective does not compile: {error}. Install g++ and Python's headers "

@@ -99,7 +99,7 @@ def ended(process):
 
 
 @pytest.mark.long
-def test_whole_run_as_a_submitted_job(head, tmp_path):
+def test_a_run_as_a_submitted_job(head, tmp_path):
     """What it trains itself is the round: the rest is there."""
     run, base = tmp_path / "run", Store(str(tmp_path / "base"))
     recipe = changed(find("rehearsal_smoke"), {"gitdl.frame_steps": 0, "gitdl.video_steps": 0})

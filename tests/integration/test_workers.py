@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finepseudo import progress
 from finepseudo.data.plan import Plan, plan_classify, samples
+from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
 from finepseudo.driver.prepare import ensure_manifest, ensure_split
 from finepseudo.driver.rounds import run_rounds
@@ -212,20 +213,20 @@ def test_metrics_are_at_rays_endpoint_while_a_run_works(ground, base, monkeypatc
     told = ("run_active", "progress_timestamp_seconds", "guard_max_rejected_ratio")
     of_run = [(f"ray_finepseudo_{name}",) for name in told] + [("ray_finepseudo_rejected_clips", "prepare")]
     of_work = [(f"ray_finepseudo_{name}", "counting") for name in ("progress_ratio", "left_seconds")]
-    # Those of Ray's own that the dashboard shows, without GPUs.
+    # Those of Ray's own that the dashboard shows; that of GPUs is not there without one.
     of_ray = set(re.findall(r"\bray_(?:node|object)_\w+", (ROOT / DASHBOARD).read_text()))
-    of_ray -= {"ray_node_gpus_utilization"}
+    of_gpus = {"ray_node_gpus_utilization"}
     began = time.time()
     with watch.watched(Run.at(run), base, Gauges().publish):
         RayExecutor(base, board).spread(len, ["a"] * 40, "counting")
-        found, names = seen_at_endpoint(*of_run, *of_work, shown=of_ray)
+        found, names = seen_at_endpoint(*of_run, *of_work, shown=of_ray - of_gpus)
     assert found["ray_finepseudo_run_active",] == 1
     assert began <= found["ray_finepseudo_progress_timestamp_seconds",] <= time.time()
     assert 0 < found["ray_finepseudo_progress_ratio", "counting"] < 1
     assert found["ray_finepseudo_left_seconds", "counting"] >= 0
     assert found["ray_finepseudo_guard_max_rejected_ratio",] == base.data.max_rejected
     assert found["ray_finepseudo_rejected_clips", "prepare"] == 0
-    assert of_ray <= names
+    assert of_ray - names == of_gpus
 
 
 @pytest.mark.long
@@ -267,33 +268,33 @@ def test_undecodable_videos_are_recorded_and_bounded(base, ground):
         data.write(victim["path"], intact)
 
 
-def trained(recipe, folder, executor, base=None):
-    """The run directory and what its methods end with, where what the base has is not trained again."""
-    run = Store(str(folder))
-    finishes = run_rounds(recipe, run, executor, base).finishes
-    return run, {name: (end.frame.digest, end.video.digest, end.rounds) for name, end in finishes.items()}
+def ended(recipe, folder, executor, base=None):
+    """Figures of a run, and digests of the weights that it ends with; what the base has is not trained again."""
+    return replace(ensure_results(run_rounds(recipe, Store(str(folder)), executor, base)), timing={})
 
 
 @pytest.mark.long
 def test_fixmatch_ends_the_same_on_ray_and_in_one_process(ground, short, tmp_path):
     """Clips with and without a label in one stream, two forwards in one step."""
     recipe, stage_2 = replace(short_recipe(), methods=("fixmatch",)), Store(str(short.folder))
-    run, ours = trained(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]), stage_2)
-    _, plain = trained(recipe, tmp_path / "plain", InProcess(recipe), stage_2)
+    ours = ended(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]), stage_2)
+    plain = ended(recipe, tmp_path / "plain", InProcess(recipe), stage_2)
     assert ours == plain
-    curve = read_history(run, "train/fixmatch/round-1/video").curve
+    curve = read_history(Store(str(tmp_path / "ray")), "train/fixmatch/round-1/video").curve
     assert [point["step"] for point in curve] == list(range(1, 9))
     assert all(0 <= point["accepted"] <= 1 for point in curve)
 
 
 @pytest.mark.long
-def test_stored_features_end_the_same_on_ray_and_in_one_process(ground, tmp_path):
+def test_stored_features_end_the_same_on_ray_and_in_one_process(ground, tmp_path, caplog):
     """Features by the pool, trainings on them by streams."""
+    caplog.set_level(logging.INFO, "finepseudo")
     models = Models(frozen="tiny_vtn", frame="feature_vtn", video="feature_transformer")
     recipe = short_recipe()
     recipe = replace(recipe, models=models, frames=replace(recipe.frames, frozen=20))
-    _, ours = trained(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]))
-    _, plain = trained(recipe, tmp_path / "plain", InProcess(recipe))
+    ours = ended(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]))
+    assert "features: 60 clips x 20 frames x 128 numbers of 2 bytes = 0.3 MiB" in caplog.text
+    plain = ended(recipe, tmp_path / "plain", InProcess(recipe))
     assert ours == plain
 
 
@@ -303,10 +304,10 @@ def test_the_pool_labels_while_a_training_goes_on(ground, short, tmp_path):
     recipe, stage_2 = short_recipe(), Store(str(short.folder))
     rounds = replace(recipe.rounds, count=2, video_steps=120)
     recipe = replace(recipe, label=replace(recipe.label, lag=1), rounds=rounds)
-    _, ours = trained(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]), stage_2)
+    ours = ended(recipe, tmp_path / "ray", RayExecutor(recipe, ground[2]), stage_2)
     made = [f"{name}/committed.json" for name in ("halfway", "snapshot")]
-    half, ended = ((tmp_path / "ray/train/finepseudo/round-1/video" / name).stat().st_mtime for name in made)
+    half, end = ((tmp_path / "ray/train/finepseudo/round-1/video" / name).stat().st_mtime for name in made)
     labelled = (tmp_path / "ray/labels/finepseudo/round-2/committed.json").stat().st_mtime
-    assert half < labelled < ended
-    _, plain = trained(recipe, tmp_path / "plain", InProcess(recipe), stage_2)
+    assert half < labelled < end
+    plain = ended(recipe, tmp_path / "plain", InProcess(recipe), stage_2)
     assert ours == plain

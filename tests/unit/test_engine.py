@@ -25,11 +25,12 @@ from training_helpers import (
 
 from finepseudo.data.batch import ClipBatch
 from finepseudo.errors import TrainingError
-from finepseudo.train.engine import MOMENTS, Engine, load_collective, one_at_a_time, schedule
+from finepseudo.train.engine import MOMENTS, Engine, import_deepspeed, one_at_a_time, schedule
 from finepseudo.train.objectives import Objective
 from finepseudo.train.stage import build_objective
 
 ZERO = (0, 1, 2, 3)
+WORLDS = (1, 2)
 # A training by a process that has loaded nothing before.
 TRAINING = """
 import sys
@@ -40,7 +41,6 @@ from training_helpers import _child, case, train
 one = case(Path(sys.argv[1]), "classify", "one")
 _child(0, 1, sys.argv[1] + "/meeting", SimpleNamespace(send=print), train, ([one],))
 """
-WORLDS = (1, 2)
 
 
 def table_case(root, kind, zero, world, **changes):
@@ -205,13 +205,13 @@ def test_bf16_is_close_and_keeps_fp32_parameters(half_precision, plain, kind, ze
 
 
 def test_a_process_killed_while_it_loads_the_collective_holds_nobody_up(tmp_path):
-    load_collective()  # so the cache is full
+    import_deepspeed()  # so the cache is full
     env = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
     shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], tmp_path / "cache")
     (lock,) = (path.parent / "lock" for path in (tmp_path / "cache").glob("*/build.ninja"))
     # At its start, torch's own file is written and nothing else is done any more.
     stuck = "from torch.utils import file_baton as f; import time; f.FileBaton.release = lambda self: time.sleep(600); "
-    load = "from finepseudo.train.engine import load_collective; load_collective()"
+    load = "from finepseudo.train.engine import import_deepspeed; import_deepspeed()"
     with subprocess.Popen([sys.executable, "-c", stuck + load], env=env) as first:
         ends = time.monotonic() + 120
         while not lock.exists():
