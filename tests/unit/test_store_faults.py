@@ -187,8 +187,7 @@ def test_a_deletion_that_is_refused_is_not_taken_for_done(away):
     assert where.exists("x/one")
 
 
-def test_what_is_created_when_the_answer_is_lost_is_there(away):
-    s3, where = away
+def lose_next_answer(s3):
     s3.fault, before = Reset(after=True), s3.wronged
 
     def once():
@@ -197,8 +196,28 @@ def test_what_is_created_when_the_answer_is_lost_is_there(away):
         s3.fault = None
 
     threading.Thread(target=once, daemon=True).start()
+
+
+def test_what_is_created_when_the_answer_is_lost_is_there(away):
+    s3, where = away
+    lose_next_answer(s3)
     assert where.put_new("x", b"1") is False, "the second attempt finds what the first has put"
     assert where.read("x") == b"1"
+
+
+def test_a_store_is_not_found_wanting_when_the_answer_to_a_creation_is_lost(away, monkeypatch):
+    s3, where = away
+    put_new, created = Store.put_new, []
+
+    def lost(self, path, data):
+        lose_next_answer(s3)
+        created.append(put_new(self, path, data))
+        return created[-1]
+
+    monkeypatch.setattr(Store, "put_new", lost)
+    assert check_store(where, "probe")
+    assert created == [False, False]
+    assert where.list() == []
 
 
 def test_names_are_no_patterns(away):
