@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finepseudo.costs.predict import Predicted
 from finepseudo.costs.resources import Workers, workers
 from finepseudo.errors import RecipeError
-from finepseudo.fields import nearest
+from finepseudo.fields import Count, CountOrZero, NotNegative, check_fields, nearest
 from finepseudo.recipe import Recipe
+
+T = TypeVar("T", bound="Pod | Infra")
 
 GROUPS = {"decode": "decoding", "train": "training", "score": "scoring"}
 """Worker groups of cluster/base/rayjob.yaml, in its order, and the kind of workers of each."""
@@ -32,11 +34,11 @@ GROUPS = {"decode": "decoding", "train": "training", "score": "scoring"}
 class Pod:
     """What one pod of a group has."""
 
-    cores: int
-    memory_gib: int
-    disk_gib: int
-    gpus: int = 0
-    price: float = 0.0  # money an hour
+    cores: Count
+    memory_gib: Count
+    disk_gib: Count
+    gpus: CountOrZero = 0
+    price: NotNegative = 0.0  # money an hour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Infra:
     """What a cluster offers to each group."""
 
     data: str  # folder of the data in the bucket of the settings, below data/
-    deadline_hours: int  # after which a run is ended, whatever it does
+    deadline_hours: Count  # after which a run is ended, whatever it does
     head: Pod
     decode: Pod
     train: Pod
@@ -52,29 +54,26 @@ class Infra:
 
 
 def read_infra(path: Path) -> Infra:
-    """Raises RecipeError: no such file, no TOML, an unknown key, one that is missing, or no positive number."""
+    """Raises RecipeError: no such file, no TOML, a key that is unknown or missing, a value that it may not have."""
     try:
         body = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"--infra {path}: {error}") from error
-    pods = {name: Pod(**_checked(path, f"{name}.", body.pop(name, {}), Pod)) for name in ("head", *GROUPS)}
-    return Infra(**_checked(path, "", {**body, **pods}, Infra))
+    pods = {name: _made(path, f"{name}.", body.pop(name, {}), Pod) for name in ("head", *GROUPS)}
+    return _made(path, "", {**body, **pods}, Infra)
 
 
-def _checked(path: Path, where: str, body: Mapping[str, Any], kind: type) -> dict[str, Any]:
+def _made(path: Path, where: str, body: Any, kind: type[T]) -> T:
+    if not isinstance(body, dict):
+        raise RecipeError(f"{path}: {where.rstrip('.')}: expected a section, got {body!r}")
     names = [item.name for item in fields(kind)]
     if unknown := sorted(set(body) - set(names)):
         raise RecipeError(f"{path}: {where}{unknown[0]} is not known{nearest(unknown[0], names)}")
-    for item in fields(kind):
-        value = body.get(item.name, item.default)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
-        if item.type in ("int", "float") and not number:
-            raise RecipeError(f"{path}: {where}{item.name}: expected a number from 0 on, got {body.get(item.name)!r}")
-        if item.type == "int" and not isinstance(value, int):
-            raise RecipeError(f"{path}: {where}{item.name}: expected a whole number, got {value!r}")
-        if item.type == "str" and not (isinstance(value, str) and value):
-            raise RecipeError(f"{path}: {where}{item.name}: expected a name, got {body.get(item.name)!r}")
-    return dict(body)
+    if missing := [item.name for item in fields(kind) if item.default is MISSING and item.name not in body]:
+        raise RecipeError(f"{path}: {where}{missing[0]} is missing")
+    made = kind(**body)
+    check_fields(made, f"{path}: {where}")
+    return made
 
 
 def pods(recipe: Recipe, infra: Infra) -> dict[str, tuple[int, int]]:
