@@ -9,13 +9,16 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
 from conftest import ROOT, short_recipe
 from prometheus_client.parser import text_string_to_metric_families
 
 from finepseudo import progress
+from finepseudo.data import child
 from finepseudo.data.plan import Plan, plan_classify, samples
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
@@ -247,14 +250,23 @@ def test_seconds_of_a_training_are_at_rays_endpoint(ground, base, undisturbed, m
     assert found["ray_finepseudo_cache_hit_ratio", "one"] == seconds["cache_hits"] / seconds["rows"]
 
 
+@contextlib.contextmanager
+def in_its_place(data, path, content):
+    """Another file where a video was."""
+    intact = data.read(path)
+    data.write(path, content(intact))
+    try:
+        yield
+    finally:
+        data.write(path, intact)
+
+
 @pytest.mark.long
 def test_undecodable_videos_are_recorded_and_bounded(base, ground):
     run, manifest, board = ground
     data, row = data_store(base, run), manifest.rows("train")[0]
     (victim,) = manifest.clips.slice(row, 1).to_pylist()
-    intact = data.read(victim["path"])
-    data.write(victim["path"], intact[: len(intact) // 2])
-    try:
+    with in_its_place(data, victim["path"], lambda intact: intact[: len(intact) // 2]):
         off = replace(base, scale=replace(base.scale, cache_gib=0), data=replace(base.data, max_rejected=0.5))
         stage = make_stage(run, manifest, off, "damaged")
         ensure_trained(stage, off, run, data, RayExecutor(off, board))
@@ -264,8 +276,54 @@ def test_undecodable_videos_are_recorded_and_bounded(base, ground):
         scores = scored(off, ground, "damaged", 1)
         assert list(scores.rejected) == [row]
         assert row not in scores.columns()["clip"]
-    finally:
-        data.write(victim["path"], intact)
+
+
+def who_opens(path):
+    """Processes that open videos for others, and have this one open now."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            opens = b"finepseudo.data.child" in (process / "cmdline").read_bytes()
+            if opens and any(os.readlink(handle) == path for handle in (process / "fd").iterdir()):
+                yield int(process.name)
+
+
+@pytest.mark.long
+def test_a_video_on_which_every_decoder_dies_is_recorded_and_a_training_goes_on(base, ground):
+    """A decoder that has the video open is killed. The file is so large that it stays open while it is decoded."""
+    run, manifest, board = ground
+    data, row = data_store(base, run), manifest.rows("train")[0]
+    (victim,) = manifest.clips.slice(row, 1).to_pylist()
+    box = (child.WHOLE + 8).to_bytes(4, "big") + b"free" + bytes(child.WHOLE)
+    killed, over = set(), threading.Event()
+
+    def kill():
+        while not over.wait(0.001):
+            for pid in who_opens(data.uri(victim["path"])):
+                killed.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    with in_its_place(data, victim["path"], lambda intact: intact + box):
+        known = child.Child(60).probe(data.uri(victim["path"]))
+        clips = manifest.clips.to_pylist()
+        clips[row] |= {"sha256": known["sha256"], "bytes": known["bytes"]}
+        manifest = replace(manifest, clips=pa.Table.from_pylist(clips, manifest.clips.schema))
+        scale = replace(base.scale, cache_gib=0, decode_deadline_s=300)  # so that none dies of that
+        recipe = replace(base, scale=scale, data=replace(base.data, max_rejected=0.5))
+        stage = make_stage(run, manifest, recipe, "deadly")
+        thread = threading.Thread(target=kill)
+        thread.start()
+        try:
+            ensure_trained(stage, recipe, run, data, RayExecutor(recipe, board))
+        finally:
+            over.set()
+            thread.join()
+    history = read_history(run, stage.folder)
+    assert {row["video_id"] for row in history.rejected} == {victim["video_id"]}
+    assert all("decoder crashed" in row["error"] for row in history.rejected)
+    assert len(history.rejected) > child.TRIES, "it is asked for again"
+    assert len(killed) == child.TRIES, "and not opened again"
+    assert len(history.curve) == STEPS
 
 
 def ended(recipe, folder, executor, base=None):
