@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finepseudo import progress
 from finepseudo.data import child
+from finepseudo.data.manifest import Manifest
 from finepseudo.data.plan import Plan, plan_classify, samples
 from finepseudo.driver.evaluate import ensure_results
 from finepseudo.driver.executor import InProcess
@@ -31,6 +32,7 @@ from finepseudo.recipes import find
 from finepseudo.run import Run, data_store
 from finepseudo.runtime.executor import RayExecutor, on_ray, ray  # which sets the token before Ray is imported
 from finepseudo.runtime.gauges import Gauges
+from finepseudo.storage import artefacts
 from finepseudo.storage.store import Store
 from finepseudo.tracking import watch
 from finepseudo.train.checkpoint import committed_step, read_history
@@ -288,10 +290,10 @@ def who_opens(path):
 
 
 @pytest.mark.long
-def test_a_video_on_which_every_decoder_dies_is_recorded_and_a_training_goes_on(base, ground):
+def test_a_video_on_which_every_decoder_dies_is_recorded_and_a_training_goes_on(base, ground, tmp_path):
     """A decoder that has the video open is killed. The file is so large that it stays open while it is decoded."""
-    run, manifest, board = ground
-    data, row = data_store(base, run), manifest.rows("train")[0]
+    (first, manifest, board), run = ground, Store(str(tmp_path))
+    data, row = data_store(base, first), manifest.rows("train")[0]
     (victim,) = manifest.clips.slice(row, 1).to_pylist()
     box = (child.WHOLE + 8).to_bytes(4, "big") + b"free" + bytes(child.WHOLE)
     killed, over = set(), threading.Event()
@@ -307,10 +309,12 @@ def test_a_video_on_which_every_decoder_dies_is_recorded_and_a_training_goes_on(
         known = child.Child(60).probe(data.uri(victim["path"]))
         clips = manifest.clips.to_pylist()
         clips[row] |= {"sha256": known["sha256"], "bytes": known["bytes"]}
-        manifest = replace(manifest, clips=pa.Table.from_pylist(clips, manifest.clips.schema))
+        clips = artefacts.table_bytes(pa.Table.from_pylist(clips, manifest.clips.schema))
+        parts = {name: artefacts.read_part(first, "manifest", name) for name in ("labels.parquet", "classes.json")}
+        artefacts.commit(run, "manifest", {**parts, "clips.parquet": clips}, {})
         scale = replace(base.scale, cache_gib=0, decode_deadline_s=300)  # so that none dies of that
         recipe = replace(base, scale=scale, data=replace(base.data, max_rejected=0.5))
-        stage = make_stage(run, manifest, recipe, "deadly")
+        stage = make_stage(run, Manifest.load(run), recipe, "deadly")
         thread = threading.Thread(target=kill)
         thread.start()
         try:
