@@ -6,7 +6,8 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from finepseudo.errors import FinePseudoError
+from finepseudo.errors import ClusterError, FinePseudoError
+from finepseudo.storage.faults import Kind, kind_of, said
 
 INSIDE = ("cause", "controller_failure", "health_check_failure")  # where Ray's errors keep what they are about
 
@@ -22,11 +23,19 @@ def links(error: BaseException) -> list[BaseException]:
 
 
 def own(error: BaseException) -> FinePseudoError | None:
-    """The error of ours that a worker raised, as it was there; None if it was another's."""
+    """The error of ours that a worker raised, as it was there, or one that says that a disk is full; else None."""
     # Ray's wrapper is of the error's type as well, but its text is a traceback; the error itself stands behind it.
     ours = (item for item in links(error) if type(item).__module__ == FinePseudoError.__module__)
     found: Any = next(ours, None)
-    return type(found)(str(found)) if found is not None else None
+    if found is not None:
+        return type(found)(str(found))
+    full = next((item for item in links(error) if kind_of(item) is Kind.FULL), None)
+    if full is not None:
+        return ClusterError(
+            f"no room is left on a disk of a node ({said(full)}): Ray's temporary folder (RAY_TMPDIR), the "
+            "cache of clips (scale.cache_dir) or /dev/shm; free space, then the same command continues"
+        )
+    return None
 
 
 def lost(error: BaseException) -> bool:
