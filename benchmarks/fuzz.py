@@ -500,7 +500,6 @@ def fuzz_annotations(count: int, seed: int, report: Report, keep: Path | None = 
 def read_artefact(request: dict[str, Any]) -> tuple[str, str]:
     """All that a run's readers, or those of an exported classifier, read."""
     from finepseudo.classifier import Classifier
-    from finepseudo.data.plan import Plan
     from finepseudo.run import Run
     from finepseudo.storage import artefacts
     from finepseudo.storage.store import Store
@@ -508,9 +507,8 @@ def read_artefact(request: dict[str, Any]) -> tuple[str, str]:
     tempfile.tempdir = request["temporary"]  # no table that was mapped before stands in for a damaged one
     store = Store(request["root"])
     if request["names"].partition("/")[0] == "export":
-        found = Classifier.at(store.child("export"))
-        for uri in found.snapshots.values():
-            artefacts.read_part(store.child("export"), uri.rpartition("/")[2], "weights.safetensors")
+        Classifier.at(store.child("export"))
+        _read_all(store, "export")
         return "accepted", ""
     run = Run.at(store)
     run.recipe(), run.results(), run.manifest(), run.labelled(), run.predictions(), run.timing()
@@ -524,13 +522,21 @@ def read_artefact(request: dict[str, Any]) -> tuple[str, str]:
     for name in store.list("embeddings"):
         run.embeddings(name)
     Classifier.at(store)
-    for file in [file for file in store.walk() if file.endswith(f"/{artefacts.MARKER}")]:
+    _read_all(store)
+    return "accepted", ""
+
+
+def _read_all(store: Any, inside: str = "") -> None:
+    """Parts of all artefacts below a folder, by their digests, whoever else reads them."""
+    from finepseudo.data.plan import Plan
+    from finepseudo.storage import artefacts
+
+    for file in [file for file in store.walk(inside) if file.endswith(f"/{artefacts.MARKER}")]:
         folder = file.rpartition("/")[0]
         for name in artefacts.required(store, folder)["parts"]:
             artefacts.read_part(store, folder, name)
         if folder.startswith("plans/"):
             Plan.load(store, folder)
-    return "accepted", ""
 
 
 def _body_changes() -> tuple[Change, ...]:

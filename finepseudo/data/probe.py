@@ -55,10 +55,12 @@ def examine(source: Any) -> Shown:
     times: list[int | None] = []
     prints: list[int] = []
     thumbs: list[np.ndarray] = []
+    sound = True  # else a part of a picture is made up of those decoded before it: alike only from the start
     with Video(source) as video:
         first = None
         for frame in video.walk():
             first = first or frame
+            sound = sound and not frame.is_corrupt
             times.append(frame.pts)
             prints.append(_print(frame))
             if len(table) > THOROUGH:  # pictures of a long file would fill the memory, and decord is not asked for one
@@ -73,9 +75,9 @@ def examine(source: Any) -> Shown:
         fps = _rate(times, float(video.stream.time_base or 0)) or rate
         regular = _regular(times)
         even = bool(regular) or not _increasing(times)  # times that go back, as in AVI, say nothing: its rate does
-        if thumbs and _decord_leads(video, table, first, thumbs):
+        if sound and thumbs and _decord_leads(video, table, first, thumbs):
             return Shown(len(times), height, width, DECORD, fps, even)
-    ways = [regular, PACKETS if times_of(table) == times else ""] if len(times) > FEW else []
+    ways = [regular, PACKETS if times_of(table) == times else ""] if sound and len(times) > FEW else []
     access = next((way for way in ways if way and _leads(source, way, times, prints)), SCAN)
     return Shown(len(times), height, width, access, fps, even)
 

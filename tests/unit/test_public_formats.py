@@ -183,6 +183,7 @@ class Runs:
         (pickle.dumps({}), r"expected a list of \(video, number\), got \{\}"),
         (pickle.dumps([1, 2])[:-3], "not a pickle of plain values"),
         (b"", "not a pickle of plain values"),
+        (b"\x80\x05\x96" + b"\xff" * 8 + b".", "not a pickle of plain values"),  # bytes beyond all memory
         (b"\x80\x04]\x94(", "not a pickle"),
     ],
 )

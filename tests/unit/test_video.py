@@ -251,6 +251,20 @@ def test_a_broken_packet_costs_its_frames_and_no_others():
         probe.examine(bytes(data))
 
 
+@pytest.mark.parametrize("options", [{}, {"codec": "mpeg4", "form": "avi"}], ids=["decord", "seek"])
+def test_what_is_made_up_in_a_damaged_picture_is_that_of_decoding_from_the_start(options):
+    data = bytearray(encoded(90, g=12, **options))
+    assert probe.examine(bytes(data)).access != "scan"
+    with av.open(io.BytesIO(bytes(data))) as file:
+        packet = [packet for packet in file.demux(video=0) if packet.size][36]
+        half, end = packet.pos + packet.size // 2, packet.pos + packet.size
+    data[half:end] = bytes(end - half)
+    shown = probe.examine(bytes(data))
+    assert (shown.num_frames, shown.access) == (90, "scan")
+    found = video.frames(bytes(data), shown, range(90), HEIGHT, WIDTH)
+    assert numbers(found)[:36] == list(range(36))
+
+
 def test_pixels_that_are_not_square_are_stretched():
     shown = check(encoded(60), list(range(60)))
     assert (shown.height, shown.width) == (HEIGHT, WIDTH)

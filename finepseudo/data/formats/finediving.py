@@ -17,6 +17,7 @@ _ARRAYS = {(f"numpy{part}.multiarray", name) for part in (".core", "._core") for
 _ARRAYS |= {(f"numpy{part}.numeric", "_frombuffer") for part in (".core", "._core")}
 _ARRAYS |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError)
+_BROKEN += (ArithmeticError, ImportError, RuntimeError)  # of lengths beyond all numbers, of numpy's own readers
 
 
 class _Plain(pickle.Unpickler):
