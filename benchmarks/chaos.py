@@ -52,6 +52,7 @@ OPTIONS = {
     "rounds.video_steps": STEPS, "scale.checkpoint_every": 4, "scale.cache_gib": 0.0, "scale.max_failures": 8,
 }  # fmt: skip
 AGAIN, REFUSED = 75, 1
+STARTS = 5  # after which a run that ends as it should not is given up
 TAIL = 80  # lines of a driver that ended as it should not
 ENDS_S = 90.0  # for a driver to end that has to
 LIMIT_S = 240.0  # for a run to be at work again
@@ -317,6 +318,8 @@ def at_work(driver: Driver, since: float, name: str) -> dict[str, Any]:
         if code not in (AGAIN, KILLED, MAY_END.get(name, AGAIN)):
             wrong, tail = code, driver.lines[-TAIL:]
         again += 1
+        if wrong and again == STARTS:
+            raise AssertionError(f"ended {again} times, the last time with {code}: {driver.lines[-TAIL:]}")
         driver.start()
     seconds = round(time.monotonic() - since, 1)
     said = {"wrong": wrong, "lines": tail} if wrong else {}
@@ -418,7 +421,8 @@ def of_s3(url: str) -> dict[str, str]:
 def command_of(run: str, *more: str) -> list[str]:
     """Of the job, as its user gives it."""
     told = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-    return [sys.executable, "jobs/run.py", "rehearsal_smoke", "--run", run, *told, "--methods", "finepseudo", *more]
+    job = [sys.executable, str(ROOT / "jobs/run.py"), "rehearsal_smoke"]
+    return [*job, "--run", run, *told, "--methods", "finepseudo", *more]
 
 
 def main() -> None:
