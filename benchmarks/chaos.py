@@ -52,7 +52,7 @@ OPTIONS = {
     "rounds.video_steps": STEPS, "scale.checkpoint_every": 4, "scale.cache_gib": 0.0, "scale.max_failures": 8,
 }  # fmt: skip
 AGAIN, REFUSED = 75, 1
-STARTS = 5  # after which a run that ends as it should not is given up
+STARTS = 5  # one after another, after which a run is given up
 TAIL = 80  # lines of a driver that ended as it should not
 ENDS_S = 90.0  # for a driver to end that has to
 LIMIT_S = 240.0  # for a run to be at work again
@@ -307,8 +307,13 @@ def disturbed(ground: Any, faults: dict[str, Strike], chance: random.Random, bud
         if name:
             budget -= 1
             yield {"fault": name, **at_work(driver, began, name)}
-    while driver.process.wait(timeout=900) != 0:
-        driver.start()
+    code = 0
+    for number in range(STARTS):
+        if number:
+            driver.start()
+        if (code := driver.process.wait(timeout=900)) == 0:
+            return
+    raise AssertionError(f"ended {STARTS} times, the last time with {code}: {driver.lines[-TAIL:]}")
 
 
 def at_work(driver: Driver, since: float, name: str) -> dict[str, Any]:
@@ -318,7 +323,7 @@ def at_work(driver: Driver, since: float, name: str) -> dict[str, Any]:
         if code not in (AGAIN, KILLED, MAY_END.get(name, AGAIN)):
             wrong, tail = code, driver.lines[-TAIL:]
         again += 1
-        if wrong and again == STARTS:
+        if again == STARTS:
             raise AssertionError(f"ended {again} times, the last time with {code}: {driver.lines[-TAIL:]}")
         driver.start()
     seconds = round(time.monotonic() - since, 1)

@@ -60,7 +60,10 @@ def read_infra(path: Path) -> Infra:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"--infra {path}: {error}") from error
     pods = {name: _made(path, f"{name}.", body.pop(name, {}), Pod) for name in ("head", *GROUPS)}
-    return _made(path, "", {**body, **pods}, Infra)
+    infra = _made(path, "", {**body, **pods}, Infra)
+    if not infra.data:
+        raise RecipeError(f"{path}: data: expected a name, got {infra.data!r}")
+    return infra
 
 
 def _made(path: Path, where: str, body: Any, kind: type[T]) -> T:

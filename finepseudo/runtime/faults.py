@@ -25,11 +25,12 @@ def links(error: BaseException) -> list[BaseException]:
 def own(error: BaseException) -> FinePseudoError | None:
     """The error of ours that a worker raised, as it was there, or one that says that a disk is full; else None."""
     # Ray's wrapper is of the error's type as well, but its text is a traceback; the error itself stands behind it.
-    ours = (item for item in links(error) if type(item).__module__ == FinePseudoError.__module__)
+    every = links(error)
+    ours = (item for item in every if type(item).__module__ == FinePseudoError.__module__)
     found: Any = next(ours, None)
     if found is not None:
         return type(found)(str(found))
-    full = next((item for item in links(error) if kind_of(item) is Kind.FULL), None)
+    full = next((item for item in every if kind_of(item) is Kind.FULL), None)
     if full is not None:
         return ClusterError(
             f"no room is left on a disk of a node ({said(full)}): Ray's temporary folder (RAY_TMPDIR), the "

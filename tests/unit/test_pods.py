@@ -74,6 +74,7 @@ def test_what_one_pod_has(tmp_path):
         ("price = 12.4", "price = -1", r"train.price: expected at least 0, got -1"),
         ("gpus = 4", "gpus = true", r"train.gpus: expected int, got True"),
         ('data = "diving48"', "data = 48", r"infra.toml: data: expected str, got 48"),
+        ('data = "diving48"', 'data = ""', r"infra.toml: data: expected a name, got ''"),
         ("[score]", "[[score]]", r"infra.toml: score: expected a section, got \[{"),
         ("[score]", "[scores]", r"score.cores is missing"),
         ("[head]", "[head", r"--infra .*infra.toml: "),
